@@ -1,0 +1,177 @@
+"""Typed settings of a run. Values and their trade-offs live in `conf/`; this file says what is legal.
+
+Every model forbids unknown keys, so a misspelt key is refused by its name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+Fraction = Field(ge=0.0, le=1.0)
+
+
+class Strict(BaseModel):
+    """Base of all settings: unknown keys and silent type conversions are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class StreamSettings(Strict):
+    """Where the domains come from, and in which order they are learned."""
+
+    reader: str
+    root: str | None = None
+    order: list[str] | None = None
+    held_out: float = Field(0.1, gt=0.0, lt=0.5)
+    max_pixels: PositiveInt = 50_000_000
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class BackboneSettings(Strict):
+    """The frozen CLIP. `name` is an open_clip architecture, `clip-tiny`, `local-dir:` or `hf-hub:`."""
+
+    name: str
+    pretrained: str | None = None
+    image_size: PositiveInt | None = None
+    attention: Literal["auto", "math", "flash", "efficient"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    background: str | None = None
+
+
+class ExpertSettings(Strict):
+    """Shape of an expert group (method: TRGE eq. of the MoE layer, ASE's N/k/S/r)."""
+
+    count: PositiveInt = 4
+    rank: PositiveInt = 16
+    active: NonNegativeInt = 0
+    shared_count: NonNegativeInt = 0
+    shared: Literal["none", "naive", "adaptive"] = "none"
+    normalise: Literal["pre", "post"] = "post"
+    kind: Literal["lora", "bottleneck"] = "lora"
+    scale: float = 1.0
+    first_block: NonNegativeInt | Literal["half"] = "half"
+    text: Literal["on", "off"] = "on"
+    router: Literal["sample", "token"] = "sample"
+
+
+class NeighbourSettings(Strict):
+    """Which earlier groups a new group may borrow from (inter-group routing)."""
+
+    count: NonNegativeInt = 2
+    max_distance: NonNegativeFloat = 0.8
+    temperature: float = Field(0.5, gt=0.0)
+    mix: Literal["residual", "softmax"] = "residual"
+    min_gain: float = 0.0
+
+
+class UnseenSettings(Strict):
+    """Fusion with frozen CLIP for images of no learned task."""
+
+    acceptance: float = Field(0.98, gt=0.0, lt=1.0)
+    groups: PositiveInt = 2
+    lambda_max: float | Literal["auto"] = "auto"
+    lambda_steps: NonNegativeFloat = 2.0
+
+
+class MethodSettings(Strict):
+    """How the stream is learned. `options` belong to the method's own file."""
+
+    name: str
+    neighbours: NeighbourSettings = NeighbourSettings()
+    unseen: UnseenSettings = UnseenSettings()
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class IdentifierSettings(Strict):
+    """Who says which task an image belongs to."""
+
+    name: str
+    signature: Literal["mean", "class_means", "gaussian", "ridge"] = "gaussian"
+    depths: Literal["all", "trunk", "final"] = "all"
+    shrinkage: float = Field(0.003, gt=0.0, lt=1.0)
+    ridge_features: PositiveInt = 3000
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrainingSettings(Strict):
+    """Optimisation of one stage."""
+
+    steps: PositiveInt = 400
+    batch_size: PositiveInt = 64
+    learning_rate: float = Field(5e-3, gt=0.0)
+    weight_decay: NonNegativeFloat = 0.0
+    warmup: NonNegativeInt = 40
+    label_smoothing: float = Field(0.2, ge=0.0, lt=1.0)
+    clip_norm: NonNegativeFloat = 1.0
+    views: PositiveInt = 4
+    crop: tuple[float, float] = (0.6, 1.0)
+    flip: bool = False
+    cache_gib: NonNegativeFloat = 4.0
+    validate_every: PositiveInt = 50
+    checkpoint_every: PositiveInt = 100
+
+
+class EvaluationSettings(Strict):
+    """What is measured after each stage."""
+
+    batch_size: PositiveInt = 128
+    bootstrap: PositiveInt = 1000
+    references: list[str] = Field(default_factory=list)
+
+
+class WorkerSettings(Strict):
+    """Resources of one kind of worker; fractions let small machines run everything at once."""
+
+    num_workers: NonNegativeInt = 1
+    num_cpus: NonNegativeFloat = 0.5
+    num_gpus: NonNegativeFloat = 0.0
+    threads: NonNegativeInt = 0
+    memory_gib: NonNegativeFloat = 0.0
+
+
+class ClusterSettings(Strict):
+    """Where things run, and with how much."""
+
+    address: str | None = None
+    logical_cpus: PositiveInt = 8
+    object_store_mib: PositiveInt = 400
+    dashboard: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    train: WorkerSettings = WorkerSettings()
+    encode: WorkerSettings = WorkerSettings()
+    data: WorkerSettings = WorkerSettings(num_cpus=0.25)
+    max_failures: NonNegativeInt = 2
+    timeout_s: PositiveInt = 120
+    wait_s: NonNegativeInt = 0
+    cache_dir: str | None = None
+    cache_gib: NonNegativeFloat = 20.0
+
+
+class TrackingSettings(Strict):
+    """MLflow lineage. `uri: null` keeps a sqlite file beside the run."""
+
+    enabled: bool = True
+    uri: str | None = None
+    artifacts: str | None = None
+    experiment: str = "archipelago"
+    model: str = "archipelago"
+    timeout_s: PositiveInt = 5
+    retries: NonNegativeInt = 1
+
+
+class Settings(Strict):
+    """Everything a run needs, resolved."""
+
+    run_dir: str | None = None
+    seed: NonNegativeInt = 0
+    stream: StreamSettings
+    backbone: BackboneSettings
+    method: MethodSettings
+    experts: ExpertSettings = ExpertSettings()
+    training: TrainingSettings = TrainingSettings()
+    identifier: IdentifierSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    tracking: TrackingSettings = TrackingSettings()
