@@ -1,0 +1,1 @@
+"""The learning system: streams, model, identifiers, training, methods, evaluation, store, tracking."""

@@ -1,0 +1,1 @@
+"""Frozen CLIP, expert groups, routers, mixing and fusion: plain PyTorch, usable without Ray."""

@@ -1,0 +1,152 @@
+"""The growing model: frozen CLIP and one frozen expert group per stage.
+
+Shapes: G groups, B batch, K groups in a mix, P (sample, group) pairs, L tokens, D width,
+N adapted blocks, F embedding, C classes.
+
+A mixed-task batch is one pass: per block, the experts of each (sample, group) pair are gathered
+and applied as one batched product, so its cost does not depend on how many groups were learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.model.backbone import Backbone
+from pipeline.model.experts import ExpertGroup, ExpertShape, apply_experts
+from pipeline.model.mix import Mix, TaskMix, stack_mixes
+from pipeline.model.towers import Delta
+
+
+class GrowingModel:
+    """Frozen CLIP plus the groups learned so far; adding a group changes no earlier function."""
+
+    def __init__(self, backbone: Backbone, shapes: dict[str, ExpertShape]) -> None:
+        self.backbone = backbone
+        self.shapes = shapes
+        self.index: dict[str, int] = {}
+        self.mixes: dict[str, TaskMix] = {}
+        self._parts: dict[str, dict[str, list[Tensor]]] = {
+            name: {"A": [], "B": [], "W": []} for name in shapes
+        }
+        self._stacks: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def tasks(self) -> list[str]:
+        """Learned tasks in the order of their groups."""
+        return list(self.index)
+
+    def add(self, task: str, group: ExpertGroup, mix: TaskMix) -> None:
+        """Append a trained group under a new name.
+
+        Raises:
+            ValueError: the name is taken, a shape differs, a tensor is not finite, or the mix
+                names a group that does not exist yet.
+        """
+        if task in self.index:
+            raise ValueError(f"group '{task}' exists already")
+        unknown = [name for name in mix.groups if name != task and name not in self.index]
+        if unknown:
+            raise ValueError(f"group '{task}' borrows from unknown groups {unknown}")
+        for name, experts in group.encoders():
+            if experts.shape != self.shapes.get(name):
+                raise ValueError(f"group '{task}': {name} experts have another shape")
+            for key in ("A", "B", "W"):
+                if not torch.isfinite(getattr(experts, key)).all():
+                    raise ValueError(f"group '{task}': {name}.{key} is not finite")
+        for name, experts in group.encoders():
+            for key in ("A", "B", "W"):
+                part = getattr(experts, key).detach().to(self.backbone.device).clone()
+                self._parts[name][key].append(part)
+        self._stacks.clear()
+        self.index[task] = len(self.index)
+        self.mixes[task] = mix
+
+    def _stack(self, encoder: str) -> dict[str, Tensor]:
+        if encoder not in self._stacks:
+            parts = self._parts[encoder]
+            self._stacks[encoder] = {key: torch.stack(parts[key]) for key in parts}
+        return self._stacks[encoder]
+
+    def mix(self, tasks: Sequence[str | None]) -> Mix:
+        """One mix per sample by task name, None for frozen CLIP; collapses if all are equal."""
+        chosen: list[TaskMix | None] = [self.mixes[t] if t is not None else None for t in tasks]
+        if len(set(tasks)) == 1:
+            chosen = chosen[:1]
+        blocks = {name: shape.blocks for name, shape in self.shapes.items()}
+        return stack_mixes(chosen, self.index, blocks)
+
+    def delta(self, encoder: str, mix: Mix | None) -> Delta | None:
+        """What the mix adds to each block of `encoder`, or None where nothing is added."""
+        if mix is None or encoder not in self.shapes or bool((mix.groups < 0).all()):
+            return None
+        shape, stack = self.shapes[encoder], self._stack(encoder)
+        weights = mix.weights[encoder].to(self.backbone.device)
+        if mix.uniform:
+            return _uniform(shape, stack, mix.groups[0].tolist(), weights[0])
+        return _gathered(shape, stack, mix.groups.to(self.backbone.device), weights)
+
+    def encode_image(self, images_BCHW: Tensor, mix: Mix | None) -> Tensor:
+        """Normalised image features (B, F) under a mix."""
+        return self.backbone.encode_image(images_BCHW, self.delta("image", mix))
+
+    def encode_tokens(self, x_BLD: Tensor, mix: Mix | None) -> Tensor:
+        """The same from trunk activations at the first adapted block, (B, F)."""
+        tower = self.backbone.image
+        x_BLD = tower.run(x_BLD, self.shapes["image"].first, tower.depth, self.delta("image", mix))
+        return F.normalize(tower.finish(x_BLD), dim=-1)
+
+    def encode_classes(
+        self, classes: Sequence[str], templates: Sequence[str], task: str | None
+    ) -> Tensor:
+        """Class features (C, F) under the mix of one task, or of frozen CLIP."""
+        delta = self.delta("text", None if task is None else self.mix([task]))
+        return self.backbone.encode_classes(classes, templates, delta)
+
+    def logits(self, features_BF: Tensor, classes_CF: Tensor) -> Tensor:
+        """`exp(logit_scale) <v, u>`, (B, C)."""
+        return self.backbone.logit_scale * features_BF @ classes_CF.T
+
+
+def _uniform(
+    shape: ExpertShape, stack: dict[str, Tensor], groups: list[int], w_KN: Tensor
+) -> Delta:
+    def delta(block: int, h_BLD: Tensor, q_BD: Tensor) -> Tensor | None:
+        i = block - shape.first
+        if i < 0:
+            return None
+        total = None
+        for k, g in enumerate(groups):
+            if g < 0:
+                continue
+            y = apply_experts(
+                shape, stack["A"][g, i], stack["B"][g, i], stack["W"][g, i], h_BLD, q_BD
+            )
+            y = y * w_KN[k, i]
+            total = y if total is None else total + y
+        return total
+
+    return delta
+
+
+def _gathered(shape: ExpertShape, stack: dict[str, Tensor], g_BK: Tensor, w_BKN: Tensor) -> Delta:
+    sample_P, k_P = (g_BK >= 0).nonzero(as_tuple=True)
+    group_P = g_BK[sample_P, k_P]
+    w_PN = w_BKN[sample_P, k_P]
+    alone = g_BK.shape[1] == 1 and len(sample_P) == len(g_BK)
+
+    def delta(block: int, h_BLD: Tensor, q_BD: Tensor) -> Tensor | None:
+        i = block - shape.first
+        if i < 0:
+            return None
+        A, B, W = (stack[key][group_P, i] for key in ("A", "B", "W"))
+        h, q = (h_BLD, q_BD) if alone else (h_BLD[sample_P], q_BD[sample_P])
+        y_PLD = apply_experts(shape, A, B, W, h, q) * w_PN[:, i, None, None]
+        if alone:
+            return y_PLD
+        return torch.zeros_like(h_BLD).index_add(0, sample_P, y_PLD.to(h_BLD.dtype))
+
+    return delta

@@ -1,0 +1,157 @@
+"""The two frozen encoders of CLIP as explicit forwards over open_clip's blocks.
+
+Shapes: B batch, L tokens, D width, H heads, F embedding of CLIP.
+
+A forward is cut at any block, so that a frozen trunk runs once for all tasks. What a group adds to
+a block comes in as `delta(block, h_BLD, q_BD)`: `h` is LN2's output, `q` the token a router reads
+(CLS for images, end of text for captions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Delta = Callable[[int, Tensor, Tensor], Tensor | None]
+
+
+def _attend(block: nn.Module, x_BLD: Tensor, causal: bool) -> Tensor:
+    attention = block.attn
+    B, L, D = x_BLD.shape
+    heads = attention.num_heads
+    qkv = F.linear(x_BLD, attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = qkv.view(B, L, 3, heads, D // heads).permute(2, 0, 3, 1, 4)
+    y_BHLd = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return attention.out_proj(y_BHLd.transpose(1, 2).reshape(B, L, D))
+
+
+class Tower(nn.Module):
+    """What both encoders share: a list of pre-norm residual blocks."""
+
+    causal: bool
+
+    def __init__(self, blocks: nn.ModuleList, width: int) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.width = width
+
+    @property
+    def depth(self) -> int:
+        """Number of residual blocks."""
+        return len(self.blocks)
+
+    def _query(self, h_BLD: Tensor, position_B: Tensor | None) -> Tensor:
+        if position_B is None:
+            return h_BLD[:, 0]
+        return h_BLD[torch.arange(len(h_BLD), device=h_BLD.device), position_B]
+
+    def run(
+        self,
+        x_BLD: Tensor,
+        start: int,
+        stop: int,
+        delta: Delta | None = None,
+        position_B: Tensor | None = None,
+        record: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Blocks `start <= i < stop`: `x = x + FFN(h) + delta(i, h, q)` (method: eq. of the MoE layer).
+
+        Args:
+            x_BLD: input of block `start`.
+            start: first block to run.
+            stop: one past the last block.
+            delta: what a group adds, or None for the frozen encoder.
+            position_B: index of the routing token; None = token 0.
+            record: called with (number of blocks passed, their output).
+
+        Returns:
+            (B, L, D), the input of block `stop`.
+        """
+        for index in range(start, stop):
+            block = self.blocks[index]
+            x_BLD = x_BLD + block.ls_1(_attend(block, block.ln_1(x_BLD), self.causal))
+            h_BLD = block.ln_2(x_BLD)
+            x_BLD = x_BLD + block.ls_2(block.mlp(h_BLD))
+            if delta is not None:
+                added = delta(index, h_BLD, self._query(h_BLD, position_B))
+                if added is not None:
+                    x_BLD = x_BLD + added
+            if record is not None:
+                record(index + 1, x_BLD)
+        return x_BLD
+
+
+class ImageTower(Tower):
+    """open_clip's VisionTransformer with a CLS token."""
+
+    causal = False
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__(visual.transformer.resblocks, visual.transformer.width)
+        self.visual = visual
+        self.image_size = int(visual.image_size[0])
+
+    @property
+    def tokens(self) -> int:
+        """Sequence length L with the CLS token."""
+        return int(self.visual.positional_embedding.shape[0])
+
+    def embed(self, image_BCHW: Tensor) -> Tensor:
+        """Normalised pixels to the input of block 0, (B, L, D)."""
+        visual = self.visual
+        x = visual.conv1(image_BCHW).flatten(2).transpose(1, 2)
+        cls = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        return visual.ln_pre(torch.cat([cls, x], dim=1) + visual.positional_embedding.to(x.dtype))
+
+    def finish(self, x_BLD: Tensor) -> Tensor:
+        """Output of the last block to features (B, F), not normalised."""
+        return self.visual.ln_post(x_BLD[:, 0]) @ self.visual.proj
+
+    def head(self) -> Iterable[nn.Parameter]:
+        """Parameters that follow the last block."""
+        return [*self.visual.ln_post.parameters(), self.visual.proj]
+
+
+class TextTower(Tower):
+    """open_clip's causal text transformer, pooled at the end-of-text token."""
+
+    causal = True
+
+    def __init__(self, text: nn.Module, eot_id: int | None) -> None:
+        super().__init__(text.transformer.resblocks, text.transformer.width)
+        self.text = text
+        self.eot_id = eot_id
+
+    def positions(self, tokens_BL: Tensor) -> Tensor:
+        """Index of the end-of-text token of each caption, (B,)."""
+        if self.eot_id is None:
+            return tokens_BL.argmax(dim=-1)
+        return (tokens_BL == self.eot_id).int().argmax(dim=-1)
+
+    def trim(self, tokens_BL: Tensor) -> Tensor:
+        """Cut the padding after the longest caption: exact, since attention is causal."""
+        return tokens_BL[:, : int(self.positions(tokens_BL).max()) + 1]
+
+    def embed(self, tokens_BL: Tensor) -> Tensor:
+        """Token ids to the input of block 0, (B, L, D)."""
+        x_BLD = self.text.token_embedding(tokens_BL)
+        return x_BLD + self.text.positional_embedding[: tokens_BL.shape[1]]
+
+    def finish(self, x_BLD: Tensor, position_B: Tensor) -> Tensor:
+        """Output of the last block to features (B, F), not normalised."""
+        pooled = self.text.ln_final(
+            x_BLD[torch.arange(len(x_BLD), device=x_BLD.device), position_B]
+        )
+        projection = self.text.text_projection
+        if projection is None:
+            return pooled
+        return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+    def head(self) -> Iterable[nn.Parameter]:
+        """Parameters that follow the last block."""
+        projection = self.text.text_projection
+        tail = projection.parameters() if isinstance(projection, nn.Linear) else [projection]
+        return [*self.text.ln_final.parameters(), *tail]
