@@ -1,0 +1,1 @@
+"""How good is it: figures, the report and its pictures."""

@@ -1,0 +1,161 @@
+"""Figures of a continual run: pure numpy, no files, no model.
+
+An accuracy matrix `A` has one row per stage and one column per task: `A[i, j]` is the accuracy on
+task `j` after stage `i`, in any unit (percent everywhere in this package). NaN means "not measured".
+Rows that are still missing at the end may be left out or be NaN: figures are then those *so far*.
+
+Legend: S stages measured, N tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Score(NamedTuple):
+    """One figure per task (NaN where undefined) and the mean over the defined ones."""
+
+    columns: np.ndarray
+    mean: float
+
+
+class Interval(NamedTuple):
+    """A mean and the two ends of its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def _matrix(accuracy: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+    """(S, N) float64 without the trailing rows in which nothing was measured."""
+    matrix = np.asarray(accuracy, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] > matrix.shape[1]:
+        raise ValueError(f"an accuracy matrix is (stages <= tasks, tasks), not {matrix.shape}")
+    measured = np.flatnonzero(~np.isnan(matrix).all(axis=1))
+    return matrix[: measured[-1] + 1] if measured.size else matrix[:0]
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the values that are not NaN; NaN if there is none (and no warning)."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _score(columns: Sequence[float]) -> Score:
+    array = np.array(columns, dtype=np.float64)
+    return Score(array, _mean(array))
+
+
+def transfer(accuracy: Sequence[Sequence[float]] | np.ndarray) -> Score:
+    """Zero-shot ability kept: `mean_{i<j} A[i, j]`, undefined for the first task."""
+    matrix = _matrix(accuracy)
+    return _score([_mean(matrix[:j, j]) for j in range(np.shape(accuracy)[1])])
+
+
+def average(accuracy: Sequence[Sequence[float]] | np.ndarray) -> Score:
+    """`mean_i A[i, j]` over the stages measured so far."""
+    matrix = _matrix(accuracy)
+    return _score([_mean(matrix[:, j]) for j in range(np.shape(accuracy)[1])])
+
+
+def last(accuracy: Sequence[Sequence[float]] | np.ndarray) -> Score:
+    """The newest row of the matrix, learned and unlearned tasks alike."""
+    matrix = _matrix(accuracy)
+    return _score(matrix[-1] if len(matrix) else np.full(np.shape(accuracy)[1], np.nan))
+
+
+def forgetting(accuracy: Sequence[Sequence[float]] | np.ndarray) -> float:
+    """`mean_{j<S-1} (max_{j<=i<S-1} A[i, j] - A[S-1, j])`; NaN before the second stage."""
+    matrix = _matrix(accuracy)
+    stages = len(matrix)
+    drops = [
+        np.fmax.reduce(matrix[j : stages - 1, j]) - matrix[-1, j] for j in range(max(stages - 1, 0))
+    ]
+    return _mean(np.array(drops))
+
+
+def bwt(accuracy: Sequence[Sequence[float]] | np.ndarray) -> float:
+    """Backward transfer `mean_{j<S-1} (A[S-1, j] - A[j, j])`; NaN before the second stage."""
+    matrix = _matrix(accuracy)
+    gains = [matrix[-1, j] - matrix[j, j] for j in range(max(len(matrix) - 1, 0))]
+    return _mean(np.array(gains))
+
+
+def delta_m(
+    values: Sequence[float], baseline: Sequence[float], lower_is_better: Sequence[bool]
+) -> float:
+    """Mean relative gain over a baseline in percent (ASE, Delta_m); signs turned where lower is better."""
+    ours, theirs = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
+    sign = np.where(np.asarray(lower_is_better, dtype=bool), -1.0, 1.0)
+    return float(100.0 * np.mean(sign * (ours - theirs) / theirs))
+
+
+def transfer_gain(
+    correct: Sequence[Sequence[np.ndarray]], zero_shot: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Percent that every image adds to Transfer minus zero-shot, task by task (the first has none).
+
+    `correct[i][j]` and `zero_shot[j]` hold 0/1 per image of task `j`, in the same image order.
+    """
+    gains = []
+    for j in range(1, len(zero_shot)):
+        rows = [np.asarray(row[j], np.float64) for row in correct[:j]]
+        if rows:
+            gains.append(100.0 * (np.mean(rows, axis=0) - np.asarray(zero_shot[j], np.float64)))
+    return gains
+
+
+def row_gain(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Percent that every image adds to the difference of two rows (0/1 per image and task)."""
+    return [
+        100.0 * (np.asarray(a, np.float64) - np.asarray(b, np.float64))
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+
+
+def paired_bootstrap(
+    gains: Sequence[np.ndarray], samples: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Interval of `mean_j mean_x gains[j][x]`; images are resampled within each task, pairs intact.
+
+    Per-image gains take few distinct values, so resampling images is drawing how often each value
+    occurs: one multinomial per task, exact and independent of the number of images.
+    Raises ValueError when there is no gain to average.
+    """
+    if not gains or any(len(gain) == 0 for gain in gains):
+        raise ValueError("a bootstrap needs at least one image in every task")
+    generator = np.random.default_rng(seed)
+    means = np.zeros(samples)
+    for gain in gains:
+        values, counts = np.unique(np.asarray(gain, np.float64), return_counts=True)
+        draws = generator.multinomial(len(gain), counts / len(gain), size=samples)
+        means += draws @ values / len(gain)
+    means /= len(gains)
+    low, high = np.quantile(means, [(1.0 - level) / 2, (1.0 + level) / 2])
+    return Interval(float(np.mean([np.mean(gain) for gain in gains])), float(low), float(high))
+
+
+def auroc(positive: Sequence[float] | np.ndarray, negative: Sequence[float] | np.ndarray) -> float:
+    """Chance that a positive scores above a negative, ties count half; NaN if either is empty."""
+    above, below = np.asarray(positive, np.float64), np.sort(np.asarray(negative, np.float64))
+    if not above.size or not below.size:
+        return float("nan")
+    wins = np.searchsorted(below, above, side="left")
+    ties = np.searchsorted(below, above, side="right") - wins
+    return float((wins.sum() + 0.5 * ties.sum()) / (above.size * below.size))
+
+
+def expected_calibration_error(
+    confidence: Sequence[float] | np.ndarray, correct: Sequence[float] | np.ndarray, bins: int = 15
+) -> float:
+    """Mean gap of confidence and accuracy over equal-width bins, weighted by images; in [0, 1]."""
+    sure, right = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    if not sure.size:
+        return float("nan")
+    index = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    surplus = np.bincount(index, weights=sure - right, minlength=bins)
+    return float(np.abs(surplus).sum() / sure.size)
