@@ -1,0 +1,39 @@
+# Few verbs. `make demo` on a fresh machine is all it takes.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test style clean
+
+help:
+	@echo "make setup   create .venv with the tested versions (quick when done)"
+	@echo "make demo    learn the embedded stream on a local Ray; args: make demo ARGS='training.steps=50'"
+	@echo "make test    all tests; a part: make test ARGS=tests/unit"
+	@echo "make style   lint, format check, types"
+	@echo "make clean   remove caches and demo runs; keeps .venv"
+
+setup: $(STAMP)
+
+# torch first: what depends on it then finds the tested build in place.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m jobs.demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+style: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf runs/demo build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
