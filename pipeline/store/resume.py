@@ -1,0 +1,75 @@
+"""What may differ when a run is started again on its folder: tasks append, little else changes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.errors import UserError
+
+log = logging.getLogger(__name__)
+
+CHANGEABLE: tuple[str, ...] = (
+    "cluster",
+    "tracking",
+    "evaluation.batch_size",
+    "evaluation.references",
+    "stream.order",
+    "stream.root",
+    "run_dir",
+)
+"""Config keys, each with all below it, that leave the learned groups as they are."""
+
+_UNSET = "unset"
+
+
+def merge(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """run.json of a run that is started again: `stored` and `new` are whole run.json documents.
+
+    Config and tasks become the new ones; kernels stay as first chosen; tracking facts are kept
+    where the new ones are null.
+    Raises: UserError in one line: a changed key with both values, or tasks that do not continue
+    the stored ones.
+    """
+    _check_tasks(stored["stream"]["tasks"], new["stream"]["tasks"])
+    _check_same("", stored["config"], new["config"], CHANGEABLE)
+    _check_same("backbone.", stored["backbone"], new["backbone"], ())
+    if stored["versions"] != new["versions"]:
+        log.warning(
+            "the run began with other package versions; equal group hashes are not promised"
+        )
+    fresh = {key: value for key, value in new["tracking"].items() if value is not None}
+    return {**new, "kernels": stored["kernels"], "tracking": {**stored["tracking"], **fresh}}
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, leaf) pairs; lists are leaves, empty mappings have none."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _check_tasks(stored: Sequence[str], new: Sequence[str]) -> None:
+    if list(new[: len(stored)]) != list(stored):
+        raise UserError(
+            f"stream.order: this run learned [{', '.join(stored)}] and the new order is "
+            f"[{', '.join(new)}]; append new tasks to the old order or use another run_dir"
+        )
+
+
+def _check_same(
+    prefix: str, stored: Mapping[str, Any], new: Mapping[str, Any], changeable: Sequence[str]
+) -> None:
+    old, now = dict(flatten(stored)), dict(flatten(new))
+    changes = [
+        f"{prefix}{key} was {old.get(key, _UNSET)!r} and is now {now.get(key, _UNSET)!r}"
+        for key in sorted(old.keys() | now.keys())
+        if old.get(key) != now.get(key)
+        and not any(key == free or key.startswith(f"{free}.") for free in changeable)
+    ]
+    if changes:
+        listed = "; ".join(changes[:5]) + ("; ..." if len(changes) > 5 else "")
+        raise UserError(f"{listed}: use the run's own value or another run_dir")

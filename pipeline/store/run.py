@@ -1,0 +1,194 @@
+"""A run on disk: what it is (run.json), has done (journal) and has learned (groups)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from pipeline.errors import IntegrityError, UserError
+from pipeline.store import documents, resume
+from pipeline.store.folder import Folder
+from pipeline.store.groups import GroupRef, GroupStore
+from pipeline.store.journal import Journal
+from pipeline.store.lease import Lease
+from pipeline.store.lock import LOCK, Guard, Holder, LocalLock, Lock
+from pipeline.store.manifests import Manifests
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+RUN_FILE = "run.json"
+TASK_FILE = "task.json"
+REFERENCES = "references"
+
+
+class RunFolder:
+    """A run at `uri` (absolute path or URI). Creating the object touches nothing.
+
+    Attributes: `folder` (all files), `journal`, `groups`, `models` (manifests), `uri`.
+    Writers work inside `lock()`. With `read_only=True` journal, groups and models refuse writes;
+    that is for reports, tracking and serving, which need no lock.
+    """
+
+    def __init__(
+        self,
+        uri: str | os.PathLike[str],
+        *,
+        filesystem: pafs.FileSystem | None = None,
+        read_only: bool = False,
+    ):
+        self._attach(Folder(uri, filesystem), Guard(read_only))
+
+    @classmethod
+    def open(cls, uri: str | os.PathLike[str]) -> RunFolder:
+        """An existing run, for reading. Raises: UserError when there is none."""
+        run = cls(uri, read_only=True)
+        run.read()
+        return run
+
+    def _attach(self, folder: Folder, guard: Guard) -> None:
+        self.folder = folder
+        self.uri = folder.uri
+        self._guard = guard
+        self.journal = Journal(folder.child("journal"), guard)
+        self.groups = GroupStore(folder.child("groups"), guard)
+        self.models = Manifests(folder.child("models"), guard)
+
+    @contextlib.contextmanager
+    def lock(
+        self,
+        *,
+        wait_s: float = 0.0,
+        ttl_s: float = 60.0,
+        settle_s: float = 1.0,
+        on_lost: Callable[[], None] | None = None,
+    ) -> Iterator[Holder]:
+        """Be the one writer of this run; yields this process as the holder.
+
+        Locally the lock dies with its process; elsewhere it is a lease of `ttl_s` seconds. When a
+        lease is lost, `on_lost` is called from another thread and every later write raises.
+        Raises: LockedError naming the holder's `host:pid`, after waiting `wait_s` seconds.
+        """
+        held: Lock
+        if self.folder.local:
+            held = LocalLock(self.folder.local / LOCK, self.folder.shown())
+        else:
+            held = Lease(self.folder, ttl_s=ttl_s, settle_s=settle_s, on_lost=on_lost)
+        held.acquire(wait_s)
+        outer, self._guard.lock = self._guard.lock, held
+        try:
+            self._sweep()
+            yield held.holder
+        finally:
+            self._guard.lock = outer
+            held.release()
+
+    def exists(self) -> bool:
+        """Whether run.json is there."""
+        return self.folder.exists(RUN_FILE)
+
+    def read(self) -> dict[str, Any]:
+        """run.json. Raises: UserError when there is none or this version cannot read it."""
+        shown = self.folder.shown(RUN_FILE)
+        try:
+            document = json.loads(self.folder.read(RUN_FILE))
+        except FileNotFoundError:
+            raise UserError(f"{shown} does not exist: this is not a run folder") from None
+        except ValueError:
+            raise UserError(f"{shown} is not JSON: restore it or use another run_dir") from None
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            found = document.get("schema") if isinstance(document, dict) else None
+            raise UserError(f"{shown} has schema {found!r}; this version reads schema {SCHEMA}")
+        return document
+
+    def open_run(self, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Create run.json, or verify it and append to it; returns it as it now is.
+
+        `settings`: the resolved, redacted config. `facts`: `backbone` and `stream` (`tasks` in
+        order), optionally `kernels`, `versions`, `tracking`. A run that exists keeps its kernels.
+        Raises: UserError, in one line, when the run may not be continued with these settings.
+        """
+        new = documents.plain(
+            {
+                "schema": SCHEMA,
+                "config": settings,
+                "seed": settings["seed"],
+                "backbone": facts["backbone"],
+                "stream": facts["stream"],
+                "kernels": facts.get("kernels", {}),
+                "versions": facts.get("versions", {}),
+                "tracking": facts.get("tracking", {}),
+            }
+        )
+        stored = self.read() if self.exists() else None
+        document = new if stored is None else resume.merge(stored, new)
+        if document != stored:
+            self._guard()
+            self.folder.write_json(RUN_FILE, document)
+        return document
+
+    def record_tracking(self, **facts: Any) -> dict[str, Any]:
+        """Add tracking facts (such as the MLflow run id) to run.json; returns it."""
+        document = self.read()
+        document["tracking"] = {**document["tracking"], **documents.plain(facts)}
+        self._guard()
+        self.folder.write_json(RUN_FILE, document)
+        return document
+
+    def completed_stages(self) -> dict[int, GroupRef]:
+        """Stages that need not be learned again, in order; not only a prefix.
+
+        A stage is done when its committed group verifies, its latest `stage-done` event has the
+        same sha256, and the neighbours named in its task.json are done too.
+        """
+        done: dict[int, GroupRef] = {}
+        hashes = {
+            event["stage"]: event.get("sha256")
+            for event in self.journal.events()
+            if event["event"] == "stage-done" and "stage" in event
+        }
+        for ref in self.groups.list():
+            if hashes.get(ref.stage) != ref.sha256:
+                continue
+            try:
+                self.groups.verify(ref)
+                missing = self._neighbours(ref) - {other.name for other in done.values()}
+            except IntegrityError as error:
+                log.warning("stage %d is learned again: %s", ref.stage, error)
+                continue
+            if missing:
+                names = ", ".join(sorted(missing))
+                log.warning("stage %d is learned again: it borrows from %s", ref.stage, names)
+                continue
+            done[ref.stage] = ref
+        return done
+
+    def reference(self, method: str) -> RunFolder:
+        """Another method's sub-run, `references/<method>`; this run's lock guards it."""
+        run = RunFolder.__new__(RunFolder)
+        run._attach(self.folder.child(REFERENCES).child(method), self._guard)
+        return run
+
+    def references(self) -> dict[str, RunFolder]:
+        """Sub-runs that have begun, by method, alphabetical."""
+        names = [name.rpartition("/")[2] for name in self.folder.list(f"{REFERENCES}/")]
+        runs = {name: self.reference(name) for name in names}
+        return {name: run for name, run in runs.items() if run.exists()}
+
+    def _neighbours(self, ref: GroupRef) -> set[str]:
+        if TASK_FILE not in self.groups.files(ref):
+            return set()
+        task = json.loads(self.groups.read(ref, TASK_FILE))
+        return {neighbour["task"] for neighbour in task.get("neighbours", ())}
+
+    def _sweep(self) -> None:
+        folders = [self.folder, self.folder.child("journal"), self.folder.child("models")]
+        folders += [self.folder.child(name) for name in self.folder.list("groups/")]
+        for folder in folders:
+            folder.sweep()
