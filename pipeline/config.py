@@ -43,6 +43,8 @@ def load(overrides: Sequence[str] = ()) -> Settings:
     Raises:
         UserError: one line that names the key and says the mend.
     """
+    if not CONF.is_dir():
+        raise UserError(f"{CONF}: not found; run from a checkout, where conf/ is")
     prepared = [_prepare(text) for text in overrides]
     with _hydra_is_global:
         try:
@@ -171,13 +173,18 @@ def _siblings(key: str, known: Iterable[str]) -> str:
 def _did_you_mean(given: str, known: Iterable[str]) -> str:
     """A hint at the nearest known name, empty where none is near.
 
-    A dotted key is near when its last part is: `trainng.steps` and `steps` both find their way.
+    Within a known section only the last part counts; elsewhere the whole key, then its last part,
+    so that `training.stepz`, `trainng.steps` and `steps` all find `training.steps`.
     """
     known = list(known)
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.75)
-    if not close:
-        last = given.rpartition(".")[2]
-        close = [k for k in known if k.rpartition(".")[2] == last]
+    section, dot, last = given.rpartition(".")
+    siblings = [k for k in known if section in known and k.rpartition(".")[0] == section]
+    if siblings:
+        names = difflib.get_close_matches(last, [k.rpartition(".")[2] for k in siblings], n=1)
+        close = [f"{section}{dot}{name}" for name in names]
+    else:
+        close = difflib.get_close_matches(given, known, n=1, cutoff=0.75)
+        close = close or [k for k in known if k.rpartition(".")[2] == last]
     return f"; did you mean {close[0]}?" if close else ""
 
 

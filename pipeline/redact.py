@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 SECRET_KEY = re.compile(r"token|secret|passw(or)?d|pwd|credential|(^|[_-])key$|^key|apikey", re.I)
-SECRET_URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^\s/@:]*):[^\s/@]*@", re.I)
+SECRET_URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^\s/@:]*):[^\s]*@", re.I)
 SECRET_USER = re.compile(r"(?P<scheme>https?://)[^\s/@:]+@", re.I)
 SECRET_QUERY = re.compile(
     r"(?P<name>[?&;][^=&;\s]*(?:token|secret|passw(?:or)?d|key|sig)[^=&;\s]*=)[^&;\s]+",

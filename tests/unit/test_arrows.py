@@ -1,0 +1,206 @@
+"""The house rules that a machine can check: who may import whom, and what no file may hold."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("pipeline", "actors", "jobs")
+FILES = sorted(file for name in PACKAGES for file in (ROOT / name).rglob("*.py"))
+IDS = [str(file.relative_to(ROOT)) for file in FILES]
+LONGEST = 400
+
+# jobs -> actors -> pipeline
+ABOVE = {"pipeline": {"actors", "jobs"}, "actors": {"jobs"}, "jobs": set()}
+# training, evaluation -> methods -> identifiers -> model; store and streams know no model.
+COMMON = {"errors", "settings"}
+LEARNING = {"model", "identifiers", "methods", "training", "evaluation"}
+ALLOWED = {
+    "errors": set(),
+    "settings": {"errors"},
+    "redact": {"errors"},
+    "config": COMMON | {"redact"},
+    "store": COMMON | {"redact"},
+    "streams": COMMON,
+    "tracking": COMMON | {"redact", "store"},
+    "model": COMMON,
+    "identifiers": COMMON | {"model", "store", "streams"},
+    "methods": COMMON | {"model", "identifiers", "store", "streams"},
+    "training": COMMON | {"model", "identifiers", "methods", "store", "streams"},
+    "evaluation": COMMON | {"model", "identifiers", "methods", "store", "streams"},
+}
+# A notebook without Ray can use these; weights and hashes are their only files.
+PLAIN = {"model", "identifiers", "methods"}
+HEAVY = {"ray", "mlflow"}
+
+
+def imports(source: str) -> set[str]:
+    """Dotted names of all modules that a source imports, wherever in the file it does."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        elif isinstance(node, ast.ImportFrom):
+            found.add("." * node.level)
+    return found
+
+
+def forbidden_imports(package: str, part: str, source: str) -> list[str]:
+    """Imports that the arrows forbid in a file of `package` (and, in pipeline, of its `part`)."""
+    names = imports(source)
+    wrong = sorted(name for name in names if name.split(".")[0] in ABOVE[package])
+    wrong += sorted(name for name in names if name.startswith("."))
+    if package != "pipeline" or part == "__init__":
+        return wrong
+    for name in sorted(names):
+        top, _, rest = name.partition(".")
+        target = rest.split(".")[0]
+        if top == "pipeline" and target and target != part and target not in ALLOWED[part]:
+            wrong.append(name)
+        if part in PLAIN and top in HEAVY:
+            wrong.append(name)
+    return wrong
+
+
+def calls(source: str) -> Iterator[tuple[str, ast.Call]]:
+    """Each call of a source by the name it is called by, `a.b.c` in full."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def forbidden_calls(source: str) -> list[str]:
+    """Calls that print, change the process for others, or could load a pickle or half a model."""
+    wrong = []
+    for name, call in calls(source):
+        if name in {"print", "os.chdir"} or name.split(".")[0] in {"pickle", "cloudpickle"}:
+            wrong.append(name)
+        words = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        if name == "torch.load" and words.get("weights_only") != "True":
+            wrong.append(name)
+        if name.endswith("load_state_dict") and words.get("strict") == "False":
+            wrong.append(f"{name}(strict=False)")
+    return wrong
+
+
+def undocumented(source: str) -> list[str]:
+    """Public classes and functions of a module, and public methods of such classes, without a
+    docstring; what overrides or implements another's contract is documented there."""
+
+    def missing(nodes: list[ast.stmt], prefix: str = "") -> Iterator[str]:
+        for node in nodes:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                continue
+            if node.name.startswith("_"):
+                continue
+            if ast.get_docstring(node) is None:
+                yield prefix + node.name
+            if isinstance(node, ast.ClassDef) and not node.bases:
+                yield from missing(node.body, f"{prefix}{node.name}.")
+
+    return list(missing(ast.parse(source).body))
+
+
+@pytest.mark.parametrize("file", FILES, ids=IDS)
+def test_arrows_point_one_way(file: Path) -> None:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    package, part = parts[0], parts[1]
+    if package == "pipeline":
+        assert part == "__init__" or part in ALLOWED, f"say in ALLOWED what {part} may import"
+    assert forbidden_imports(package, part, file.read_text()) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=IDS)
+def test_no_forbidden_calls(file: Path) -> None:
+    assert forbidden_calls(file.read_text()) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=IDS)
+def test_public_things_are_documented(file: Path) -> None:
+    source = file.read_text()
+    assert undocumented(source) == []
+    assert not source.strip() or ast.get_docstring(ast.parse(source)), "module without docstring"
+
+
+@pytest.mark.parametrize("file", FILES + sorted((ROOT / "tests").rglob("*.py")), ids=str)
+def test_files_are_short(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= LONGEST
+
+
+def test_every_folder_of_python_is_a_package() -> None:
+    folders = {file.parent for file in FILES}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_there_is_something_to_check() -> None:
+    assert {"pipeline/config.py", "pipeline/settings.py"} <= set(IDS)
+
+
+@pytest.mark.parametrize(
+    ("package", "part", "source"),
+    [
+        ("pipeline", "model", "import actors.encoders"),
+        ("pipeline", "store", "from jobs import sequence"),
+        ("actors", "encoders", "import jobs.sequence"),
+        ("pipeline", "model", "from pipeline.methods.base import Method"),
+        ("pipeline", "model", "from pipeline import methods"),
+        ("pipeline", "identifiers", "from pipeline.training import loop"),
+        ("pipeline", "store", "import pipeline.model.experts"),
+        ("pipeline", "streams", "from pipeline.store.folder import Folder"),
+        ("pipeline", "tracking", "from pipeline.evaluation.metrics import last"),
+        ("pipeline", "model", "def late():\n    import ray"),
+        ("pipeline", "methods", "from ray import train"),
+        ("pipeline", "training", "from . import loop"),
+    ],
+)
+def test_the_check_of_arrows_can_fail(package: str, part: str, source: str) -> None:
+    assert forbidden_imports(package, part, source) != []
+
+
+@pytest.mark.parametrize(
+    ("package", "part", "source"),
+    [
+        ("jobs", "sequence", "from actors.encoders import x\nfrom pipeline.config import load"),
+        ("actors", "encoders", "import ray\nfrom pipeline.methods.base import build_method"),
+        ("pipeline", "training", "import ray\nfrom pipeline.methods.base import Method"),
+        ("pipeline", "model", "import torch\nfrom pipeline.model.mix import Mix"),
+        ("pipeline", "model", "from pipeline.errors import UserError"),
+    ],
+)
+def test_the_check_of_arrows_can_pass(package: str, part: str, source: str) -> None:
+    assert forbidden_imports(package, part, source) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "print('x')",
+        "import os\nos.chdir('/')",
+        "import pickle\npickle.loads(b'')",
+        "torch.load('x')",
+        "torch.load('x', weights_only=False)",
+        "model.load_state_dict(tensors, strict=False)",
+    ],
+)
+def test_the_check_of_calls_can_fail(source: str) -> None:
+    assert forbidden_calls(source) != []
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("def f(): ...", ["f"]),
+        ("class A: ...", ["A"]),
+        ('class A:\n    """Doc."""\n    def f(self): ...', ["A.f"]),
+        ('class A(B):\n    """Doc."""\n    def f(self): ...', []),
+        ('def _f(): ...\nclass A:\n    """Doc."""\n    def __len__(self): ...', []),
+    ],
+)
+def test_the_check_of_docstrings(source: str, names: list[str]) -> None:
+    assert undocumented(source) == names
