@@ -1,8 +1,8 @@
 """Figures of a continual run: pure numpy, no files, no model.
 
-An accuracy matrix `A` has one row per stage and one column per task: `A[i, j]` is the accuracy on
-task `j` after stage `i`, in any unit (percent everywhere in this package). NaN means "not measured".
-Rows that are still missing at the end may be left out or be NaN: figures are then those *so far*.
+An accuracy matrix `A` has a row per stage and a column per task: `A[i, j]` is the accuracy on task
+`j` after stage `i`, in any unit (percent in this package); NaN means "not measured". Rows still
+missing at the end may be left out or be NaN: figures are then those *so far*.
 
 Legend: S stages measured, N tasks.
 """
@@ -88,32 +88,36 @@ def bwt(accuracy: Sequence[Sequence[float]] | np.ndarray) -> float:
 def delta_m(
     values: Sequence[float], baseline: Sequence[float], lower_is_better: Sequence[bool]
 ) -> float:
-    """Mean relative gain over a baseline in percent (ASE, Delta_m); signs turned where lower is better."""
+    """Mean relative gain over a baseline, percent (ASE); a drop gains where lower is better."""
     ours, theirs = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
     sign = np.where(np.asarray(lower_is_better, dtype=bool), -1.0, 1.0)
     return float(100.0 * np.mean(sign * (ours - theirs) / theirs))
 
 
 def transfer_gain(
-    correct: Sequence[Sequence[np.ndarray]], zero_shot: Sequence[np.ndarray]
+    correct: Sequence[Sequence[np.ndarray | None]], zero_shot: Sequence[np.ndarray | None]
 ) -> list[np.ndarray]:
     """Percent that every image adds to Transfer minus zero-shot, task by task (the first has none).
 
-    `correct[i][j]` and `zero_shot[j]` hold 0/1 per image of task `j`, in the same image order.
+    `correct[i][j]` and `zero_shot[j]` hold 0/1 per image of task `j`, in the same image order;
+    None = not measured, and tasks without a pair are left out.
     """
     gains = []
-    for j in range(1, len(zero_shot)):
-        rows = [np.asarray(row[j], np.float64) for row in correct[:j]]
-        if rows:
-            gains.append(100.0 * (np.mean(rows, axis=0) - np.asarray(zero_shot[j], np.float64)))
+    for j, frozen in enumerate(zero_shot):
+        rows = [np.asarray(row[j], np.float64) for row in correct[:j] if row[j] is not None]
+        if rows and frozen is not None:
+            gains.append(100.0 * (np.mean(rows, axis=0) - np.asarray(frozen, np.float64)))
     return gains
 
 
-def row_gain(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> list[np.ndarray]:
+def row_gain(
+    ours: Sequence[np.ndarray | None], theirs: Sequence[np.ndarray | None]
+) -> list[np.ndarray]:
     """Percent that every image adds to the difference of two rows (0/1 per image and task)."""
     return [
         100.0 * (np.asarray(a, np.float64) - np.asarray(b, np.float64))
         for a, b in zip(ours, theirs, strict=True)
+        if a is not None and b is not None
     ]
 
 

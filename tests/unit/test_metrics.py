@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.evaluation import metrics
 
-# Continual fine-tuning of CLIP ViT-B/16 on MTIL, Order I: rows = after Aircraft, Caltech101, CIFAR100,
-# DTD, EuroSAT, Flowers, Food, MNIST, OxfordPet, StanfordCars, SUN397; columns in the same order.
+# Continual fine-tuning of CLIP ViT-B/16 on MTIL, Order I: rows = after Aircraft, Caltech101,
+# CIFAR100, DTD, EuroSAT, Flowers, Food, MNIST, OxfordPet, StanfordCars, SUN397; columns likewise.
 # Zheng et al., "Preventing Zero-Shot Transfer Degradation in Continual Learning of Vision-Language
 # Models", ICCV 2023 (arXiv 2303.06628), the matrix behind the "Continual FT" row of its MTIL table.
 FINETUNE = [

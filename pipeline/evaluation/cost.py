@@ -1,0 +1,91 @@
+"""What a run stored and how long it took: parameters, bytes, seconds, lineage."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pipeline.evaluation.records import Records
+from pipeline.store import GroupRef
+
+
+def parameters(records: Records) -> dict[str, Any]:
+    """Stored numbers: experts and routers per group, everything the identifier keeps, the backbone.
+
+    `total` is what learning added to the backbone.
+    """
+    counts = [card["parameters"] for _, card in records.groups]
+    per_group = [count["group"] for count in counts]
+    identifier = sum(count.get("identifier") or 0 for count in counts)
+    return {
+        "per_group": per_group,
+        "identifier": identifier,
+        "total": sum(per_group) + identifier,
+        "backbone": records.run["backbone"].get("parameters"),
+    }
+
+
+def stored_bytes(records: Records) -> dict[str, Any]:
+    """Bytes on disk per group folder, and how much of all of them is signatures and probes."""
+    sizes = [card["bytes"] for _, card in records.groups]
+    parts = {part: sum(size.get(part) or 0 for size in sizes) for part in ("identity", "probe")}
+    per_group = [size["group"] for size in sizes]
+    return {"per_group": per_group, **parts, "total": sum(per_group) + sum(parts.values())}
+
+
+def seconds(records: Records) -> dict[str, Any]:
+    """Wall time. `overhead` is what was neither training, evaluation nor decoding of images.
+
+    `total` adds up the sessions of the driver: time between an interruption and the next start
+    does not count.
+    """
+    train = _sum(records.events, "stage-trained")
+    prepare = _sum(records.events, "prepared")
+    evaluate = sum(float(record.get("seconds") or 0) for record in records.evaluations.values())
+    total = _sessions(records.events)
+    overhead = max(total - train - evaluate - prepare, 0.0)
+    return {
+        "total": total,
+        "train": train,
+        "evaluate": evaluate,
+        "prepare": prepare,
+        "overhead": overhead,
+        "overhead_per_stage": overhead / len(records.groups) if records.groups else None,
+    }
+
+
+def lineage(ref: GroupRef, card: dict[str, Any]) -> dict[str, Any]:
+    """Where a group comes from: data, neighbours, parent, and what it costs."""
+    return {
+        "stage": ref.stage,
+        "task": ref.name,
+        "sha256": ref.sha256,
+        "parent": card["parent"],
+        "neighbours": card["neighbours"],
+        "digests": card["digests"],
+        "counts": card["counts"],
+        "classes": len(card["classes"]),
+        "parameters": card["parameters"],
+        "bytes": card["bytes"],
+    }
+
+
+def _sum(events: list[dict[str, Any]], name: str) -> float:
+    """Seconds that events of this name report, whether as a number or split into parts."""
+    spent = 0.0
+    for event in events:
+        if event["event"] == name:
+            value = event.get("seconds") or 0.0
+            spent += sum(value.values()) if isinstance(value, dict) else float(value)
+    return spent
+
+
+def _sessions(events: list[dict[str, Any]]) -> float:
+    total, started, latest = 0.0, None, None
+    for event in events:
+        now = datetime.fromisoformat(event["time"])
+        if event["event"] == "run-started" or started is None:
+            total += (latest - started).total_seconds() if started and latest else 0.0
+            started = now
+        latest = now
+    return total + ((latest - started).total_seconds() if started and latest else 0.0)

@@ -1,0 +1,173 @@
+"""report.json: every figure of a run in one validated document, rebuilt from the run folder.
+
+Accuracies are percent, lists run over tasks in stream order, null means "not defined (yet)".
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jsonschema
+
+from pipeline.evaluation import cost, metrics, tables
+from pipeline.evaluation.records import Records, read_records
+from pipeline.store import RunFolder
+from pipeline.store.documents import plain
+
+SCHEMA_VERSION = 1
+REFERENCES = {"finetune": "identified", "lora_per_task": "oracle"}
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The JSON Schema of report.json, as shipped with the package."""
+    return json.loads(
+        resources.files(__package__).joinpath("report.schema.json").read_text("utf-8")
+    )
+
+
+def build_report(run: RunFolder) -> dict[str, Any]:
+    """All figures of `run` so far. Raises FileNotFoundError where no run was ever opened."""
+    return _build(_opened(run), _references(run))
+
+
+def write_report(run: RunFolder, *, pictures: bool = True) -> dict[str, Any]:
+    """Write report.json, matrix.parquet and confusion.parquet, each atomically; returns the report.
+
+    `pictures=False` leaves out the plots and report.html (after a stage that is not the last).
+    Raises jsonschema.ValidationError if the report breaks its own schema: a defect, never stored.
+    """
+    records = _opened(run)
+    report = _build(records, _references(run))
+    jsonschema.validate(report, schema(), cls=jsonschema.Draft202012Validator)
+    run.folder.write("matrix.parquet", tables.matrix(report))
+    run.folder.write("confusion.parquet", tables.confusion(records))
+    if pictures:  # imported here: after most stages nothing is drawn
+        from pipeline.evaluation import html, plots
+
+        for name, data in plots.render(report).items():
+            run.folder.write(f"plots/{name}.png", data)
+        run.folder.write("report.html", html.render(report).encode("utf-8"))
+    run.folder.write_json("report.json", report)
+    return report
+
+
+def _build(records: Records, references: dict[str, Records]) -> dict[str, Any]:
+    config = records.run["config"]
+    matrix, oracle = records.matrix("identified"), records.matrix("oracle")
+    others = {name: _reference(name, other, records) for name, other in references.items()}
+    scores = {name: getattr(metrics, name)(matrix) for name in ("transfer", "average", "last")}
+    report = {
+        "schema": SCHEMA_VERSION,
+        "status": "complete" if records.complete else "partial",
+        "method": config["method"]["name"],
+        "setting": _setting(records),
+        "stream": config["stream"]["reader"],
+        "tasks": records.tasks,
+        "images": records.images(),
+        "matrix": matrix,
+        "matrix_oracle": oracle,
+        "zero_shot": records.zero_shot,
+        "finetune": others.get("finetune", {}).get("row"),
+        "upper_bound": others.get("lora_per_task", {}).get("row"),
+        "references": others,
+        **{name: score.mean for name, score in scores.items()},
+        **{f"{name}_oracle": getattr(metrics, name)(oracle).mean for name in scores},
+        "columns": {name: score.columns for name, score in scores.items()},
+        "forgetting": metrics.forgetting(matrix),
+        "bwt": metrics.bwt(matrix),
+        "intervals": _intervals(records),
+        "identifier": _identifier(records),
+        "parameters": cost.parameters(records),
+        "bytes": cost.stored_bytes(records),
+        "seconds": cost.seconds(records),
+        "groups": [cost.lineage(ref, card) for ref, card in records.groups],
+        "backbone": records.run["backbone"],
+        "seed": records.run.get("seed"),
+        "kernels": records.run.get("kernels"),
+        "versions": records.run["versions"],
+    }
+    return _rounded(plain(report))
+
+
+def _opened(run: RunFolder) -> Records:
+    records = read_records(run)
+    if records is None:
+        raise FileNotFoundError(f"{run.folder.shown()} holds no run.json: nothing to report yet")
+    return records
+
+
+def _references(run: RunFolder) -> dict[str, Records]:
+    """Records of the runs under `references/` that have measured anything, by method."""
+    records = {name: read_records(other) for name, other in run.references().items()}
+    return {name: found for name, found in records.items() if found and found.evaluations}
+
+
+def _reference(name: str, other: Records, records: Records) -> dict[str, Any]:
+    """A reference's figures; its last row only once it has learned the same tasks."""
+    matrix = other.matrix(REFERENCES.get(name, "identified"))
+    scores = {key: getattr(metrics, key)(matrix).mean for key in ("transfer", "average", "last")}
+    same = other.complete and other.tasks == records.tasks
+    return {"row": metrics.last(matrix).columns if same else None, "matrix": matrix, **scores}
+
+
+def _setting(records: Records) -> str:
+    """Who knows the task, as every table must say (MTIL's class list reveals it)."""
+    if records.newest is None or records.newest["identifier"] is None:
+        return "MTIL, one model for all tasks"
+    given = records.run["config"]["identifier"]["name"] == "oracle"
+    return "MTIL, given id" if given else "MTIL, identified"
+
+
+def _identifier(records: Records) -> dict[str, Any] | None:
+    """Figures of the identifier: the last stage's, and a list where the stages matter."""
+    if records.newest is None or records.newest["identifier"] is None:
+        return None
+    newest = records.newest["identifier"]
+    stages = [records.evaluations.get(i, {}) for i in range(len(records.tasks))]
+    answers = [stage.get("identifier") or {} for stage in stages]
+    return {
+        "closed_accuracy": newest["closed_accuracy"],
+        "accuracy": newest["accuracy"],
+        "seen_acceptance": [answer.get("seen_acceptance") for answer in answers],
+        "unseen_auroc": [answer.get("unseen_auroc") for answer in answers],
+        "lambda": [stage.get("lambda") for stage in stages],
+        "options": newest["options"],
+        "confusion": newest["confusion"],
+        "closed_confusion": newest["closed_confusion"],
+    }
+
+
+def _intervals(records: Records) -> dict[str, Any]:
+    """Paired-bootstrap intervals over the test images, in points; null without per-image files."""
+    samples = records.run["config"]["evaluation"]["bootstrap"]
+    stages = range(len(records.tasks))
+    rows = [records.row(stage, "identified") for stage in stages]
+    frozen = [records.zero_correct.get(task) for task in records.tasks]
+    last = max(records.evaluations, default=0)
+    gains = {
+        "transfer_minus_zero_shot": metrics.transfer_gain(rows, frozen),
+        "last_minus_zero_shot": metrics.row_gain(rows[last], frozen),
+        "last_minus_oracle": metrics.row_gain(rows[last], records.row(last, "oracle")),
+    }
+    seed = records.run.get("seed") or 0
+    return {
+        "level": 0.95,
+        "samples": samples,
+        **{
+            name: metrics.paired_bootstrap(gain, samples, seed)._asdict() if gain else None
+            for name, gain in gains.items()
+        },
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Four decimals are far below any uncertainty here and keep the file readable."""
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value

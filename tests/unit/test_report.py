@@ -1,0 +1,197 @@
+"""report.json says what the run folder holds, for whole, partial and odd runs alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from pipeline.evaluation import cost
+from pipeline.evaluation import report as reporting
+from pipeline.evaluation.console import summary_table
+from pipeline.store import RunFolder
+from tests.unit import synthetic_run
+from tests.unit.synthetic_run import IMAGES, LEARNED, TASKS, write_run
+
+
+def _exact(percent: float, images: int) -> float:
+    return 100.0 * round(percent / 100 * images) / images
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    path = tmp_path_factory.mktemp("finished") / "run"
+    run = write_run(path)
+    write_run(path / "references/finetune", method="finetune", identifier=None)
+    write_run(path / "references/lora_per_task", method="lora_per_task", identifier="oracle")
+    return run
+
+
+def test_complete_run(finished: RunFolder) -> None:
+    report = reporting.write_report(finished, pictures=False)
+    assert report == finished.folder.read_json("report.json")
+    jsonschema.validate(report, reporting.schema())
+    assert (report["status"], report["setting"]) == ("complete", "MTIL, identified")
+    assert report["tasks"] == list(TASKS) and report["images"] == list(IMAGES)
+    matrix = np.array(report["matrix"])
+    expected = [
+        [_exact(synthetic_run.percent(i, j), n) for j, n in enumerate(IMAGES)] for i in range(4)
+    ]
+    np.testing.assert_allclose(matrix, expected, atol=1e-4)
+    assert report["last"] == pytest.approx(matrix[-1].mean(), abs=1e-3)
+    assert report["transfer"] == pytest.approx(
+        np.mean([matrix[:j, j].mean() for j in range(1, 4)]), abs=1e-3
+    )
+    assert report["columns"]["transfer"][0] is None
+    assert report["upper_bound"] == [
+        pytest.approx(_exact(p, n), abs=1e-3) for p, n in zip(LEARNED, IMAGES, strict=True)
+    ]
+    assert report["finetune"] == pytest.approx(report["references"]["finetune"]["matrix"][-1])
+    assert report["forgetting"] > 0 > report["bwt"]
+    assert report["last_oracle"] > report["last"]
+
+
+def test_intervals_hold_the_difference_they_are_about(finished: RunFolder) -> None:
+    report = reporting.build_report(finished)
+    gap = report["intervals"]["transfer_minus_zero_shot"]
+    zero_shot = np.mean(report["zero_shot"][1:])
+    assert gap["mean"] == pytest.approx(report["transfer"] - zero_shot, abs=1e-3)
+    assert gap["low"] < gap["mean"] < gap["high"] <= 0
+    behind = report["intervals"]["last_minus_oracle"]
+    assert behind["mean"] == pytest.approx(report["last"] - report["last_oracle"], abs=1e-3)
+    assert behind["low"] < behind["mean"] < behind["high"] <= 0
+
+
+def test_identifier_parameters_bytes_and_lineage(finished: RunFolder) -> None:
+    report = reporting.build_report(finished)
+    assert report["identifier"]["options"] == [*TASKS, "none"]
+    assert report["identifier"]["seen_acceptance"] == [98.0, 97.0, 96.0, 95.0]
+    assert report["identifier"]["unseen_auroc"] == [97.5, 97.5, 97.5, None]
+    assert [sum(row) for row in report["identifier"]["confusion"]] == list(IMAGES)
+    parameters = report["parameters"]
+    assert parameters["per_group"] == [70_000, 70_010, 70_020, 70_030]
+    assert parameters["identifier"] == 20_000 and parameters["backbone"] == 8_000_000
+    assert parameters["total"] == sum(parameters["per_group"]) + 20_000
+    refs = finished.groups.list()
+    sizes = [len(finished.groups.read(ref, "group.safetensors")) for ref in refs]
+    assert report["bytes"]["per_group"] == sizes
+    assert [group["sha256"] for group in report["groups"]] == [ref.sha256 for ref in refs]
+    assert report["groups"][2]["parent"] == refs[1].sha256
+    assert report["groups"][2]["neighbours"][0]["task"] == "dtd"
+    seconds = report["seconds"]
+    assert seconds["train"] == pytest.approx(0.004) and seconds["evaluate"] == pytest.approx(0.008)
+
+
+def test_overhead_is_what_is_left_of_the_sessions(finished: RunFolder) -> None:
+    def event(name: str, minute: int, **payload: object) -> dict:
+        return {"event": name, "time": f"2026-01-01T00:{minute:02d}:00+00:00", **payload}
+
+    records = reporting.read_records(finished)
+    assert records is not None
+    events = [
+        event("run-started", 0),
+        event("prepared", 1, seconds=30.0),
+        event("stage-trained", 2, seconds=50.0),
+        event("run-started", 40),  # killed at minute 2, started again
+        event("stage-trained", 41, seconds=40.0),
+        event("run-done", 43),
+    ]
+    seconds = cost.seconds(dataclasses.replace(records, events=events))
+    assert seconds["total"] == 5 * 60 and seconds["train"] == 90 and seconds["prepare"] == 30
+    assert seconds["overhead"] == pytest.approx(300 - 90 - 30 - 0.008)
+
+
+def test_partial_run_is_null_where_nothing_was_measured(tmp_path: Path) -> None:
+    report = reporting.write_report(write_run(tmp_path / "run", stages=2), pictures=False)
+    assert report["status"] == "partial"
+    assert report["matrix"][2] == report["matrix_oracle"][3] == [None] * 4
+    assert report["last"] == pytest.approx(np.mean(report["matrix"][1]), abs=1e-3)
+    assert report["finetune"] is None and report["upper_bound"] is None
+    assert report["identifier"]["seen_acceptance"] == [98.0, 97.0, None, None]
+    assert len(report["groups"]) == 2
+    first = reporting.build_report(write_run(tmp_path / "first", stages=1))
+    assert first["forgetting"] is None and first["bwt"] is None and first["transfer"] is not None
+
+
+def test_nothing_measured_yet_still_reports(tmp_path: Path) -> None:
+    report = reporting.write_report(write_run(tmp_path / "run", stages=0))
+    assert report["status"] == "partial" and report["last"] is None
+    assert report["identifier"] is None and report["intervals"]["last_minus_oracle"] is None
+    with pytest.raises(FileNotFoundError, match="nothing to report"):
+        reporting.build_report(RunFolder(str(tmp_path / "empty")))
+
+
+def test_run_without_identifier_and_with_given_ids(tmp_path: Path) -> None:
+    alone = write_run(tmp_path / "a", method="finetune", identifier=None)
+    report = reporting.write_report(alone)
+    assert report["identifier"] is None and report["setting"] == "MTIL, one model for all tasks"
+    given = reporting.build_report(write_run(tmp_path / "b", identifier="oracle"))
+    assert given["setting"] == "MTIL, given id"
+
+
+def test_appended_task_leaves_old_cells_null(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", tasks=TASKS[:3], stages=3)
+    run = write_run(tmp_path / "run", tasks=TASKS, stages=4)
+    report = reporting.write_report(run, pictures=False)
+    assert report["status"] == "complete"
+    assert [row[3] is None for row in report["matrix"]] == [True, True, True, False]
+    assert report["columns"]["transfer"][3] is None
+    assert report["transfer"] == pytest.approx(
+        np.mean(report["columns"]["transfer"][1:3]), abs=1e-3
+    )
+    assert report["intervals"]["transfer_minus_zero_shot"]["mean"] == pytest.approx(
+        report["transfer"] - np.mean(report["zero_shot"][1:3]), abs=1e-3
+    )
+
+
+def test_reference_that_lacks_a_task_is_not_compared(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_run(tmp_path / "run/references/finetune", tasks=TASKS[:3], stages=3, identifier=None)
+    report = reporting.build_report(run)
+    assert report["finetune"] is None and report["references"]["finetune"]["last"] is not None
+
+
+def test_tables_hold_every_measurement(finished: RunFolder) -> None:
+    report = reporting.write_report(finished, pictures=False)
+    matrix = pq.read_table(io.BytesIO(finished.folder.read("matrix.parquet"))).to_pylist()
+    assert len(matrix) == 4 + 2 * 16
+    cells = {(row["setting"], row["stage"], row["task"]): row["accuracy"] for row in matrix}
+    assert cells["identified", 2, "mnist"] == report["matrix"][2][3]
+    assert cells["zero_shot", -1, "aid"] == report["zero_shot"][0]
+    confusion = pq.read_table(io.BytesIO(finished.folder.read("confusion.parquet"))).to_pylist()
+    last = [r for r in confusion if r["stage"] == 3 and not r["closed"] and r["task"] == "dtd"]
+    assert sum(row["images"] for row in last) == IMAGES[1]
+    assert {row["option"] for row in last} == {*TASKS, "none"}
+
+
+def test_report_is_the_same_twice(finished: RunFolder) -> None:
+    reporting.write_report(finished, pictures=False)
+    first = finished.folder.read("report.json")
+    reporting.write_report(finished, pictures=False)
+    assert finished.folder.read("report.json") == first
+
+
+def test_schema_refuses_a_wrong_report(finished: RunFolder) -> None:
+    report = json.loads(json.dumps(reporting.build_report(finished)))
+    for key, value in (("status", "done"), ("matrix", [[101.0]]), ("seconds", {})):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**report, key: value}, reporting.schema())
+    report.pop("upper_bound")
+    with pytest.raises(jsonschema.ValidationError, match="upper_bound"):
+        jsonschema.validate(report, reporting.schema())
+
+
+def test_summary_table_shows_matrix_and_references(finished: RunFolder) -> None:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(summary_table(reporting.build_report(finished)))
+    text = console.export_text()
+    for expected in ("zero-shot", "fine-tuning", "upper bound", "3 mnist", "Transfer/Average/Last"):
+        assert expected in text
+    assert "seen-acceptance 95.0" in text
