@@ -1,0 +1,195 @@
+"""Decode every domain once into memory-mapped tables; bad rows go into a quarantine table."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from pipeline.errors import UserError
+from pipeline.settings import ClusterSettings
+from pipeline.streams.domain import Domain, Split
+from pipeline.streams.entries import Entries, Staging, entry_key
+from pipeline.streams.execution import run_jobs
+from pipeline.streams.shards import ShardJob, ShardResult
+from pipeline.streams.table import ImageTable
+
+__all__ = ["ImageTable", "PreparedDomain", "prepare"]
+
+log = logging.getLogger(__name__)
+
+SHARD_OVERHEAD = 8192  # bytes of Arrow framing and index columns allowed for, per shard
+QUARANTINE = pa.schema(
+    [("task", pa.string()), ("split", pa.string()), ("row", pa.int64()), ("reason", pa.string())]
+)
+
+
+@dataclass(frozen=True)
+class PreparedDomain:
+    """A domain whose images are decoded.
+
+    Attributes:
+        tables: split -> path for `ImageTable.open` on any node.
+        digests: split -> content digest of the source.
+        counts: split -> usable images.
+        quarantined: rows of all splits that could not be used.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    source: str
+    licence: str
+    tables: Mapping[str, str]
+    digests: Mapping[str, str]
+    counts: Mapping[str, int]
+    quarantined: int
+
+
+def prepare(
+    domains: list[Domain],
+    *,
+    size: int,
+    run: str,
+    cache_dir: str,
+    cache_gib: float,
+    cluster: ClusterSettings,
+    max_pixels: int,
+    use_ray: bool,
+) -> list[PreparedDomain]:
+    """Decode what the cache lacks and say where everything is.
+
+    Args:
+        domains: from `open_stream`.
+        size: S; shortest side to S, centre crop S x S.
+        run: run folder (path or URI) for `quarantine-<task>.parquet`, written where rows are bad.
+        cache_dir: folder that every node sees.
+        cache_gib: disk budget; least recently used entries of other streams make room.
+        cluster: resources of a decoding task (`data`) and the no-progress timeout.
+        max_pixels: images whose header declares more are quarantined undecoded.
+        use_ray: decode in one Ray Data execution over the cluster, else in this process.
+
+    Raises:
+        UserError: a source cannot be read, a split has no usable row, or the budget is too small.
+    """
+    entries = Entries(cache_dir)
+    splits = {
+        entry_key(split.digest, size, max_pixels): (domain, split)
+        for domain in domains
+        for split in domain.splits.values()
+    }
+    missing = {key: pair for key, pair in splits.items() if entries.find(key) is None}
+    need = sum(_bytes_of(split, size) for _, split in missing.values())
+    entries.make_room(need, int(cache_gib * 2**30), keep=set(splits))
+    free = shutil.disk_usage(entries.folder).free
+    if need > free:
+        raise UserError(
+            f"cluster.cache_dir: {entries.folder} has {free / 2**30:.3g} GiB free; "
+            f"the decoded images need {need / 2**30:.3g} GiB"
+        )
+    if missing:
+        _decode(missing, entries, size, max_pixels, cluster, use_ray)
+    return [_prepared(domain, entries, size, max_pixels, run) for domain in domains]
+
+
+def _decode(
+    missing: dict[str, tuple[Domain, Split]],
+    entries: Entries,
+    size: int,
+    max_pixels: int,
+    cluster: ClusterSettings,
+    use_ray: bool,
+) -> None:
+    """Fill the missing entries; each one is committed as soon as its last shard is there."""
+    staged: dict[str, Staging] = {}
+    jobs: list[ShardJob] = []
+    homes: list[str] = []
+    results: dict[str, list[ShardResult]] = {}
+    try:
+        for key, (domain, split) in missing.items():
+            staged[key], results[key] = entries.begin(key), []
+            folder = str(staged[key].folder)
+            for i, chunk in enumerate(split.chunks):
+                file, classes = f"{i:05d}.arrow", len(domain.classes)
+                jobs.append(ShardJob(chunk, folder, file, classes, size, max_pixels))
+                homes.append(key)
+        log.info("decoding %d splits in %d shards", len(missing), len(jobs))
+        for position, outcome in run_jobs(jobs, cluster, use_ray):
+            key = homes[position]
+            domain, split = missing[key]
+            if isinstance(outcome, str):
+                raise UserError(f"{domain.name}, {split.name} split: cannot decode it: {outcome}")
+            results[key].append(outcome)
+            if len(results[key]) == len(split.chunks):
+                entries.commit(key, staged[key], _marker(split, size, results[key]))
+    finally:
+        for staging in staged.values():
+            staging.drop()
+
+
+def _marker(split: Split, size: int, results: list[ShardResult]) -> dict[str, Any]:
+    results = sorted(results, key=lambda result: result.file)
+    rows = sum(result.rows for result in results)
+    bad = [pair for result in results for pair in result.bad]
+    if rows + len(bad) != split.count:
+        raise UserError(
+            f"{split.name} split: its chunks hold {rows + len(bad)} rows, not the {split.count} "
+            "stated; the source changed while it was read, run again"
+        )
+    shards = [{"file": r.file, "rows": r.rows, "bytes": r.bytes} for r in results]
+    facts = {"schema": 1, "digest": split.digest, "size": size}
+    return {**facts, "rows": rows, "bad": bad, "shards": shards}
+
+
+def _prepared(
+    domain: Domain, entries: Entries, size: int, max_pixels: int, run: str
+) -> PreparedDomain:
+    tables, counts, bad = {}, {}, []
+    for name, split in domain.splits.items():
+        key = entry_key(split.digest, size, max_pixels)
+        marker = entries.find(key)
+        if marker is None:
+            raise UserError(
+                f"cluster.cache_gib: {domain.name} was evicted by another run; raise it"
+            )
+        tables[name], counts[name] = str(entries.path(key)), marker["rows"]
+        bad += [
+            {"task": domain.name, "split": name, "row": row, "reason": reason}
+            for row, reason in marker["bad"]
+        ]
+    if bad:
+        _write_quarantine(bad, run, f"quarantine-{domain.name}.parquet")
+        log.warning("%s: %d rows quarantined", domain.name, len(bad))
+    for name, count in counts.items():
+        if not count:
+            reason = next(row["reason"] for row in bad if row["split"] == name)
+            raise UserError(f"{domain.name}: no row of its {name} split is usable: {reason}")
+    return PreparedDomain(
+        *(domain.name, domain.classes, domain.templates, domain.source, domain.licence),
+        *(tables, {n: s.digest for n, s in domain.splits.items()}, counts, len(bad)),
+    )
+
+
+def _write_quarantine(rows: list[dict[str, Any]], run: str, name: str) -> None:
+    """Write the table whole or not at all, under a run folder that may be a URI."""
+    table = pa.Table.from_pylist(rows, QUARANTINE)
+    if "://" in run:
+        filesystem, path = fs.FileSystem.from_uri(run)
+        filesystem.create_dir(path, recursive=True)
+        pq.write_table(table, f"{path}/{name}", filesystem=filesystem)
+        return
+    folder = Path(run).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, folder / f".{name}")
+    (folder / f".{name}").replace(folder / name)
+
+
+def _bytes_of(split: Split, size: int) -> int:
+    return split.count * (size * size * 3 + 16) + len(split.chunks) * SHARD_OVERHEAD

@@ -1,0 +1,1 @@
+"""One file a reader: each registers itself by name (see `pipeline.streams.registry`)."""

@@ -1,0 +1,70 @@
+"""Open a stream: its domains in the order of learning, validated before anything is decoded."""
+
+from __future__ import annotations
+
+import re
+
+from pipeline.errors import UserError
+from pipeline.settings import StreamSettings
+from pipeline.streams.domain import SPLITS, Domain
+from pipeline.streams.registry import reader
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+def open_stream(settings: StreamSettings, seed: int) -> list[Domain]:
+    """The domains of `settings.order` (default: all, alphabetical).
+
+    Raises:
+        UserError: one line that names the key, domain or file, and the mend.
+    """
+    source = reader(settings.reader)(settings, seed)
+    names = source.names()
+    if not names:
+        raise UserError(
+            f"stream.root: no domains for reader {settings.reader!r} in {settings.root}"
+        )
+    order = list(names) if settings.order is None else settings.order
+    if not order:
+        raise UserError("stream.order: is empty; name at least one domain, or null for all")
+    for i, name in enumerate(order):
+        if name not in names:
+            raise UserError(f"stream.order: no domain {name!r}; known are {', '.join(names)}")
+        if name in order[:i]:
+            raise UserError(f"stream.order: {name!r} is listed twice")
+    domains = [source.domain(name) for name in order]
+    for domain in domains:
+        check_domain(domain)
+    return domains
+
+
+def check_domain(domain: Domain) -> None:
+    """Refuse a domain that cannot be learned; raises UserError naming domain and field."""
+    where = f"domain {domain.name!r}"
+    if not NAME.fullmatch(domain.name):
+        raise UserError(f"{where}: use letters, digits and . _ + - in domain names")
+    if len(domain.classes) < 2:
+        raise UserError(f"{where}: classes: needs at least 2, has {len(domain.classes)}")
+    seen: dict[str, int] = {}
+    for i, name in enumerate(domain.classes):
+        if not name.strip():
+            raise UserError(f"{where}: classes: number {i} is blank")
+        if name.strip() in seen:
+            raise UserError(
+                f"{where}: classes: {name!r} occurs twice (numbers {seen[name.strip()]} and {i}); "
+                "class names must be unique within a domain"
+            )
+        seen[name.strip()] = i
+    if not domain.templates:
+        raise UserError(f"{where}: templates: needs at least one, such as 'a photo of a {{}}.'")
+    for template in domain.templates:
+        if "{}" not in template or set("{}") & set(template.replace("{}", "")):
+            raise UserError(
+                f"{where}: templates: {template!r} must hold {{}} for the class name and no other "
+                "braces"
+            )
+    for split in SPLITS:
+        if split not in domain.splits:
+            raise UserError(f"{where}: has no {split} split")
+        if domain.splits[split].count < 1:
+            raise UserError(f"{where}: its {split} split has no rows")

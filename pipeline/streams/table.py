@@ -1,0 +1,139 @@
+"""Decoded images of one split on disk: Arrow shards, memory-mapped and read by index."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import IntegrityError, UserError
+
+COMPLETE = "COMPLETE"  # written last: an entry without it does not exist
+
+
+def shard_schema(size: int) -> pa.Schema:
+    """Columns of a shard: pixels (S*S*3 bytes, row-major RGB), label, row of the source split."""
+    return pa.schema(
+        [
+            pa.field("image", pa.binary(size * size * 3), nullable=False),
+            pa.field("label", pa.int64(), nullable=False),
+            pa.field("row", pa.int64(), nullable=False),
+        ]
+    )
+
+
+class ImageTable:
+    """The images of one split; opening maps files, reading copies only what is asked for.
+
+    Attributes:
+        labels: (N,) int64 class of each image.
+        rows: (N,) int64 row of the source split (quarantined rows are missing).
+        digest: content digest of the source split.
+        size: S, images are S x S.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock = _hold(Path(path) / COMPLETE)
+        marker = read_marker(Path(path))
+        if marker is None:
+            raise UserError(f"{path}: no complete image cache; run again to prepare it")
+        self.digest: str = marker["digest"]
+        self.size: int = marker["size"]
+        self._parts: list[np.ndarray] = []
+        labels, rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for shard in marker["shards"]:
+            for batch in _batches(Path(path) / shard["file"]):
+                pixels = np.frombuffer(batch.column("image").buffers()[1], np.uint8)
+                pixels = pixels[: len(batch) * self.size * self.size * 3]
+                self._parts.append(pixels.reshape(len(batch), self.size, self.size, 3))
+                labels.append(batch.column("label").to_numpy())
+                rows.append(batch.column("row").to_numpy())
+        self.labels = np.concatenate(labels)
+        self.rows = np.concatenate(rows)
+        self._ends = np.cumsum([len(part) for part in self._parts])
+        if len(self.labels) != marker["rows"]:
+            raise IntegrityError(f"{path}: {len(self.labels)} images, expected {marker['rows']}")
+
+    @classmethod
+    def open(cls, path: str) -> ImageTable:
+        """Map a table; raises UserError where none is complete, IntegrityError where it is torn."""
+        return cls(path)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageTable, (self.path,)
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """Copy images by position, in the order asked for.
+
+        Args:
+            indices: (n,) integers in [0, N).
+
+        Returns:
+            (n, S, S, 3) uint8.
+
+        Raises:
+            IndexError: for a position outside the table.
+        """
+        indices = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(f"image index outside 0..{len(self) - 1} in {self.path}")
+        out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+        homes = np.searchsorted(self._ends, indices, side="right")
+        for home in np.unique(homes):
+            here = homes == home
+            part = self._parts[home]
+            out[here] = part[indices[here] - (self._ends[home] - len(part))]
+        return out
+
+
+def read_marker(folder: Path) -> dict[str, Any] | None:
+    """The facts of a complete entry, or None where it is absent or any shard is torn."""
+    try:
+        marker: dict[str, Any] = json.loads((folder / COMPLETE).read_bytes())
+        whole = all(
+            (folder / shard["file"]).stat().st_size == shard["bytes"] for shard in marker["shards"]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return marker if whole else None
+
+
+def _batches(path: Path) -> list[pa.RecordBatch]:
+    try:
+        with pa.memory_map(str(path)) as file:  # buffers keep the mapping, not the descriptor
+            reader = pa.ipc.open_file(file)
+            return [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    except (OSError, pa.ArrowException) as error:
+        raise IntegrityError(f"{path}: damaged shard: {error}") from None
+
+
+class _Held:
+    """A shared lock on an entry: while any process has it open, the budget spares the entry."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self.descriptor)
+
+
+def _hold(marker: Path) -> _Held | None:
+    try:
+        descriptor = os.open(marker, os.O_RDONLY)
+    except OSError:
+        return None
+    with contextlib.suppress(OSError):  # some network file systems have no locks
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.utime(marker)
+    return _Held(descriptor)
