@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 GROUP_FILE = "group.safetensors"
 COMMIT = "COMMIT"
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _FOLDER = re.compile(r"(\d{3,})-(.+)")
 
 
@@ -55,7 +56,7 @@ class GroupStore:
         """
         if GROUP_FILE not in files:
             raise ValueError(f"group {name!r}: {GROUP_FILE} is missing")
-        if wrong := [file for file in files if "/" in file or file[:1] == "." or file == COMMIT]:
+        if wrong := [file for file in files if not _NAME.fullmatch(file) or file == COMMIT]:
             raise ValueError(f"group {name!r}: {wrong[0]!r} is not a name for a group's file")
         where = f"{stage:03d}-{quote(name, safe=' ')}"
         hashes = {file: sha256(data) for file, data in files.items()}

@@ -21,6 +21,7 @@ from pipeline.store import documents
 from pipeline.store.folder import make_folder
 
 LOCK = "LOCK"
+GRACE_S = 1.0  # a killed holder keeps its lock until the kernel has taken it apart
 Check = Callable[[], None]
 
 
@@ -110,14 +111,13 @@ class LocalLock:
         self._file: int | None = None
 
     def acquire(self, wait_s: float = 0.0) -> None:
-        """See `Lock`. A holder that is just dying is waited for, for up to 2 seconds."""
+        """See `Lock`."""
         make_folder(self._path.parent)
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         start = time.monotonic()
         while not _try(handle, self._shown):
             holder = Holder.parse(os.pread(handle, 4096, 0))
-            patience = 2.0 if holder is None or holder.is_dead() else 0.0
-            if time.monotonic() - start >= max(wait_s, patience):
+            if time.monotonic() - start >= max(wait_s, GRACE_S):
                 os.close(handle)
                 who = f"{holder} since {holder.started}" if holder else "an unknown process"
                 raise LockedError(f"{self._shown} is in use by {who}")

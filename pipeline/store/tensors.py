@@ -27,5 +27,6 @@ def load(data: bytes, name: str = "the tensor file") -> dict[str, torch.Tensor]:
 
 def _whole(value: torch.Tensor | np.ndarray) -> torch.Tensor:
     """A contiguous CPU copy: safetensors refuses tensors that share memory."""
-    tensor = torch.tensor(value) if isinstance(value, np.ndarray) else value.detach().cpu()
-    return tensor.clone(memory_format=torch.contiguous_format)
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return torch.from_numpy(np.array(value, order="C"))
