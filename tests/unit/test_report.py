@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 
 import jsonschema
@@ -195,3 +196,44 @@ def test_summary_table_shows_matrix_and_references(finished: RunFolder) -> None:
     for expected in ("zero-shot", "fine-tuning", "upper bound", "3 mnist", "Transfer/Average/Last"):
         assert expected in text
     assert "seen-acceptance 95.0" in text
+
+
+def _page(run: RunFolder) -> str:
+    return run.folder.read("report.html").decode()
+
+
+def test_page_and_pictures(finished: RunFolder) -> None:
+    report = reporting.write_report(finished)
+    page = _page(finished)
+    assert not re.search(r"(src|href)=|url\(|@import|https?://", page)  # self-contained
+    assert page.count("<svg") == len(TASKS)
+    for text in (
+        f"{report['last']:.1f}",
+        "seen-acceptance",
+        "fine-tuning",
+        "given id",
+        "ray 2.60.0",
+    ):
+        assert text in page
+    for group in report["groups"]:
+        assert group["sha256"][:8] in page and group["digests"]["train"][:8] in page
+    assert f">{report['matrix'][3][1]:.1f}</td>" in page
+    pictures = finished.folder.list("plots/")
+    assert pictures == [f"plots/{n}.png" for n in ("confusion", "matrix", "parameters", "tasks")]
+    assert all(finished.folder.read(name).startswith(b"\x89PNG") for name in pictures)
+
+
+def test_page_of_odd_runs(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "one", tasks=TASKS[:1], stages=1)
+    reporting.write_report(one)
+    assert "<h1>trge on parquet" in _page(one)
+    strange = write_run(tmp_path / "strange", tasks=("<b>&", "dtd"), stages=1)
+    reporting.write_report(strange)
+    assert "<b>&" not in _page(strange) and "&lt;b&gt;&amp;" in _page(strange)
+    assert "partial" in _page(strange)
+
+
+def test_nothing_is_drawn_after_a_stage_in_between(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", stages=1)
+    reporting.write_report(run, pictures=False)
+    assert run.folder.exists("report.json") and not run.folder.exists("report.html")
