@@ -49,7 +49,7 @@ def decode(data: bytes | None, max_pixels: int) -> Image.Image:
         image = _open(data, max_pixels)
         image.load()
         _turn_upright(image)
-        return _to_rgb(image)
+        return to_rgb(image)
     except BadImage:
         raise
     except Exception as error:  # decoders raise nearly everything: OSError, SyntaxError, struct...
@@ -105,7 +105,8 @@ def _turn_upright(image: Image.Image) -> None:
         log.debug("EXIF orientation ignored: %s", error)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: alpha on white, deep greys by their high byte; raises where none fits."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":

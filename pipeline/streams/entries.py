@@ -83,6 +83,8 @@ class Entries:
 
     def commit(self, key: str, staging: Staging, marker: dict[str, Any]) -> None:
         """Make the entry exist, at once; another run's identical entry is as good as ours."""
+        for left in (*staging.folder.glob(".*"), staging.folder / LOCK):  # of attempts that died
+            left.unlink(missing_ok=True)
         temporary = staging.folder / f".{COMPLETE}"
         with temporary.open("w") as file:
             json.dump(marker, file)

@@ -34,17 +34,15 @@ def _on_ray(jobs: list[ShardJob], cluster: ClusterSettings) -> Iterator[tuple[in
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = cluster.timeout_s
-    retries = max(3, cluster.max_failures)
     resources: dict[str, Any] = {"num_cpus": cluster.data.num_cpus}
     if cluster.data.memory_gib:
         resources["memory"] = int(cluster.data.memory_gib * 2**30)
-    items = [{"position": i, "job": pickle.dumps(job)} for i, job in enumerate(jobs)]
+    items = [{"position": i, "job": ray.cloudpickle.dumps(job)} for i, job in enumerate(jobs)]
     with ray.data.DataContext.current(context):
-        # One job a block and so one a task; a task that kills its worker is not retried for ever.
+        # One job a block and so one a task. Lost tasks run again, bounded by the time-out.
         tasks = ray.data.from_items(items, override_num_blocks=len(items)).map(
             _task,
             compute=ray.data.TaskPoolStrategy(size=cluster.data.num_workers),
-            ray_remote_args_fn=lambda: {"max_retries": retries},
             **resources,
         )
         for row in tasks.iter_rows():

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from pipeline.streams.decode import BadImage, decode, fit
 from pipeline.streams.domain import Chunk, RawRow
+from pipeline.streams.inflight import DEATHS, NOTHING, InFlight
 from pipeline.streams.table import shard_schema
 
 BATCH_ROWS = 64  # decoded rows held in memory while a shard is written
@@ -58,26 +59,28 @@ def write_shard(job: ShardJob) -> ShardResult:
     schema = shard_schema(job.size)
     bad: list[tuple[int, str]] = []
     rows = 0
+    flight = InFlight(target)
     try:
         with temporary.open("wb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of every odd file that it copes with
             with pa.ipc.new_file(file, schema) as writer:
-                for batch in _batches(job, schema, bad):
+                for batch in _batches(job, schema, bad, flight):
                     writer.write_batch(batch)
                     rows += len(batch)
             file.flush()
             os.fsync(file.fileno())
         written = temporary.stat().st_size
         temporary.replace(target)
+        flight.clear()
     finally:
         temporary.unlink(missing_ok=True)
     return ShardResult(job.file, rows, written, bad)
 
 
 def _batches(
-    job: ShardJob, schema: pa.Schema, bad: list[tuple[int, str]]
+    job: ShardJob, schema: pa.Schema, bad: list[tuple[int, str]], flight: InFlight
 ) -> Iterator[pa.RecordBatch]:
-    usable = _usable(job, bad)
+    usable = _usable(job, bad, flight)
     while rows := list(islice(usable, BATCH_ROWS)):
         pixels = np.stack([image for image, _, _ in rows])
         images = pa.FixedSizeBinaryArray.from_buffers(
@@ -88,17 +91,25 @@ def _batches(
         yield pa.record_batch([images, labels, indices], schema=schema)
 
 
-def _usable(job: ShardJob, bad: list[tuple[int, str]]) -> Iterator[tuple[np.ndarray, int, int]]:
+def _usable(
+    job: ShardJob, bad: list[tuple[int, str]], flight: InFlight
+) -> Iterator[tuple[np.ndarray, int, int]]:
     """Yield (image, label, row); rows that cannot be used are noted in `bad` instead."""
     for row in job.chunk.rows():
         try:
+            if row.index in flight.blamed:
+                raise BadImage(f"decoding it killed {DEATHS} workers")
+            flight.enter(row.index)
             label = _label(row, job.classes)
-            image = row.image
-            if not isinstance(image, np.ndarray):
-                image = decode(image, job.max_pixels)
-            yield fit(image, job.size), label, row.index
+            if isinstance(row.image, np.ndarray):
+                pixels = fit(row.image, job.size)
+            else:
+                pixels = fit(decode(row.image, job.max_pixels), job.size)
         except BadImage as error:
             bad.append((row.index, str(error)))
+        else:
+            flight.enter(NOTHING)
+            yield pixels, label, row.index
 
 
 def _label(row: RawRow, classes: int) -> int:
