@@ -1,0 +1,136 @@
+"""The demo: an own local Ray, and on it a submitted job that learns the embedded stream.
+
+    make demo
+    make demo ARGS="training.steps=50 --keep"
+
+Words with `=` are settings for `jobs/sequence.py`; `--keep` leaves Ray and its dashboard running at
+the end until Ctrl-C. The demo's exit code is that of the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from jobs.ray_head import RayHead
+from pipeline.config import load
+from pipeline.errors import EXIT_FAILURE, EXIT_STOPPED, EXIT_USER, UserError
+from pipeline.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+STOP_WAIT_S = 120  # from SIGTERM to SIGKILL when the job is stopped: time to save the state
+DEFAULTS = [
+    "stream=atlas",
+    "evaluation.references=[finetune,lora_per_task]",
+    f'run_dir="{ROOT / "runs" / "demo"}"',
+]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the demo with further overrides; returns the exit code."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the head listens on this machine only
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console = Console(highlight=False)
+    overrides = [*DEFAULTS, *(a for a in arguments if a != "--keep")]
+    try:
+        settings = load(overrides)
+    except UserError as error:
+        Console(stderr=True, highlight=False).print(f"demo: {error}", markup=False)
+        return EXIT_USER
+    try:
+        with contextlib.ExitStack() as stack:
+            head = RayHead(settings.cluster.logical_cpus, settings.cluster.object_store_mib)
+            with console.status("Starting a local Ray ..."):
+                stack.enter_context(head)
+            stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)  # while Ray is ended
+            console.print(f"Ray's dashboard: [bold]{head.dashboard}[/bold]")
+            code = submit(head, overrides, console)
+            say_where(settings, code, console)
+            if "--keep" in arguments:
+                console.print(f"Ray is kept at {head.dashboard} until Ctrl-C.")
+                signal.pause()
+            return code
+    except KeyboardInterrupt:
+        return EXIT_STOPPED
+    except RuntimeError as error:
+        Console(stderr=True, highlight=False).print(f"demo: {error}", markup=False)
+        return EXIT_FAILURE
+
+
+def submit(head: RayHead, overrides: Sequence[str], console: Console) -> int:
+    """Submit `jobs/sequence.py`, show its output, and return its exit code.
+
+    The first Ctrl-C stops the job, which then saves its state; the second one is not waited for.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(head.dashboard)
+    entrypoint = [sys.executable, "jobs/sequence.py", *overrides]
+    job = client.submit_job(
+        entrypoint=shlex.join(entrypoint),
+        runtime_env={"working_dir": str(ROOT), "env_vars": job_environment(console)},
+    )
+    try:
+        asyncio.run(show(client, job, console))
+    except KeyboardInterrupt:
+        console.print("Stopping the job; its state is kept ...")
+        client.stop_job(job)
+        asyncio.run(show(client, job, console, skip=True))
+    return exit_code(client, job)
+
+
+def job_environment(console: Console) -> dict[str, str]:
+    """What a job of the demo needs to know about the terminal and about being stopped."""
+    width = str(shutil.get_terminal_size((100, 24)).columns)
+    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "COLUMNS": width}
+    if console.is_terminal:
+        environment["FORCE_COLOR"] = "1"
+    return environment
+
+
+async def show(client, job: str, console: Console, skip: bool = False) -> None:
+    """Pass a job's log on until the job ends; `skip` leaves out what was logged so far."""
+    seen = len(client.get_job_logs(job)) if skip else 0
+    async for text in client.tail_job_logs(job):
+        fresh = text[seen:]
+        seen = max(0, seen - len(text))
+        if fresh:
+            console.file.write(fresh)
+            console.file.flush()
+
+
+def exit_code(client, job: str) -> int:
+    """The exit code of a job that ended: that of its driver where there is one."""
+    from ray.job_submission import JobStatus
+
+    info = client.get_job_info(job)
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    if info.status == JobStatus.STOPPED or info.driver_exit_code in (-signal.SIGTERM, EXIT_STOPPED):
+        return EXIT_STOPPED
+    return info.driver_exit_code or EXIT_FAILURE
+
+
+def say_where(settings: Settings, code: int, console: Console) -> None:
+    """Where a person looks next."""
+    run = Path(settings.run_dir or "")
+    if (run / "report.html").exists():
+        console.print(f"Report:  [bold]{(run / 'report.html').as_uri()}[/bold]")
+    if (run / "mlflow.db").exists():
+        command = f"{sys.executable} -m mlflow ui --backend-store-uri sqlite:///{run}/mlflow.db"
+        console.print(f"MLflow:  [bold]{command}[/bold]", soft_wrap=True)
+    if code == EXIT_STOPPED:
+        console.print("The job was stopped; the same command continues it.")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,141 @@
+"""Real submitted jobs on an own head: environment, exit codes, stopping, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from jobs import demo
+from jobs.ray_head import RayHead, free_ports, is_free
+
+pytestmark = pytest.mark.timeout(240)
+
+SAYS_WHERE = """
+import os, sys, pipeline
+from pipeline.config import load
+print("code at", os.path.dirname(pipeline.__file__))
+print("steps", load(["training.steps=7"]).training.steps)
+print("arguments", sys.argv[1:])
+print("left out", [name for name in (".git", ".venv", "tests", "runs") if os.path.exists(name)])
+"""
+SAVES_STATE = """
+import signal, sys, time
+def stop(*_):
+    print("state saved", flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+print("running", flush=True)
+time.sleep(120)
+"""
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[RayHead]:
+    with RayHead(logical_cpus=4, object_store_mib=200) as head:
+        yield head
+
+
+def submit(head: RayHead, script: str, *arguments: str) -> tuple[Any, str]:
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(head.dashboard)
+    job = client.submit_job(
+        entrypoint=shlex.join([sys.executable, "-c", script, *arguments]),
+        runtime_env={
+            "working_dir": str(demo.ROOT),
+            "env_vars": demo.job_environment(Console(file=io.StringIO())),
+        },
+    )
+    return client, job
+
+
+async def whole_log(client: Any, job: str) -> str:
+    out = io.StringIO()
+    await demo.show(client, job, Console(file=out))
+    return out.getvalue()
+
+
+def wait_for_log(client: Any, job: str, word: str, patience_s: float = 60) -> None:
+    deadline = time.monotonic() + patience_s
+    while word not in client.get_job_logs(job):
+        assert time.monotonic() < deadline, client.get_job_logs(job)
+        time.sleep(0.3)
+
+
+def run(head: RayHead, script: str, *arguments: str) -> tuple[int, str]:
+    client, job = submit(head, script, *arguments)
+    log = asyncio.run(whole_log(client, job))
+    return demo.exit_code(client, job), log
+
+
+def test_a_job_runs_its_own_copy_of_the_code(head: RayHead) -> None:
+    code, log = run(head, SAYS_WHERE, "stream.order=[a,b]", "run_dir=/a b")
+    assert code == 0
+    assert "runtime_resources/working_dir_files" in log
+    assert "steps 7" in log
+    assert "arguments ['stream.order=[a,b]', 'run_dir=/a b']" in log
+    assert "left out []" in log
+
+
+def test_the_exit_code_of_the_driver_is_passed_on(head: RayHead) -> None:
+    assert run(head, "raise SystemExit(3)")[0] == 3
+
+
+def test_a_stopped_job_has_time_to_save_its_state(head: RayHead) -> None:
+    client, job = submit(head, SAVES_STATE)
+    wait_for_log(client, job, "running")
+    client.stop_job(job)
+    wait_for_log(client, job, "state saved")
+    deadline = time.monotonic() + 60
+    while not client.get_job_status(job).is_terminal():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    assert demo.exit_code(client, job) == 143
+
+
+def test_a_head_ends_with_all_its_processes_and_no_others() -> None:
+    with RayHead(logical_cpus=1, object_store_mib=100) as head:
+        started = head.processes()
+        assert len(started) > 3
+        assert os.getpid() not in started
+        assert not is_free(int(head.address.rpartition(":")[2]))
+    assert [pid for pid in started if _alive(pid)] == []
+    assert not head.temp_dir.exists()
+    head.stop()  # once more does no harm
+
+
+def test_a_head_that_cannot_start_says_why_and_leaves_nothing() -> None:
+    head = RayHead(logical_cpus=1, object_store_mib=1)  # less than Ray accepts
+    with pytest.raises(RuntimeError, match=r"ray start ended at once: .*memory"), head:
+        pass
+    assert head.processes() == []
+    assert not head.temp_dir.exists()
+
+
+def test_free_ports_are_different() -> None:
+    assert len(set(free_ports(5))) == 5
+
+
+def test_the_demo_refuses_a_misspelt_setting_before_it_starts_anything(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert demo.main(["training.stepz=3"]) == 2
+    error = capsys.readouterr().err
+    assert "training.stepz: unknown key; did you mean training.steps?" in error
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
