@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,14 +122,15 @@ def _decode(
                 jobs.append(ShardJob(chunk, folder, file, classes, size, max_pixels))
                 homes.append(key)
         log.info("decoding %d splits in %d shards", len(missing), len(jobs))
-        for position, outcome in run_jobs(jobs, cluster, use_ray):
-            key = homes[position]
-            domain, split = missing[key]
-            if isinstance(outcome, str):
-                raise UserError(f"{domain.name}, {split.name} split: cannot decode it: {outcome}")
-            results[key].append(outcome)
-            if len(results[key]) == len(split.chunks):
-                entries.commit(key, staged[key], _marker(split, size, results[key]))
+        with closing(run_jobs(jobs, cluster, use_ray)) as outcomes:
+            for position, outcome in outcomes:
+                key = homes[position]
+                domain, split = missing[key]
+                if isinstance(outcome, str):
+                    raise UserError(f"{domain.name}, {split.name} split: cannot decode: {outcome}")
+                results[key].append(outcome)
+                if len(results[key]) == len(split.chunks):
+                    entries.commit(key, staged[key], _marker(split, size, results[key]))
     finally:
         for staging in staged.values():
             staging.drop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from pyarrow import ArrowException
@@ -16,7 +16,7 @@ Outcome = ShardResult | str  # or the reason why the chunk could not be read or 
 
 def run_jobs(
     jobs: list[ShardJob], cluster: ClusterSettings, use_ray: bool
-) -> Iterator[tuple[int, Outcome]]:
+) -> Generator[tuple[int, Outcome], None, None]:
     """Yield (position in `jobs`, outcome) as they finish, in any order."""
     if use_ray and jobs and cluster.data.num_workers:
         yield from _on_ray(jobs, cluster)
@@ -25,7 +25,9 @@ def run_jobs(
             yield position, _outcome(job)
 
 
-def _on_ray(jobs: list[ShardJob], cluster: ClusterSettings) -> Iterator[tuple[int, Outcome]]:
+def _on_ray(
+    jobs: list[ShardJob], cluster: ClusterSettings
+) -> Generator[tuple[int, Outcome], None, None]:
     import ray
 
     if not ray.is_initialized():
@@ -38,15 +40,13 @@ def _on_ray(jobs: list[ShardJob], cluster: ClusterSettings) -> Iterator[tuple[in
     if cluster.data.memory_gib:
         resources["memory"] = int(cluster.data.memory_gib * 2**30)
     items = [{"position": i, "job": ray.cloudpickle.dumps(job)} for i, job in enumerate(jobs)]
-    with ray.data.DataContext.current(context):
+    with ray.data.DataContext.current(context):  # the data set keeps it, this process does not
         # One job a block and so one a task. Lost tasks run again, bounded by the time-out.
         tasks = ray.data.from_items(items, override_num_blocks=len(items)).map(
-            _task,
-            compute=ray.data.TaskPoolStrategy(size=cluster.data.num_workers),
-            **resources,
+            _task, compute=ray.data.TaskPoolStrategy(size=cluster.data.num_workers), **resources
         )
-        for row in tasks.iter_rows():
-            yield int(row["position"]), pickle.loads(row["outcome"])
+    for row in tasks.iter_rows():
+        yield int(row["position"]), pickle.loads(row["outcome"])
 
 
 def _task(row: dict[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def test_an_unreadable_source_is_one_line_and_leaves_nothing(
     folder = parquet_domain(tmp_path / "data", "d")
     domains = open_stream(StreamSettings(reader="parquet", root=str(tmp_path / "data")), 0)
     (folder / "train.parquet").write_bytes(b"gone")
-    with pytest.raises(UserError, match=r"d, train split: cannot decode it") as caught:
+    with pytest.raises(UserError, match=r"d, train split: cannot decode") as caught:
         prepared(domains, tmp_path, use_ray=True)
     assert "\n" not in str(caught.value)
     left = [path.name for path in (tmp_path / "ray/cache/images").iterdir()]

@@ -24,6 +24,7 @@ from pipeline.settings import ClusterSettings, StreamSettings
 from pipeline.streams import Domain, ImageTable, PreparedDomain, RawRow, Split, execution, shards
 from pipeline.streams import open_stream as open_settings
 from pipeline.streams import prepare as prepare_domains
+from pipeline.streams.entries import Entries
 from pipeline.streams.shards import ShardJob, write_shard
 from tests.helpers import parquet_domain, png
 
@@ -188,7 +189,7 @@ def test_a_failed_preparation_leaves_nothing(
     domains = [listed([png((1, 2, 3))], [0])]
     with monkeypatch.context() as patched:
         patched.setattr(execution, "write_shard", full)
-        with pytest.raises(UserError, match=r"listed, train split: cannot decode it: .*No space"):
+        with pytest.raises(UserError, match=r"listed, train split: cannot decode: .*No space"):
             prepare(domains, tmp_path)
     assert list((tmp_path / "cache/images").iterdir()) == []
     assert prepare(domains, tmp_path)[0].counts["train"] == 1
@@ -246,7 +247,7 @@ def test_a_source_that_changed_while_it_was_read_is_refused(tmp_path: Path) -> N
     with pytest.raises(UserError, match="hold 20 rows, not the 36 stated"):
         prepare(domains, tmp_path)
     path.write_bytes(b"gone")
-    with pytest.raises(UserError, match=r"d, train split: cannot decode it: .*train\.parquet"):
+    with pytest.raises(UserError, match=r"d, train split: cannot decode: .*train\.parquet"):
         prepare(domains, tmp_path)
 
 
@@ -278,3 +279,15 @@ def test_marker_is_plain_json(tmp_path: Path) -> None:
     assert marker["rows"] == 1 and marker["bad"] == [[1, "no image (null)"]]
     assert sorted(path.name for path in folder.iterdir()) == ["00000.arrow", "COMPLETE"]
     assert pa.ipc.open_file(folder / "00000.arrow").schema.names == ["image", "label", "row"]
+
+
+def test_two_runs_that_prepare_the_same_agree(tmp_path: Path) -> None:
+    entries, chunk = Entries(str(tmp_path)), ListChunk((png((1, 2, 3)),), (0,))
+    staged = [entries.begin("key") for _ in range(2)]
+    for staging in staged:
+        result = write_shard(ShardJob(chunk, str(staging.folder), "00000.arrow", 2, 8, 10_000))
+        shard = {"file": result.file, "rows": result.rows, "bytes": result.bytes}
+        marker = {"digest": "d", "size": 8, "rows": 1, "bad": [], "shards": [shard]}
+        entries.commit("key", staging, marker)
+    assert [path.name for path in entries.folder.iterdir()] == ["key"]
+    assert len(ImageTable.open(str(entries.path("key")))) == 1

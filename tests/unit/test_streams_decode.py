@@ -13,6 +13,7 @@ from PIL import Image
 from pipeline.streams.decode import BadImage, decode, fit
 
 LIMIT = 1_000_000
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
