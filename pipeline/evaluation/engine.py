@@ -1,0 +1,173 @@
+"""Forward passes for everything that is not training: signature features and logits.
+
+An engine holds frozen CLIP and the functions learned so far. It runs in the driver's process, or as
+one of several actors (`actors/encoders.py`) with the same methods.
+
+Shapes: n rows, L tokens, D width, F embedding, S signature features, C classes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.methods.base import build_method
+from pipeline.model.backbone import load_backbone
+from pipeline.model.kernels import Kernels
+from pipeline.settings import Settings
+from pipeline.store import GroupRef, RunFolder
+from pipeline.store.tensors import load
+from pipeline.streams import ImageTable
+
+GROUP_FILE = "group.safetensors"
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What an engine needs to be built anywhere."""
+
+    settings: Settings
+    run: str
+    kernels: Kernels
+    threads: int = 0
+
+
+def depths(layers: int, which: str, first: int) -> tuple[int, ...]:
+    """Block counts after which the signature reads CLS and mean token (method 2.5).
+
+    Args:
+        layers: blocks of the image encoder.
+        which: `all` = L/4, L/2, 3L/4; `trunk` = those inside the frozen trunk; `final` = none.
+        first: first adapted block, the end of the trunk.
+    """
+    quarters = sorted({max(1, layers // 4), max(1, layers // 2), max(1, 3 * layers // 4)})
+    if which == "final":
+        return ()
+    return tuple(d for d in quarters if which == "all" or d <= first)
+
+
+class Engine:
+    """Frozen CLIP and the learned functions, ready to encode."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        if spec.threads:
+            torch.set_num_threads(spec.threads)
+        settings = spec.settings
+        self.settings = settings
+        self.backbone = load_backbone(settings.backbone, spec.kernels.device, spec.kernels)
+        self.method = build_method(self.backbone, settings)
+        self.run = RunFolder(spec.run, read_only=True)
+        self.installed: dict[str, str] = {}
+        self._classes: dict[tuple, Tensor] = {}
+        self._trunks: OrderedDict[str, Tensor] = OrderedDict()
+        self._budget = int(settings.training.cache_gib * 2**30)
+        which = settings.identifier.depths
+        self._depths = depths(self.backbone.image.depth, which, self.method.first_blocks[0])
+        self._with_final = which != "trunk"
+
+    def install(self, refs: Sequence[GroupRef]) -> None:
+        """Load the groups that are not here yet; hashes are verified.
+
+        Raises:
+            ValueError: a group of the same name with other weights is installed.
+        """
+        for ref in refs:
+            known = self.installed.get(ref.name)
+            if known == ref.sha256:
+                continue
+            if known is not None:
+                raise ValueError(f"'{ref.name}' is installed with other weights")
+            self.method.install(ref.name, load(self.run.groups.read(ref, GROUP_FILE), ref.name))
+            self.installed[ref.name] = ref.sha256
+
+    @torch.no_grad()
+    def features(self, table: str, rows: np.ndarray) -> np.ndarray:
+        """Signature features (n, S) of some rows, float32."""
+        images = ImageTable.open(table)
+        parts = []
+        for batch in self._batches(rows):
+            taken: list[Tensor] = []
+            with self.backbone.kernels.exact():
+                pixels = self.backbone.normalise(images.images(batch))
+                parts.append(self._signature(pixels, taken).cpu().numpy())
+        if not parts:
+            return np.zeros((0, 0), dtype=np.float32)
+        return np.concatenate(parts)
+
+    def _signature(self, pixels: Tensor, taken: list[Tensor]) -> Tensor:
+        def record(passed: int, x_BLD: Tensor) -> None:
+            if passed in self._depths:
+                taken.append(torch.cat([x_BLD[:, 0], x_BLD[:, 1:].mean(dim=1)], dim=1))
+
+        x_BLD = self.method.trunk(pixels, record)
+        if self._with_final:
+            taken.append(self.method.frozen_features(x_BLD, record))
+        return torch.cat(taken, dim=1)
+
+    @torch.no_grad()
+    def logits(
+        self,
+        table: str,
+        rows: np.ndarray,
+        function: str | None,
+        classes: Sequence[str],
+        templates: Sequence[str],
+    ) -> np.ndarray:
+        """Logits (n, C) of some rows under one function, float32."""
+        u_CF = self._class_features(tuple(classes), tuple(templates), function)
+        parts = []
+        for batch in self._batches(rows):
+            with self.backbone.kernels.exact():
+                x_BLD = self._trunk(table, batch)
+                if function is None:
+                    v_BF = self.method.frozen_features(x_BLD)
+                else:
+                    v_BF = self.method.image_features(x_BLD, [function] * len(batch))
+                parts.append((self.backbone.logit_scale * v_BF @ u_CF.T).cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, len(classes)), np.float32)
+
+    def _class_features(
+        self, classes: tuple[str, ...], templates: tuple[str, ...], function: str | None
+    ) -> Tensor:
+        key = (classes, templates, function)
+        if key not in self._classes:
+            with self.backbone.kernels.exact():
+                if function is None:
+                    self._classes[key] = self.backbone.encode_classes(classes, templates)
+                else:
+                    self._classes[key] = self.method.class_features(classes, templates, function)
+        return self._classes[key]
+
+    def _batches(self, rows: np.ndarray) -> list[np.ndarray]:
+        size = self.settings.evaluation.batch_size
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def _trunk(self, table: str, rows: np.ndarray) -> Tensor:
+        """Trunk activations of some rows, kept for whole tables while they fit the budget."""
+        kept = self._trunks.get(table)
+        if kept is None:
+            images = ImageTable.open(table)
+            tower = self.backbone.image
+            size = 4 * len(images) * tower.tokens * tower.width
+            if size > self._budget:
+                return self.method.trunk(self.backbone.normalise(images.images(rows)))
+            self._make_room(size)
+            kept = torch.full((len(images), tower.tokens, tower.width), float("nan"))
+            self._trunks[table] = kept
+        self._trunks.move_to_end(table)
+        missing = rows[torch.isnan(kept[rows, 0, 0]).numpy()]
+        if len(missing):
+            pixels = self.backbone.normalise(ImageTable.open(table).images(missing))
+            kept[missing] = self.method.trunk(pixels).cpu()
+        return kept[rows].to(self.backbone.device)
+
+    def _make_room(self, size: int) -> None:
+        while (
+            self._trunks and size + sum(4 * t.numel() for t in self._trunks.values()) > self._budget
+        ):
+            self._trunks.popitem(last=False)

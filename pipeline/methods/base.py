@@ -1,0 +1,168 @@
+"""The contract of a method, and the registry.
+
+A method says what a stage trains (an `Adapter`), and what answers at test time: each stage leaves a
+*function*, named by its task; `None` names frozen CLIP. Everything else - data, optimisation,
+storage, identification, evaluation - is shared by all methods.
+
+Shapes: B batch, L tokens, D width, C classes, F embedding.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.model.backbone import Backbone
+from pipeline.settings import Settings
+
+_METHODS: dict[str, type[Method]] = {}
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An earlier task that may help a new one, `distance` apart."""
+
+    task: str
+    distance: float
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What is known when a stage starts: its number, its task, and its nearest earlier tasks."""
+
+    stage: int
+    task: str
+    neighbours: tuple[Neighbour, ...] = ()
+
+
+class Adapter(nn.Module, ABC):
+    """The trainable part of one stage, from the trunk's activations to features."""
+
+    @abstractmethod
+    def image(self, x_BLD: Tensor) -> Tensor:
+        """Normalised image features (B, F) from activations at the first adapted image block."""
+
+    @abstractmethod
+    def text(self, x_CLD: Tensor, position_C: Tensor) -> Tensor:
+        """Normalised caption features (C, F) from activations at the first adapted text block."""
+
+    @abstractmethod
+    def export(self) -> dict[str, Tensor]:
+        """Tensors of `group.safetensors`."""
+
+    def optional_neighbours(self) -> list[str]:
+        """Neighbours that may still be dropped after training."""
+        return []
+
+    def keep_neighbours(self, tasks: Sequence[str]) -> None:
+        """Drop all neighbours but these."""
+
+    def without(self, tasks: Sequence[str]) -> AbstractContextManager[None]:
+        """While it lasts, these neighbours are silent."""
+        return nullcontext()
+
+    def forward(self, x_BLD: Tensor, text_CLD: Tensor, position_C: Tensor) -> Tensor:
+        """Cosine similarities (B, C)."""
+        return self.image(x_BLD) @ self.text(text_CLD, position_C).T
+
+
+class Method(ABC):
+    """One way to learn a stream; a file in this folder.
+
+    Attributes:
+        name: what `method=` selects.
+        trains: False if stages are not trained at all.
+        given_id: True if the task's identity is given at test time (an upper bound).
+        fuses: True if images of no learned task get frozen CLIP fused with the likeliest groups.
+        borrows: True if a group may use earlier groups.
+    """
+
+    name: ClassVar[str]
+    trains: ClassVar[bool] = True
+    given_id: ClassVar[bool] = False
+    fuses: ClassVar[bool] = False
+    borrows: ClassVar[bool] = False
+
+    def __init__(self, backbone: Backbone, settings: Settings) -> None:
+        self.backbone = backbone
+        self.settings = settings
+
+    @property
+    @abstractmethod
+    def first_blocks(self) -> tuple[int, int]:
+        """First block that a stage may change, in the image and in the text encoder."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate: `method.options.learning_rate`, else `training.learning_rate`."""
+        value = self.settings.method.options.get("learning_rate")
+        return float(value or self.settings.training.learning_rate)
+
+    @abstractmethod
+    def adapter(self, context: StageContext) -> Adapter:
+        """What the stage trains; earlier stages are installed already."""
+
+    @abstractmethod
+    def install(self, task: str, tensors: Mapping[str, Tensor]) -> None:
+        """Make a stored group answer; raises ValueError if it does not fit."""
+
+    def function(self, task: str | None, learned: Sequence[str]) -> str | None:
+        """Which stored function answers for an image of `task` after `learned` stages."""
+        return task if task in learned else None
+
+    @abstractmethod
+    def image_features(self, x_BLD: Tensor, functions: Sequence[str | None]) -> Tensor:
+        """Normalised features (B, F) from trunk activations, one function per image."""
+
+    @abstractmethod
+    def class_features(
+        self, classes: Sequence[str], templates: Sequence[str], function: str | None
+    ) -> Tensor:
+        """Class features (C, F) under one function."""
+
+    def trunk(self, image_BCHW: Tensor, record: Callable | None = None) -> Tensor:
+        """Activations (B, L, D) at the first adapted image block: shared by all functions."""
+        tower = self.backbone.image
+        return tower.run(tower.embed(image_BCHW), 0, self.first_blocks[0], record=record)
+
+    def frozen_features(self, x_BLD: Tensor, record: Callable | None = None) -> Tensor:
+        """Normalised features of frozen CLIP (B, F) from trunk activations."""
+        tower = self.backbone.image
+        x_BLD = tower.run(x_BLD, self.first_blocks[0], tower.depth, record=record)
+        return F.normalize(tower.finish(x_BLD), dim=-1)
+
+
+def register(method: type[Method]) -> type[Method]:
+    """Class decorator: make a method selectable by its name."""
+    _METHODS[method.name] = method
+    return method
+
+
+def methods() -> dict[str, type[Method]]:
+    """All methods by name; every module in this folder is imported once."""
+    package = importlib.import_module("pipeline.methods")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"pipeline.methods.{module.name}")
+    return dict(sorted(_METHODS.items()))
+
+
+def method_class(name: str) -> type[Method]:
+    """Raises UserError with the known names if there is no such method."""
+    known = methods()
+    if name not in known:
+        raise UserError(f"method.name: '{name}' is unknown; choose one of {', '.join(known)}")
+    return known[name]
+
+
+def build_method(backbone: Backbone, settings: Settings) -> Method:
+    """The method that the settings name, with nothing learned yet."""
+    return method_class(settings.method.name)(backbone, settings)

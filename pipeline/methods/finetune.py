@@ -1,0 +1,126 @@
+"""Continual fine-tuning: the same blocks, all their weights, one task after another.
+
+The reference for forgetting: each stage starts from the last one's weights and the newest weights
+answer for every task. It trains from the same first block, for the same steps, as the groups do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.methods.base import Adapter, Method, StageContext, register
+from pipeline.model.backbone import Backbone
+from pipeline.model.experts import trunk_blocks
+from pipeline.model.towers import ImageTower, TextTower
+from pipeline.settings import Settings
+
+
+class TunedTowers(Adapter):
+    """Copies of both encoders whose upper blocks and heads are trainable."""
+
+    def __init__(self, backbone: Backbone, first_blocks: tuple[int, int]) -> None:
+        super().__init__()
+        self.first_image, self.first_text = first_blocks
+        image: ImageTower = copy.deepcopy(backbone.image)
+        text: TextTower = copy.deepcopy(backbone.text)
+        self._towers = (image, text)
+        names, tensors = [], []
+        for side, tower, first in (
+            ("image", image, first_blocks[0]),
+            ("text", text, first_blocks[1]),
+        ):
+            tower.requires_grad_(False)
+            wanted = {id(p) for block in tower.blocks[first:] for p in block.parameters()}
+            wanted |= {id(p) for p in tower.head()}
+            for name, parameter in tower.named_parameters():
+                if id(parameter) in wanted:
+                    names.append(f"{side}.{name}")
+                    tensors.append(parameter.requires_grad_(True))
+        self.names = names
+        self.tuned = nn.ParameterList(tensors)
+
+    def image(self, x_BLD: Tensor) -> Tensor:
+        """Image features through the tuned blocks."""
+        tower = self._towers[0]
+        x_BLD = tower.run(x_BLD, self.first_image, tower.depth)
+        return F.normalize(tower.finish(x_BLD).float(), dim=-1)
+
+    def text(self, x_CLD: Tensor, position_C: Tensor) -> Tensor:
+        """Caption features through the tuned blocks."""
+        tower = self._towers[1]
+        x_CLD = tower.run(x_CLD, self.first_text, tower.depth, None, position_C)
+        return F.normalize(tower.finish(x_CLD, position_C).float(), dim=-1)
+
+    def export(self) -> dict[str, Tensor]:
+        """All tuned weights by name."""
+        pairs = zip(self.names, self.tuned, strict=True)
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in pairs}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over stored weights; raises ValueError if they do not fit."""
+        if set(tensors) != set(self.names):
+            odd = sorted(set(tensors) ^ set(self.names))[0]
+            raise ValueError(f"tuned weights do not fit: '{odd}'")
+        for name, tensor in zip(self.names, self.tuned, strict=True):
+            tensor.data.copy_(tensors[name])
+
+
+@register
+class Finetune(Method):
+    """Sequential fine-tuning of everything above the trunk."""
+
+    name = "finetune"
+
+    def __init__(self, backbone: Backbone, settings: Settings) -> None:
+        super().__init__(backbone, settings)
+        self.stages: dict[str, TunedTowers] = {}
+
+    @property
+    def first_blocks(self) -> tuple[int, int]:
+        """The same trunk as the groups', so that both train at the same cost."""
+        return trunk_blocks(self.backbone, self.settings.experts)
+
+    def _fresh(self) -> TunedTowers:
+        return TunedTowers(self.backbone, self.first_blocks).to(self.backbone.device)
+
+    def adapter(self, context: StageContext) -> TunedTowers:
+        """The last stage's weights, ready to be changed."""
+        adapter = self._fresh()
+        if self.stages:
+            adapter.load(list(self.stages.values())[-1].export())
+        return adapter
+
+    def install(self, task: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the weights of one finished stage."""
+        adapter = self._fresh()
+        adapter.load(tensors)
+        self.stages[task] = adapter.requires_grad_(False)
+
+    def function(self, task: str | None, learned: Sequence[str]) -> str | None:
+        """The newest weights, whatever the image."""
+        return learned[-1] if learned else None
+
+    def image_features(self, x_BLD: Tensor, functions: Sequence[str | None]) -> Tensor:
+        """Features of one stage's weights; all images of a batch must name the same stage."""
+        (function,) = set(functions)
+        return (
+            self.frozen_features(x_BLD) if function is None else self.stages[function].image(x_BLD)
+        )
+
+    def class_features(
+        self, classes: Sequence[str], templates: Sequence[str], function: str | None
+    ) -> Tensor:
+        """Class features of one stage's weights."""
+        if function is None:
+            return self.backbone.encode_classes(classes, templates)
+        prompts = [template.format(name) for name in classes for template in templates]
+        tokens = self.backbone.tokenize(prompts)
+        tower = self.backbone.text
+        position = tower.positions(tokens)
+        x_CLD = tower.run(tower.embed(tokens), 0, self.first_blocks[1], None, position)
+        features = self.stages[function].text(x_CLD, position)
+        return F.normalize(features.view(len(classes), len(templates), -1).mean(dim=1), dim=-1)

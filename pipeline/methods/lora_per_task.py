@@ -1,0 +1,16 @@
+"""One adapter per task, identity given, no help between tasks: the reference for no interference."""
+
+from __future__ import annotations
+
+from pipeline.methods.base import register
+from pipeline.methods.trge import Trge
+
+
+@register
+class LoraPerTask(Trge):
+    """Expert groups with the task's identity given at test time; frozen CLIP for unseen tasks."""
+
+    name = "lora_per_task"
+    given_id = True
+    fuses = False
+    borrows = False

@@ -1,0 +1,204 @@
+"""TRGE: one expert group per stage, frozen for ever; neighbours help; unseen images are fused.
+
+`y = y_t + sum_j a_{t,j,l} exp(-d(t,j)/T) y_j` with `a = 0` at start (method 2.6): a neighbour's
+influence is learned together with the group and frozen with it, so a learned task's function
+never changes again.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.methods.base import Adapter, Method, Neighbour, StageContext, register
+from pipeline.model.backbone import Backbone
+from pipeline.model.experts import ExpertGroup, Experts, expert_shapes, trunk_blocks
+from pipeline.model.growing import GrowingModel
+from pipeline.model.mix import TaskMix
+from pipeline.model.towers import Delta
+from pipeline.settings import Settings
+
+
+class GroupAdapter(Adapter):
+    """A new expert group with learned weights for its neighbours' frozen groups."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        group: ExpertGroup,
+        first_blocks: tuple[int, int],
+        task: str = "",
+        neighbours: Sequence[Neighbour] = (),
+        frozen: Sequence[Mapping[str, Experts]] = (),
+        temperature: float = 1.0,
+        rule: str = "residual",
+    ) -> None:
+        super().__init__()
+        self.group = group
+        self.task = task
+        self.neighbours = list(neighbours)
+        self.rule = rule
+        self.temperature = temperature
+        self._frozen = [dict(experts) for experts in frozen]  # not registered: never trained
+        self._backbone = (backbone,)  # a tuple hides the frozen model from state_dict
+        self.first = dict(zip(("image", "text"), first_blocks, strict=True))
+        self._silent: frozenset[str] = frozenset()
+        self.influence = nn.ParameterDict()
+        if rule == "residual" and self.neighbours:
+            for name, experts in group.encoders():
+                self.influence[name] = nn.Parameter(
+                    torch.zeros(len(self.neighbours), experts.shape.blocks)
+                )
+
+    def weights(self, encoder: str, blocks: int) -> Tensor:
+        """(K, N): own group first, then the neighbours."""
+        distances = torch.tensor([0.0] + [n.distance for n in self.neighbours])
+        if self.rule == "softmax":
+            shares = (-distances / self.temperature).softmax(dim=0)
+            return shares[:, None].expand(-1, blocks)
+        own = torch.ones(1, blocks)
+        if not self.neighbours:
+            return own
+        influence = self.influence[encoder]
+        decay = torch.exp(-distances[1:] / self.temperature)[:, None].to(influence.device)
+        return torch.cat([own.to(influence.device), influence * decay])
+
+    def _delta(self, encoder: str) -> Delta:
+        own = self.group.image if encoder == "image" else self.group.text
+        assert own is not None
+        weights = self.weights(encoder, own.shape.blocks)
+
+        def delta(block: int, h_BLD: Tensor, q_BD: Tensor) -> Tensor | None:
+            y = own(block, h_BLD, q_BD)
+            if y is None:
+                return None
+            i = block - own.shape.first
+            total = y * weights[0, i]
+            for k, experts in enumerate(self._frozen, start=1):
+                if self.neighbours[k - 1].task in self._silent:
+                    continue
+                total = total + experts[encoder](block, h_BLD, q_BD) * weights[k, i]
+            return total
+
+        return delta
+
+    def image(self, x_BLD: Tensor) -> Tensor:
+        """Image features through the new group and its neighbours."""
+        tower = self._backbone[0].image
+        x_BLD = tower.run(x_BLD, self.first["image"], tower.depth, self._delta("image"))
+        return F.normalize(tower.finish(x_BLD).float(), dim=-1)
+
+    def text(self, x_CLD: Tensor, position_C: Tensor) -> Tensor:
+        """Caption features; frozen ones if the group has no text experts."""
+        tower = self._backbone[0].text
+        delta = self._delta("text") if self.group.text is not None else None
+        x_CLD = tower.run(x_CLD, self.first["text"], tower.depth, delta, position_C)
+        return F.normalize(tower.finish(x_CLD, position_C).float(), dim=-1)
+
+    def optional_neighbours(self) -> list[str]:
+        """All neighbours: each must prove itself on the held-out fold."""
+        return [n.task for n in self.neighbours]
+
+    @contextmanager
+    def without(self, tasks: Sequence[str]) -> Iterator[None]:
+        """Leave some neighbours out for a moment."""
+        before, self._silent = self._silent, frozenset(tasks)
+        try:
+            yield
+        finally:
+            self._silent = before
+
+    def keep_neighbours(self, tasks: Sequence[str]) -> None:
+        """Drop the other neighbours together with their weights."""
+        kept = [i for i, n in enumerate(self.neighbours) if n.task in tasks]
+        self.neighbours = [self.neighbours[i] for i in kept]
+        self._frozen = [self._frozen[i] for i in kept]
+        for name in list(self.influence):
+            self.influence[name] = nn.Parameter(self.influence[name].detach()[kept].clone())
+
+    def export(self) -> dict[str, Tensor]:
+        """Experts, routers, mixing weights, and the neighbours' names and distances."""
+        tensors = {}
+        for name, experts in self.group.encoders():
+            for key in ("A", "B", "W"):
+                tensors[f"{name}.{key}"] = getattr(experts, key).detach().cpu().contiguous()
+            mix = self.weights(name, experts.shape.blocks)
+            tensors[f"{name}.mix"] = mix.detach().cpu().contiguous()
+        listed = [{"task": n.task, "distance": n.distance} for n in self.neighbours]
+        text = json.dumps(listed, sort_keys=True).encode()
+        tensors["neighbours"] = torch.frombuffer(bytearray(text), dtype=torch.uint8).clone()
+        return tensors
+
+
+def read_neighbours(tensors: Mapping[str, Tensor]) -> list[Neighbour]:
+    """The neighbours that a stored group borrows from."""
+    listed = json.loads(bytes(tensors["neighbours"].numpy().tobytes()).decode() or "[]")
+    return [Neighbour(item["task"], item["distance"]) for item in listed]
+
+
+@register
+class Trge(Method):
+    """Two-level routing grouped mixture of experts (arXiv 2508.07738)."""
+
+    name = "trge"
+    fuses = True
+    borrows = True
+
+    def __init__(self, backbone: Backbone, settings: Settings) -> None:
+        super().__init__(backbone, settings)
+        self.shapes = expert_shapes(backbone, settings.experts)
+        self.model = GrowingModel(backbone, self.shapes)
+        self.groups: dict[str, ExpertGroup] = {}
+
+    @property
+    def first_blocks(self) -> tuple[int, int]:
+        """From `experts.first_block`."""
+        return trunk_blocks(self.backbone, self.settings.experts)
+
+    def adapter(self, context: StageContext) -> GroupAdapter:
+        """A fresh group, its initialisation fixed by (seed, task)."""
+        rule = self.settings.method.neighbours
+        seed = zlib.crc32(f"{self.settings.seed}:{context.task}".encode())
+        neighbours = context.neighbours if self.borrows else ()
+        return GroupAdapter(
+            self.backbone,
+            ExpertGroup(self.shapes, seed).to(self.backbone.device),
+            self.first_blocks,
+            context.task,
+            neighbours,
+            [dict(self.groups[n.task].encoders()) for n in neighbours],
+            rule.temperature,
+            rule.mix,
+        )
+
+    def install(self, task: str, tensors: Mapping[str, Tensor]) -> None:
+        """Add a stored group to the growing model."""
+        group = ExpertGroup(self.shapes)
+        experts = {k: v for k, v in tensors.items() if k.split(".")[-1] in ("A", "B", "W")}
+        try:
+            group.load_state_dict(experts, strict=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"group '{task}' does not fit: {str(error).splitlines()[-1]}"
+            ) from error
+        group.requires_grad_(False).to(self.backbone.device)
+        names = (task, *(n.task for n in read_neighbours(tensors)))
+        weights = {name: tensors[f"{name}.mix"].float() for name in self.shapes}
+        self.model.add(task, group, TaskMix(names, weights))
+        self.groups[task] = group
+
+    def image_features(self, x_BLD: Tensor, functions: Sequence[str | None]) -> Tensor:
+        """One pass over a mixed-task batch."""
+        return self.model.encode_tokens(x_BLD, self.model.mix(functions))
+
+    def class_features(
+        self, classes: Sequence[str], templates: Sequence[str], function: str | None
+    ) -> Tensor:
+        """Class features under the mix of one task."""
+        return self.model.encode_classes(classes, templates, function)

@@ -1,0 +1,216 @@
+"""Run a stage where the cluster settings say: in this process, or on Ray Train workers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import IntegrityError, UserError
+from pipeline.methods.base import Adapter
+from pipeline.store import Folder, RunFolder
+from pipeline.store.tensors import load
+from pipeline.training import checkpoints
+from pipeline.training.loop import TrainingState
+from pipeline.training.stage import (
+    CLASSES,
+    FACTS,
+    GROUP,
+    PROBE,
+    Outcome,
+    StageSpec,
+    run_stage,
+    stage_folder,
+)
+
+log = logging.getLogger(__name__)
+
+
+def train_stage(spec: StageSpec) -> Outcome:
+    """Train one stage and bring its outcome home.
+
+    A previous attempt's last complete checkpoint is continued from.
+
+    Raises:
+        UserError: the batch cannot be split evenly over the workers.
+        RuntimeError: the workers failed more often than `cluster.max_failures`.
+    """
+    run = RunFolder(spec.run, read_only=True)
+    workers = spec.settings.cluster.train.num_workers
+    if workers > 1 and spec.settings.training.batch_size % workers:
+        raise UserError(
+            f"training.batch_size: {spec.settings.training.batch_size} does not divide by"
+            f" cluster.train.num_workers={workers}"
+        )
+    folder = stage_folder(run, spec)
+    previous = checkpoints.newest(folder)
+    spec = replace(spec, resume=None if previous is None else previous.uri)
+    if previous is not None:
+        log.info("stage %d %s: continues from %s", spec.stage, spec.domain.name, previous.shown())
+    final = _in_process(spec, folder) if workers == 0 else _on_ray(spec, folder)
+    return read_outcome(final)
+
+
+def read_outcome(folder: Folder) -> Outcome:
+    """The outcome that lies beside a stage's last checkpoint.
+
+    Raises:
+        IntegrityError: the stage did not end there.
+    """
+    try:
+        facts = json.loads(folder.read(FACTS))
+        return Outcome(
+            load(folder.read(GROUP), GROUP),
+            load(folder.read(PROBE), PROBE),
+            load(folder.read(CLASSES), CLASSES)["classes"],
+            facts,
+        )
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{folder.shown()} holds no finished stage") from error
+
+
+def _in_process(spec: StageSpec, folder: Folder) -> Folder:
+    attempt = folder.child(f"attempt-{spec.attempt}")
+    last: list[Folder] = []
+
+    def save(metrics: dict[str, Any], state: TrainingState | None, outcome: Outcome | None) -> None:
+        if state is None:
+            return
+        name = "final" if outcome is not None else f"checkpoint-{state.step:06d}"
+        with tempfile.TemporaryDirectory() as temporary:
+            local = Path(temporary)
+            checkpoints.save(local, state)
+            if outcome is not None:
+                outcome.save(local)
+            target = attempt.child(name)
+            for file in sorted(local.iterdir(), key=lambda f: f.name == checkpoints.FACTS):
+                target.write(file.name, file.read_bytes())
+        last[:] = [attempt.child(name)]
+
+    resume = None if spec.resume is None else checkpoints.restore(Folder(spec.resume))
+    run_stage(spec, resume=resume, save=save)
+    return last[0]
+
+
+def _on_ray(spec: StageSpec, folder: Folder) -> Folder:
+    import ray.train as rt
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cluster = spec.settings.cluster
+    workers = cluster.train
+    resources: dict[str, float] = {"CPU": workers.num_cpus}
+    if workers.num_gpus:
+        resources["GPU"] = workers.num_gpus
+    if workers.memory_gib:
+        resources["memory"] = workers.memory_gib * 2**30
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"spec": spec},
+        torch_config=TorchConfig(timeout_s=cluster.timeout_s),
+        scaling_config=rt.ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=workers.num_gpus > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=rt.RunConfig(
+            name=f"attempt-{spec.attempt}",
+            storage_path=folder.uri,
+            failure_config=rt.FailureConfig(
+                max_failures=cluster.max_failures,
+                controller_failure_limit=max(1, cluster.max_failures),
+            ),
+            checkpoint_config=rt.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except (rt.WorkerGroupError, rt.ControllerError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise RuntimeError(
+            f"stage {spec.stage} {spec.domain.name}: the workers failed"
+            f" {cluster.max_failures + 1} times, last: {reason}"
+        ) from error
+    checkpoint = result.checkpoint
+    if checkpoint is None:
+        raise RuntimeError(f"stage {spec.stage} {spec.domain.name}: no checkpoint was reported")
+    return Folder(checkpoint.path, checkpoint.filesystem)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """Body of one Ray Train worker."""
+    import ray.train as rt
+
+    spec: StageSpec = config["spec"]
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    context = rt.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    if spec.kernels.device.startswith("cuda"):
+        from ray.train.torch import get_device
+
+        spec = replace(spec, kernels=replace(spec.kernels, device=str(get_device())))
+    gauges = _Gauges(spec) if rank == 0 else None
+
+    def save(metrics: dict[str, Any], state: TrainingState | None, outcome: Outcome | None) -> None:
+        if rank != 0:
+            rt.report(metrics, checkpoint=None)
+            return
+        if gauges is not None:
+            gauges.set(metrics)
+        with tempfile.TemporaryDirectory() as temporary:
+            if state is not None:
+                checkpoints.save(Path(temporary), state)
+            if outcome is not None:
+                outcome.save(Path(temporary))
+            rt.report(metrics, checkpoint=rt.Checkpoint.from_directory(temporary))
+
+    run_stage(
+        spec, rank=rank, world=world, resume=_resume(spec),
+        wrap=_data_parallel if world > 1 else (lambda adapter: adapter), save=save,
+    )  # fmt: skip
+
+
+def _resume(spec: StageSpec) -> TrainingState | None:
+    """This attempt's own checkpoint after a worker died, else the previous attempt's."""
+    import ray.train as rt
+
+    own = rt.get_checkpoint()
+    if own is not None:
+        try:
+            return checkpoints.restore(Folder(own.path, own.filesystem))
+        except IntegrityError as error:
+            log.warning("%s; falling back", error)
+    return None if spec.resume is None else checkpoints.restore(Folder(spec.resume))
+
+
+def _data_parallel(adapter: Adapter) -> torch.nn.Module:
+    return torch.nn.parallel.DistributedDataParallel(adapter)
+
+
+class _Gauges:
+    """What the Ray dashboard shows of a running stage."""
+
+    def __init__(self, spec: StageSpec) -> None:
+        from ray.util.metrics import Gauge
+
+        tags = {"task": spec.domain.name, "method": spec.settings.method.name}
+        self._gauges = {}
+        for key, name, about in (
+            ("loss", "archipelago_loss", "Training loss of the stage"),
+            ("images_per_second", "archipelago_images_per_second", "Training throughput"),
+            ("held_out_accuracy", "archipelago_held_out_accuracy", "Percent, held-out fold"),
+            ("step", "archipelago_step", "Optimisation step of the stage"),
+        ):
+            gauge = Gauge(name, description=about, tag_keys=tuple(tags))
+            gauge.set_default_tags(tags)
+            self._gauges[key] = gauge
+
+    def set(self, metrics: dict[str, Any]) -> None:
+        """Publish the figures of one report."""
+        for key, gauge in self._gauges.items():
+            if key in metrics:
+                gauge.set(float(metrics[key]))

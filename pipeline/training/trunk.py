@@ -1,0 +1,100 @@
+"""Trunk activations of the training rows: computed once per view, then read.
+
+A rank owns its rows for the whole stage, so no activation crosses a machine. Activations are
+computed in fixed chunks and rounded to the cache's type before use, whether or not they are kept:
+an interrupted stage sees the same numbers when it comes back.
+Shapes: B batch, L tokens, D width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.model.backbone import Backbone
+from pipeline.training.views import Views
+
+CHUNK = 64
+CACHE_DTYPE = torch.float16
+
+
+class TrunkCache:
+    """Activations at the first adapted block for the rows of one rank.
+
+    Args:
+        backbone: frozen CLIP.
+        first: first adapted image block; 0 caches the embedding of the image.
+        images: reads uint8 (n, S, S, 3) by row.
+        rows: the rank's rows.
+        views: augmentation.
+        count: number of different views V; epoch e uses view e mod V.
+        budget_gib: memory for cached views; views beyond it are computed again when needed.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        first: int,
+        images: Callable[[np.ndarray], np.ndarray],
+        rows: np.ndarray,
+        views: Views,
+        count: int,
+        budget_gib: float,
+    ) -> None:
+        self.backbone = backbone
+        self.first = first
+        self.images = images
+        self.rows = rows
+        self.views = views
+        self.count = count
+        size = len(rows) * backbone.image.tokens * backbone.image.width * CACHE_DTYPE.itemsize
+        self.capacity = max(1, min(count, int(budget_gib * 2**30 / max(size, 1))))
+        self.seconds = 0.0  # spent computing activations
+        self._kept: dict[int, Tensor] = {}
+
+    def view(self, number: int | None) -> Tensor:
+        """(rows, L, D) of one view on the CPU; None = the image as it is."""
+        if number is None:
+            return self._compute(None)
+        number %= self.count
+        if number not in self._kept:
+            if len(self._kept) >= self.capacity:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[number] = self._compute(number)
+        return self._kept[number]
+
+    @torch.no_grad()
+    def _compute(self, number: int | None) -> Tensor:
+        clock = time.perf_counter()
+        tower = self.backbone.image
+        boxes = None if number is None else self.views.boxes(number)[self.rows]
+        out = torch.empty(len(self.rows), tower.tokens, tower.width, dtype=CACHE_DTYPE)
+        for start in range(0, len(self.rows), CHUNK):
+            rows = self.rows[start : start + CHUNK]
+            pixels = self.backbone.normalise(self.images(rows))
+            if boxes is not None:
+                pixels = self.views.apply(pixels, boxes[start : start + CHUNK])
+            with self.backbone.kernels.exact():
+                x_BLD = tower.run(tower.embed(pixels), 0, self.first)
+            out[start : start + CHUNK] = x_BLD.to("cpu", CACHE_DTYPE)
+        self.seconds += time.perf_counter() - clock
+        return out
+
+
+def batch_rows(seed: int, stage: int, rank: int, count: int, step: int, size: int) -> np.ndarray:
+    """Positions and epochs of one local batch, (size, 2): a pure function of its arguments.
+
+    Each rank walks its own rows in a new random order every epoch; a batch may span two epochs.
+    """
+    first = step * size
+    out = np.empty((size, 2), dtype=np.int64)
+    for i in range(size):
+        epoch, position = divmod(first + i, count)
+        if i == 0 or position == 0:
+            order = np.random.default_rng((seed, stage, rank, epoch)).permutation(count)
+        out[i] = order[position], epoch
+    return out
