@@ -25,6 +25,8 @@ from jobs.ray_head import RayHead
 from pipeline.config import load
 from pipeline.errors import EXIT_FAILURE, EXIT_STOPPED, EXIT_USER, UserError
 from pipeline.settings import Settings
+from pipeline.store import RunFolder
+from pipeline.tracking.location import locate
 
 ROOT = Path(__file__).resolve().parents[1]
 STOP_WAIT_S = 120  # from SIGTERM to SIGKILL when the job is stopped: time to save the state
@@ -122,12 +124,16 @@ def exit_code(client, job: str) -> int:
 
 def say_where(settings: Settings, code: int, console: Console) -> None:
     """Where a person looks next."""
-    run = Path(settings.run_dir or "")
-    if (run / "report.html").exists():
-        console.print(f"Report:  [bold]{(run / 'report.html').as_uri()}[/bold]")
-    if (run / "mlflow.db").exists():
-        command = f"{sys.executable} -m mlflow ui --backend-store-uri sqlite:///{run}/mlflow.db"
-        console.print(f"MLflow:  [bold]{command}[/bold]", soft_wrap=True)
+    report = Path(settings.run_dir or "") / "report.html"
+    if report.exists():
+        console.print(f"Report: [bold]{report.as_uri()}[/bold]", soft_wrap=True)
+    if settings.tracking.enabled and settings.run_dir:
+        view = locate(RunFolder(settings.run_dir, read_only=True), settings.tracking).view
+        beside = Path(sys.executable).parent / "mlflow"
+        command = (
+            view.replace("mlflow ui", f"{beside} ui", 1) if view.startswith("mlflow") else view
+        )
+        console.print(f"MLflow: [bold]{command}[/bold]", soft_wrap=True)
     if code == EXIT_STOPPED:
         console.print("The job was stopped; the same command continues it.")
 

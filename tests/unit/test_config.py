@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import threading
@@ -97,6 +98,13 @@ def test_every_file_gives_every_value_of_its_section(group: str, option: str) ->
     assert isinstance(section, type)
     shown = {k for k in flatten(given) if not k.startswith("options.") and k != "options"}
     assert shown == keys(section)
+
+
+@pytest.mark.parametrize("name", ["folder", "hf", "parquet", "torchvision"])
+def test_a_reader_s_options_are_those_of_its_file(name: str) -> None:
+    module = importlib.import_module(f"pipeline.streams.readers.{name}")
+    given = yaml.safe_load((config.CONF / "stream" / f"{name}.yaml").read_text())
+    assert given["options"] == module.OPTIONS
 
 
 @pytest.mark.parametrize(
