@@ -1,0 +1,187 @@
+"""Groups as LoggedModels, their lineage, and a registered version for each manifest."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.store import GroupRef, Manifest
+from pipeline.tracking.runs import TAG, tags
+from pipeline.tracking.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, LoggedModel, Run
+
+CANDIDATE, COMMIT = "candidate", "COMMIT"
+DIGEST = 36
+"""MLflow keeps so many characters of a dataset's digest; its source holds all of them."""
+
+
+def logged_models(
+    client: MlflowClient, experiment: str, snapshot: Snapshot
+) -> dict[tuple[int, str], LoggedModel]:
+    """LoggedModels of this run by (stage, sha256)."""
+    found, token = {}, None
+    while True:
+        where = f"tags.`{TAG}key` = '{snapshot.key}'"
+        page = client.search_logged_models([experiment], where, page_token=token)
+        for model in page:
+            found[int(model.tags[f"{TAG}stage"]), model.tags[f"{TAG}sha256"]] = model
+        token = page.token
+        if not token:
+            return found
+
+
+def log_group(
+    client: MlflowClient,
+    run: Run,
+    snapshot: Snapshot,
+    stage: int,
+    known: dict[tuple[int, str], LoggedModel],
+) -> None:
+    """A stage's group as the output of its run, its data and the previous group as inputs."""
+    from mlflow.entities import LoggedModelInput, LoggedModelOutput
+
+    ref, card = snapshot.groups[stage]
+    model = known.get((stage, ref.sha256)) or _create(client, run, snapshot, ref, card)
+    known[stage, ref.sha256] = model
+    if str(model.status) != "READY":
+        _upload(client, model.model_id, snapshot, ref)
+        client.finalize_logged_model(model.model_id, "READY")
+    run_id = run.info.run_id  # `run` knows what an earlier, interrupted sync has logged
+    given = {entry.model_id for entry in run.outputs.model_outputs} if run.outputs else set()
+    taken = {entry.model_id for entry in run.inputs.model_inputs} if run.inputs else set()
+    if model.model_id not in given:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=stage)])
+    parents = [m for (_, digest), m in known.items() if digest == card["parent"]]
+    new = [LoggedModelInput(m.model_id) for m in parents if m.model_id not in taken]
+    client.log_inputs(run_id, datasets=_datasets(snapshot, card), models=new or None)
+
+
+def register(
+    client: MlflowClient,
+    name: str,
+    parent: str,
+    snapshot: Snapshot,
+    known: dict[tuple[int, str], LoggedModel],
+) -> None:
+    """One version of the registered model per manifest; `candidate` is the newest.
+
+    Versions are found by their tags: MLflow's numbers mean nothing here.
+    """
+    manifests = [manifest for manifest in snapshot.manifests if manifest.groups]
+    if not manifests:
+        return
+    _ensure_registered(client, name)
+    where = f"name = '{name}' AND tags.`{TAG}key` = '{snapshot.key}'"
+    found = client.search_model_versions(where, max_results=10_000)
+    versions = {version.tags[f"{TAG}manifest_sha256"]: version.version for version in found}
+    for manifest in manifests:
+        if manifest.sha256 not in versions:
+            version = _create_version(client, name, parent, snapshot, manifest, known)
+            versions[manifest.sha256] = version
+    newest = versions[manifests[-1].sha256]
+    if str(client.get_registered_model(name).aliases.get(CANDIDATE)) != str(newest):
+        client.set_registered_model_alias(name, CANDIDATE, newest)
+
+
+def _create(
+    client: MlflowClient, run: Run, snapshot: Snapshot, ref: GroupRef, card: dict[str, Any]
+) -> LoggedModel:
+    experts = snapshot.config.get("experts", {})
+    params = {
+        **{f"experts.{key}": value for key, value in experts.items()},
+        "method": card["method"],
+        "backbone": snapshot.facts["backbone"]["name"],
+        "seed": snapshot.facts["seed"],
+        "parameters": card["parameters"]["group"],
+        "neighbours": ", ".join(n["task"] for n in card["neighbours"]) or "none",
+    }
+    return client.create_logged_model(
+        run.info.experiment_id,
+        name=re.sub(r"[/:.%\"']", "_", ref.folder),
+        source_run_id=run.info.run_id,
+        params={key: str(value) for key, value in params.items()},
+        tags=tags(
+            key=snapshot.key,
+            run=snapshot.place,
+            stage=ref.stage,
+            task=ref.name,
+            sha256=ref.sha256,
+            parent=card["parent"],
+        ),
+        model_type="expert-group",
+    )
+
+
+def _upload(client: MlflowClient, model_id: str, snapshot: Snapshot, ref: GroupRef) -> None:
+    """Every file of the group, verified on the way, and COMMIT with their hashes."""
+    groups = snapshot.run.groups
+    files = {name: groups.read(ref, name) for name in groups.files(ref)}
+    files[COMMIT] = snapshot.run.folder.read(f"groups/{ref.folder}/{COMMIT}")
+    with tempfile.TemporaryDirectory(prefix="archipelago-") as folder:
+        for name, data in files.items():
+            Path(folder, name).write_bytes(data)
+        client.log_model_artifacts(model_id, folder)
+
+
+def _datasets(snapshot: Snapshot, card: dict[str, Any]) -> list[DatasetInput]:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    inputs = []
+    for split, digest in sorted(card["digests"].items()):
+        context = "training" if split == "train" else "eval"
+        source = {"task": card["name"], "split": split, "sha256": digest}
+        profile = {"rows": card["counts"].get(split), "classes": len(card["classes"])}
+        dataset = Dataset(
+            name=f"{card['name']}/{split}",
+            digest=digest[:DIGEST],
+            source_type=str(snapshot.config["stream"]["reader"]),
+            source=json.dumps(source),
+            profile=json.dumps(profile),
+        )
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    return inputs
+
+
+def _ensure_registered(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name, description="Model versions of archipelago runs.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _create_version(
+    client: MlflowClient,
+    name: str,
+    parent: str,
+    snapshot: Snapshot,
+    manifest: Manifest,
+    known: dict[tuple[int, str], LoggedModel],
+) -> str:
+    latest = manifest.groups[-1]
+    model = known[latest.stage, latest.sha256]
+    tasks = ", ".join(ref.name for ref in manifest.groups)
+    version = client.create_model_version(
+        name,
+        source=f"models:/{model.model_id}",
+        run_id=parent,
+        model_id=model.model_id,
+        description=f"{len(manifest.groups)} groups: {tasks}",
+        tags=tags(
+            key=snapshot.key,
+            run=snapshot.place,
+            manifest=manifest.version,
+            manifest_sha256=manifest.sha256,
+            groups=len(manifest.groups),
+        ),
+        await_creation_for=0,
+    )
+    return version.version

@@ -1,0 +1,110 @@
+"""What tracking reads from a run folder, in one piece."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from pipeline.store import GroupRef, Manifest, RunFolder, sha256
+
+FILES = ("run.json", "report.json", "report.html", "matrix.parquet", "confusion.parquet")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run as it is now. `key` names it in MLflow: its place and its first start."""
+
+    run: RunFolder
+    facts: dict[str, Any]
+    events: list[dict[str, Any]]
+    groups: dict[int, tuple[GroupRef, dict[str, Any]]]
+    evaluations: dict[int, dict[str, Any]]
+    manifests: list[Manifest]
+
+    @classmethod
+    def take(cls, run: RunFolder) -> Snapshot:
+        """Read everything but the large files. Raises UserError where there is no run."""
+        facts = run.read()
+        refs = run.groups.list()
+        groups = {ref.stage: (ref, json.loads(run.groups.read(ref, "task.json"))) for ref in refs}
+        evaluations = {}
+        for stage in range(len(facts["stream"]["tasks"])):
+            name = f"evaluation/{stage:03d}.json"
+            if run.folder.exists(name):
+                evaluations[stage] = run.folder.read_json(name)
+        manifests = [run.models.read(version) for version in run.models.versions()]
+        return cls(run, facts, run.journal.events(), groups, evaluations, manifests)
+
+    @property
+    def place(self) -> str:
+        """Address of the run, without credentials."""
+        return self.run.folder.shown()
+
+    @cached_property
+    def key(self) -> str:
+        """32 hex digits; another run in the same place gets another key."""
+        born = self.events[0]["time"] if self.events else ""
+        return sha256(f"{self.place}\n{born}".encode())[:32]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved, redacted settings."""
+        return self.facts["config"]
+
+    @property
+    def stages(self) -> list[int]:
+        """Stages of which anything is known to be done."""
+        return sorted(self.groups.keys() | self.evaluations.keys())
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """The run's small result files by name."""
+        names = [name for name in FILES if self.run.folder.exists(name)]
+        names += self.run.folder.list("plots/")
+        return {name: self.run.folder.read(name) for name in names}
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """report.json, or nothing where none was written yet."""
+        return json.loads(self.files["report.json"]) if "report.json" in self.files else {}
+
+    @property
+    def status(self) -> str:
+        """MLflow's word for the state of the run."""
+        for event in reversed(self.events):
+            if event["event"] in ENDS:
+                return ENDS[event["event"]]
+            if event["event"] == "run-started":
+                break
+        return "RUNNING"
+
+    def task(self, stage: int) -> str:
+        """Name of a stage's task."""
+        return self.facts["stream"]["tasks"][stage]
+
+    def event(self, name: str, stage: int) -> dict[str, Any]:
+        """The latest event of that name about a stage, or an empty one."""
+        found = (e for e in reversed(self.events) if e["event"] == name and e.get("stage") == stage)
+        return next(found, {})
+
+    def time(self, stage: int | None = None, name: str = "evaluated") -> int:
+        """Milliseconds of a stage's event, or of the last one: the same at every sync."""
+        event = self.event(name, stage) if stage is not None else {}
+        if not event and self.events:
+            event = self.events[-1 if stage is None else 0]
+        return _milliseconds(event["time"]) if event else 0
+
+    @property
+    def born(self) -> int:
+        """Milliseconds of the first event."""
+        return _milliseconds(self.events[0]["time"]) if self.events else 0
+
+
+ENDS = {"run-done": "FINISHED", "stopped": "KILLED"}
+
+
+def _milliseconds(time: str) -> int:
+    return int(datetime.fromisoformat(time).timestamp() * 1000)

@@ -1,0 +1,314 @@
+"""Tracking against real MLflow: sqlite, a server that is away at first, and syncs cut short."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.evaluation.report import write_report
+from pipeline.settings import TrackingSettings
+from pipeline.store import RunFolder
+from pipeline.tracking import Tracker, locate, sync
+from tests.unit.synthetic_run import TASKS, write_run
+
+NAME = "growing"
+
+
+def _settings(uri: str | None = None, **values: Any) -> TrackingSettings:
+    return TrackingSettings(uri=uri, model=NAME, **values)
+
+
+def _client(run: RunFolder) -> MlflowClient:
+    uri = locate(run, _settings()).uri
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _experiment(client: MlflowClient) -> str:
+    found = client.get_experiment_by_name("archipelago")
+    assert found is not None
+    return found.experiment_id
+
+
+def _sequences(client: MlflowClient) -> list[Any]:
+    return client.search_runs([_experiment(client)], "tags.`archipelago.level` = 'sequence'")
+
+
+def _children(client: MlflowClient, parent: Any) -> list[Any]:
+    where = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    found = client.search_runs([_experiment(client)], where)  # tells no input models, get_run does
+    whole = [client.get_run(run.info.run_id) for run in found]
+    return sorted(whole, key=lambda run: run.info.run_name)
+
+
+def _inventory(client: MlflowClient) -> dict[str, Any]:
+    """All that MLflow holds, with how often each metric, input and output is there."""
+    experiment = _experiment(client)
+    runs = [client.get_run(run.info.run_id) for run in client.search_runs([experiment])]
+    return {
+        "runs": sorted(run.info.run_id for run in runs),
+        "models": sorted(model.model_id for model in client.search_logged_models([experiment])),
+        "versions": sorted(int(v.version) for v in client.search_model_versions()),
+        "datasets": sorted(
+            (run.info.run_id, entry.dataset.digest)
+            for run in runs
+            for entry in run.inputs.dataset_inputs
+        ),
+        "lineage": sorted(
+            (run.info.run_id, kind, model.model_id)
+            for run in runs
+            for kind, models in (
+                ("in", run.inputs.model_inputs),
+                ("out", run.outputs.model_outputs),
+            )
+            for model in models
+        ),
+        "points": sorted(
+            (run.info.run_id, key, point.step, point.value)
+            for run in runs
+            for key in run.data.metrics
+            for point in client.get_metric_history(run.info.run_id, key)
+        ),
+        "alias": {a: str(v) for a, v in client.get_registered_model(NAME).aliases.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def synced(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run with a reference, synced once; tests only read it or sync it again."""
+    path = tmp_path_factory.mktemp("tracking") / "run"
+    run = write_run(path)
+    write_run(path / "references/finetune", method="finetune", identifier=None)
+    write_report(run)
+    assert sync(run, _settings())
+    return run
+
+
+def test_sequence_run_and_children(synced: RunFolder) -> None:
+    client = _client(synced)
+    sequence = next(r for r in _sequences(client) if "archipelago.reference" not in r.data.tags)
+    assert sequence.info.status == "FINISHED"
+    assert sequence.data.tags["archipelago.run"] == str(synced.folder.local)
+    assert sequence.data.params["method.name"] == "trge"
+    report = synced.folder.read_json("report.json")
+    assert sequence.data.metrics["last"] == pytest.approx(report["last"])
+    history = client.get_metric_history(sequence.info.run_id, "identified/aid")
+    assert [round(point.value, 4) for point in sorted(history, key=lambda p: p.step)] == [
+        row[0] for row in report["matrix"]
+    ]
+    names = {entry.path for entry in client.list_artifacts(sequence.info.run_id)}
+    assert {"report.json", "report.html", "matrix.parquet", "run.json", "plots"} <= names
+    children = _children(client, sequence)
+    assert [child.info.run_name for child in children] == [
+        f"{i:03d}-{t}" for i, t in enumerate(TASKS)
+    ]
+    last = children[-1]
+    assert last.data.metrics["oracle/mnist"] == pytest.approx(
+        report["matrix_oracle"][3][3], abs=1e-3
+    )
+    assert last.data.metrics["identifier/seen_acceptance"] == 95.0
+    assert last.data.metrics["train/held_out_accuracy"] == 93.0
+    assert last.data.params["neighbours"] == "gtsrb"
+    assert [entry.path for entry in client.list_artifacts(last.info.run_id)] == ["task.json"]
+
+
+def test_groups_are_models_with_data_and_parents(synced: RunFolder) -> None:
+    client = _client(synced)
+    sequence = next(r for r in _sequences(client) if "archipelago.reference" not in r.data.tags)
+    refs, previous = synced.groups.list(), None
+    for ref, child in zip(refs, _children(client, sequence), strict=True):
+        (output,) = child.outputs.model_outputs
+        model = client.get_logged_model(output.model_id)
+        assert str(model.status) == "READY" and model.tags["archipelago.sha256"] == ref.sha256
+        assert model.source_run_id == child.info.run_id and model.params["experts.rank"] == "16"
+        stored = Path(model.artifact_location.removeprefix("file://"), "group.safetensors")
+        assert stored.read_bytes() == synced.groups.read(ref, "group.safetensors")
+        assert [entry.model_id for entry in child.inputs.model_inputs] == (
+            [previous.model_id] if previous else []
+        )
+        if previous is not None:
+            assert model.tags["archipelago.parent"] == previous.tags["archipelago.sha256"]
+        card = json.loads(synced.groups.read(ref, "task.json"))
+        digests = {
+            entry.dataset.name: entry.dataset.digest for entry in child.inputs.dataset_inputs
+        }
+        assert digests[f"{ref.name}/train"] == card["digests"]["train"][:36]
+        previous = model
+
+
+def test_each_manifest_is_a_version_found_by_tag(synced: RunFolder) -> None:
+    client = _client(synced)
+    versions = {v.tags["archipelago.manifest"]: v for v in client.search_model_versions()}
+    assert set(versions) == {"1", "2", "3", "4"}  # none for the reference
+    for number, version in versions.items():
+        manifest = synced.models.read(int(number))
+        assert version.tags["archipelago.manifest_sha256"] == manifest.sha256
+        model = client.get_logged_model(version.source.removeprefix("models:/"))
+        assert model.tags["archipelago.sha256"] == manifest.groups[-1].sha256
+    candidate = client.get_model_version_by_alias(NAME, "candidate")
+    assert candidate.tags["archipelago.manifest"] == "4"
+
+
+def test_reference_is_a_sibling(synced: RunFolder) -> None:
+    client = _client(synced)
+    main, reference = sorted(
+        _sequences(client), key=lambda r: "archipelago.reference" in r.data.tags
+    )
+    assert reference.data.tags["archipelago.reference"] == "finetune"
+    assert reference.data.tags["archipelago.reference_of"] == main.data.tags["archipelago.key"]
+    assert len(_children(client, reference)) == 4
+
+
+def test_second_sync_adds_nothing(synced: RunFolder) -> None:
+    client = _client(synced)
+    before = _inventory(client)
+    assert sync(synced, _settings())
+    assert _inventory(client) == before
+    for run in client.search_runs([_experiment(client)]):  # as if cut off before its last word
+        client.delete_tag(run.info.run_id, "archipelago.digest")
+    assert sync(synced, _settings())
+    assert _inventory(client) == before
+
+
+def test_sync_goes_on_with_the_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", stages=2)
+    write_report(run, pictures=False)
+    assert sync(run, _settings())
+    client = _client(run)
+    (sequence,) = _sequences(client)
+    assert sequence.info.status == "RUNNING" and len(_children(client, sequence)) == 2
+    write_run(tmp_path / "run")
+    write_report(run, pictures=False)
+    assert sync(run, _settings())
+    (again,) = _sequences(client)
+    assert again.info.run_id == sequence.info.run_id and again.info.status == "FINISHED"
+    assert len(_children(client, again)) == len(client.search_model_versions()) == 4
+    assert client.get_model_version_by_alias(NAME, "candidate").tags["archipelago.manifest"] == "4"
+
+    other = write_run(tmp_path / "other", stages=1)  # same folder, hence the same database
+    assert sync(other, _settings())
+    assert len(_sequences(client)) == 2 and len(client.search_model_versions()) == 5
+
+
+def test_interrupted_sync_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run", stages=2)
+    write_report(run, pictures=False)
+    steps = ("log_model_artifacts", "log_outputs", "log_artifacts", "set_registered_model_alias")
+    for step in steps:
+        with monkeypatch.context() as patch:
+
+            def fail(*args: Any, **kwargs: Any) -> None:
+                raise OSError("the network went away")
+
+            patch.setattr(MlflowClient, step, fail)
+            assert not sync(run, _settings())
+    assert sync(run, _settings())
+    inventory = _inventory(_client(run))
+    assert len(inventory["runs"]) == 3 and len(inventory["models"]) == 2
+    assert len(inventory["versions"]) == 2 and len(inventory["lineage"]) == 3
+
+
+def test_tracker_syncs_beside_the_job(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", stages=1)
+    tracker = Tracker(run, _settings())
+    started = time.monotonic()
+    tracker.poke()
+    assert time.monotonic() - started < 1.0
+    write_run(tmp_path / "run", stages=2)
+    tracker.poke()
+    assert tracker.close()
+    (sequence,) = _sequences(_client(run))
+    assert len(_children(_client(run), sequence)) == 2
+
+
+def test_unwritable_database_never_stops_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = write_run(tmp_path / "run", stages=1)
+    (tmp_path / "taken").write_text("a file where a folder should be")
+    with caplog.at_level(logging.WARNING):
+        assert not sync(run, _settings(f"sqlite:///{tmp_path}/taken/mlflow.db"))
+    assert len(caplog.records) == 1 and "later sync" in caplog.text
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Any]:
+    """Starts `mlflow server` on a given port when called; stopped with all its workers."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(port: int) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        command += ["--port", str(port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+        command += ["--artifacts-destination", str(tmp_path / "server-artifacts")]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        log = (tmp_path / "server.log").open("wb")
+        process = subprocess.Popen(
+            command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+        )
+        started.append(process)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            assert process.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.3)
+        raise TimeoutError((tmp_path / "server.log").read_text()[-2000:])
+
+    yield start
+    for process in started:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_server_that_is_away_is_filled_in_later(
+    tmp_path: Path, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = write_run(tmp_path / "run", stages=2)
+    write_report(run, pictures=False)
+    port = _free_port()
+    settings = _settings(f"http://127.0.0.1:{port}", timeout_s=2)
+    environment, global_uri = dict(os.environ), mlflow.get_tracking_uri()
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        assert not sync(run, settings)
+    assert time.monotonic() - started < 10
+    assert len(caplog.records) == 1 and caplog.records[0].name == "pipeline.tracking.sync"
+
+    server(port)
+    assert sync(run, settings)
+    assert dict(os.environ) == environment and mlflow.get_tracking_uri() == global_uri
+    client = MlflowClient(tracking_uri=settings.uri, registry_uri=settings.uri)
+    inventory = _inventory(client)
+    assert len(inventory["runs"]) == 3 and len(inventory["versions"]) == 2
+    assert inventory["alias"] == {"candidate": "2"}
+    models = client.search_logged_models([_experiment(client)])
+    names = {entry.path for entry in client.list_logged_model_artifacts(models[0].model_id)}
+    assert {"group.safetensors", "identity.safetensors", "task.json", "COMMIT"} <= names
+    assert sync(run, settings) and _inventory(client) == inventory
