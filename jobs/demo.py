@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shlex
 import shutil
@@ -18,6 +19,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -27,6 +29,9 @@ from pipeline.errors import EXIT_FAILURE, EXIT_STOPPED, EXIT_USER, UserError
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
 from pipeline.tracking.location import locate
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 ROOT = Path(__file__).resolve().parents[1]
 STOP_WAIT_S = 120  # from SIGTERM to SIGKILL when the job is stopped: time to save the state
@@ -75,18 +80,21 @@ def submit(head: RayHead, overrides: Sequence[str], console: Console) -> int:
     """
     from ray.job_submission import JobSubmissionClient
 
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # what is uploaded is of no interest here
     client = JobSubmissionClient(head.dashboard)
     entrypoint = [sys.executable, "jobs/sequence.py", *overrides]
     job = client.submit_job(
         entrypoint=shlex.join(entrypoint),
         runtime_env={"working_dir": str(ROOT), "env_vars": job_environment(console)},
     )
+    log = JobLog(client, job, console)
     try:
-        asyncio.run(show(client, job, console))
+        asyncio.run(log.show())
     except KeyboardInterrupt:
         console.print("Stopping the job; its state is kept ...")
         client.stop_job(job)
-        asyncio.run(show(client, job, console, skip=True))
+        asyncio.run(log.show())
     return exit_code(client, job)
 
 
@@ -99,18 +107,25 @@ def job_environment(console: Console) -> dict[str, str]:
     return environment
 
 
-async def show(client, job: str, console: Console, skip: bool = False) -> None:
-    """Pass a job's log on until the job ends; `skip` leaves out what was logged so far."""
-    seen = len(client.get_job_logs(job)) if skip else 0
-    async for text in client.tail_job_logs(job):
-        fresh = text[seen:]
-        seen = max(0, seen - len(text))
-        if fresh:
-            console.file.write(fresh)
-            console.file.flush()
+class JobLog:
+    """Passes a job's log on to a console, each character once."""
+
+    def __init__(self, client: JobSubmissionClient, job: str, console: Console) -> None:
+        self.client, self.job, self.console = client, job, console
+        self.shown = 0
+
+    async def show(self) -> None:
+        """What was not shown yet and what comes, until the job ends; can be broken off."""
+        position = 0
+        async for text in self.client.tail_job_logs(self.job):
+            fresh = text[max(0, self.shown - position) :]
+            position += len(text)
+            self.shown = max(self.shown, position)
+            self.console.file.write(fresh)
+            self.console.file.flush()
 
 
-def exit_code(client, job: str) -> int:
+def exit_code(client: JobSubmissionClient, job: str) -> int:
     """The exit code of a job that ended: that of its driver where there is one."""
     from ray.job_submission import JobStatus
 

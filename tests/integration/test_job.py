@@ -59,9 +59,9 @@ def submit(head: RayHead, script: str, *arguments: str) -> tuple[Any, str]:
     return client, job
 
 
-async def whole_log(client: Any, job: str) -> str:
+def whole_log(client: Any, job: str) -> str:
     out = io.StringIO()
-    await demo.show(client, job, Console(file=out))
+    asyncio.run(demo.JobLog(client, job, Console(file=out)).show())
     return out.getvalue()
 
 
@@ -74,7 +74,7 @@ def wait_for_log(client: Any, job: str, word: str, patience_s: float = 60) -> No
 
 def run(head: RayHead, script: str, *arguments: str) -> tuple[int, str]:
     client, job = submit(head, script, *arguments)
-    log = asyncio.run(whole_log(client, job))
+    log = whole_log(client, job)
     return demo.exit_code(client, job), log
 
 
@@ -101,6 +101,20 @@ def test_a_stopped_job_has_time_to_save_its_state(head: RayHead) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.3)
     assert demo.exit_code(client, job) == 143
+
+
+def test_a_log_that_was_broken_off_goes_on_where_it_was() -> None:
+    class Client:
+        async def tail_job_logs(self, job: str) -> Any:
+            for text in ("one ", "two ", "three"):
+                yield text
+
+    out = io.StringIO()
+    log = demo.JobLog(Client(), "job", Console(file=out))  # type: ignore[arg-type]
+    log.shown = len("one t")
+    asyncio.run(log.show())
+    asyncio.run(log.show())
+    assert out.getvalue() == "wo three"
 
 
 def test_a_head_ends_with_all_its_processes_and_no_others() -> None:
