@@ -65,7 +65,8 @@ def average(accuracy: Sequence[Sequence[float]] | np.ndarray) -> Score:
 def last(accuracy: Sequence[Sequence[float]] | np.ndarray) -> Score:
     """The newest row of the matrix, learned and unlearned tasks alike."""
     matrix = _matrix(accuracy)
-    return _score(matrix[-1] if len(matrix) else np.full(np.shape(accuracy)[1], np.nan))
+    newest = matrix[-1] if len(matrix) else np.full(np.shape(accuracy)[1], np.nan)
+    return _score(newest.tolist())
 
 
 def forgetting(accuracy: Sequence[Sequence[float]] | np.ndarray) -> float:

@@ -14,6 +14,7 @@ import jsonschema
 
 from pipeline.evaluation import cost, metrics, tables
 from pipeline.evaluation.records import Records, read_records
+from pipeline.methods.base import methods
 from pipeline.store import RunFolder
 from pipeline.store.documents import plain
 
@@ -116,10 +117,13 @@ def _reference(name: str, other: Records, records: Records) -> dict[str, Any]:
 
 def _setting(records: Records) -> str:
     """Who knows the task, as every table must say (MTIL's class list reveals it)."""
-    if records.newest is None or records.newest["identifier"] is None:
+    config = records.run["config"]
+    method = methods().get(config["method"]["name"])
+    if config["identifier"]["name"] == "oracle" or (method is not None and method.given_id):
+        return "MTIL, given id"
+    if method is not None and not method.fuses:
         return "MTIL, one model for all tasks"
-    given = records.run["config"]["identifier"]["name"] == "oracle"
-    return "MTIL, given id" if given else "MTIL, identified"
+    return "MTIL, identified"
 
 
 def _identifier(records: Records) -> dict[str, Any] | None:

@@ -135,6 +135,8 @@ def test_run_without_identifier_and_with_given_ids(tmp_path: Path) -> None:
     assert report["identifier"] is None and report["setting"] == "MTIL, one model for all tasks"
     given = reporting.build_report(write_run(tmp_path / "b", identifier="oracle"))
     assert given["setting"] == "MTIL, given id"
+    bound = write_run(tmp_path / "c", method="lora_per_task", identifier=None)
+    assert reporting.build_report(bound)["setting"] == "MTIL, given id"
 
 
 def test_appended_task_leaves_old_cells_null(tmp_path: Path) -> None:
