@@ -1,1 +1,1 @@
-"""The learning system: streams, model, identifiers, training, methods, evaluation, store, tracking."""
+"""The learning system: from streams of images to a stored, measured and tracked model."""

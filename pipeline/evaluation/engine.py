@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.identifiers.background import depths, signature_columns
 from pipeline.methods.base import build_method
 from pipeline.model.backbone import load_backbone
 from pipeline.model.kernels import Kernels
@@ -35,20 +36,6 @@ class EngineSpec:
     run: str
     kernels: Kernels
     threads: int = 0
-
-
-def depths(layers: int, which: str, first: int) -> tuple[int, ...]:
-    """Block counts after which the signature reads CLS and mean token (method 2.5).
-
-    Args:
-        layers: blocks of the image encoder.
-        which: `all` = L/4, L/2, 3L/4; `trunk` = those inside the frozen trunk; `final` = none.
-        first: first adapted block, the end of the trunk.
-    """
-    quarters = sorted({max(1, layers // 4), max(1, layers // 2), max(1, 3 * layers // 4)})
-    if which == "final":
-        return ()
-    return tuple(d for d in quarters if which == "all" or d <= first)
 
 
 class Engine:
@@ -91,15 +78,16 @@ class Engine:
         images = ImageTable.open(table)
         parts = []
         for batch in self._batches(rows):
-            taken: list[Tensor] = []
             with self.backbone.kernels.exact():
                 pixels = self.backbone.normalise(images.images(batch))
-                parts.append(self._signature(pixels, taken).cpu().numpy())
+                parts.append(self._signature(pixels).cpu().numpy())
         if not parts:
             return np.zeros((0, 0), dtype=np.float32)
         return np.concatenate(parts)
 
-    def _signature(self, pixels: Tensor, taken: list[Tensor]) -> Tensor:
+    def _signature(self, pixels: Tensor) -> Tensor:
+        taken: list[Tensor] = []
+
         def record(passed: int, x_BLD: Tensor) -> None:
             if passed in self._depths:
                 taken.append(torch.cat([x_BLD[:, 0], x_BLD[:, 1:].mean(dim=1)], dim=1))
@@ -165,6 +153,22 @@ class Engine:
             pixels = self.backbone.normalise(ImageTable.open(table).images(missing))
             kept[missing] = self.method.trunk(pixels).cpu()
         return kept[rows].to(self.backbone.device)
+
+    def facts(self) -> dict[str, object]:
+        """What the driver needs to know of the backbone."""
+        return {
+            "name": self.settings.backbone.name,
+            "sha256": self.backbone.digest(),
+            "parameters": self.backbone.parameter_count(),
+            "image_size": self.backbone.image_size,
+            "columns": signature_columns(
+                self.backbone.image.width,
+                int(self.backbone.image.visual.output_dim),
+                self.backbone.image.depth,
+                self.settings.identifier.depths,
+                self.method.first_blocks[0],
+            ),
+        }
 
     def _make_room(self, size: int) -> None:
         while (

@@ -69,9 +69,21 @@ class Identifier(ABC):
 
     name: ClassVar[str]
 
-    def __init__(self, settings: IdentifierSettings, background: Background) -> None:
+    def __init__(
+        self, settings: IdentifierSettings, background: Background, acceptance: float = 0.98
+    ) -> None:
         self.settings = settings
         self.background = background
+        self.acceptance = acceptance
+
+    def prepare(self, signature: Signature, features: np.ndarray) -> Signature:
+        """Add what this identifier stores beyond the common statistics."""
+        return signature
+
+    @property
+    def threshold(self) -> float | None:
+        """Unseen scores above it mean none; None where there is no such score."""
+        return None
 
     @abstractmethod
     def learn(self, task: str, signature: Signature, held_out: np.ndarray) -> dict:
@@ -119,8 +131,10 @@ def identifiers() -> dict[str, type[Identifier]]:
     return dict(sorted(_IDENTIFIERS.items()))
 
 
-def build_identifier(settings: IdentifierSettings, background: Background) -> Identifier:
-    """The identifier that the settings name.
+def build_identifier(
+    settings: IdentifierSettings, background: Background, acceptance: float = 0.98
+) -> Identifier:
+    """The identifier that the settings name; `acceptance` of seen images sets its threshold.
 
     Raises:
         UserError: unknown name.
@@ -130,4 +144,4 @@ def build_identifier(settings: IdentifierSettings, background: Background) -> Id
         raise UserError(
             f"identifier.name: '{settings.name}' is unknown; choose one of {', '.join(known)}"
         )
-    return known[settings.name](settings, background)
+    return known[settings.name](settings, background, acceptance)

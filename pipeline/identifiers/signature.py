@@ -142,3 +142,10 @@ def squared_distances(x_BF: np.ndarray, means_MF: np.ndarray) -> np.ndarray:
     """Squared Euclidean distances (B, M)."""
     cross = x_BF @ means_MF.T
     return (x_BF**2).sum(axis=1)[:, None] - 2.0 * cross + (means_MF**2).sum(axis=1)[None]
+
+
+def task_distance(a: Signature, b: Signature, background: Background, shrinkage: float) -> float:
+    """Cosine distance of two tasks' means after centring and whitening by the background."""
+    whiten = precision_factor(shrunk(background.covariance, shrinkage))
+    x, y = ((s.mean - background.mean) @ whiten for s in (a, b))
+    return float(1.0 - x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12))

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,12 +27,12 @@ from pipeline.settings import Settings
 _METHODS: dict[str, type[Method]] = {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Neighbour:
-    """An earlier task that may help a new one, `distance` apart."""
+    """An earlier task that may help a new one, `distance` apart; ordered by distance."""
 
-    task: str
     distance: float
+    task: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,10 @@ class Adapter(nn.Module, ABC):
     @abstractmethod
     def export(self) -> dict[str, Tensor]:
         """Tensors of `group.safetensors`."""
+
+    def borrowed(self) -> list[dict[str, Any]]:
+        """Neighbours in use, as `{"task", "distance"}`."""
+        return []
 
     def optional_neighbours(self) -> list[str]:
         """Neighbours that may still be dropped after training."""
@@ -115,7 +119,8 @@ class Method(ABC):
     def install(self, task: str, tensors: Mapping[str, Tensor]) -> None:
         """Make a stored group answer; raises ValueError if it does not fit."""
 
-    def function(self, task: str | None, learned: Sequence[str]) -> str | None:
+    @classmethod
+    def function(cls, task: str | None, learned: Sequence[str]) -> str | None:
         """Which stored function answers for an image of `task` after `learned` stages."""
         return task if task in learned else None
 

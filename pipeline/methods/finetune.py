@@ -100,7 +100,8 @@ class Finetune(Method):
         adapter.load(tensors)
         self.stages[task] = adapter.requires_grad_(False)
 
-    def function(self, task: str | None, learned: Sequence[str]) -> str | None:
+    @classmethod
+    def function(cls, task: str | None, learned: Sequence[str]) -> str | None:
         """The newest weights, whatever the image."""
         return learned[-1] if learned else None
 

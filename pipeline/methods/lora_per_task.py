@@ -1,4 +1,4 @@
-"""One adapter per task, identity given, no help between tasks: the reference for no interference."""
+"""One adapter per task, identity given, no help between tasks: no interference."""
 
 from __future__ import annotations
 

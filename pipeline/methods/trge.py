@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +102,10 @@ class GroupAdapter(Adapter):
         x_CLD = tower.run(x_CLD, self.first["text"], tower.depth, delta, position_C)
         return F.normalize(tower.finish(x_CLD, position_C).float(), dim=-1)
 
+    def borrowed(self) -> list[dict[str, Any]]:
+        """The neighbours that are mixed in."""
+        return [{"task": n.task, "distance": n.distance} for n in self.neighbours]
+
     def optional_neighbours(self) -> list[str]:
         """All neighbours: each must prove itself on the held-out fold."""
         return [n.task for n in self.neighbours]
@@ -130,8 +135,7 @@ class GroupAdapter(Adapter):
                 tensors[f"{name}.{key}"] = getattr(experts, key).detach().cpu().contiguous()
             mix = self.weights(name, experts.shape.blocks)
             tensors[f"{name}.mix"] = mix.detach().cpu().contiguous()
-        listed = [{"task": n.task, "distance": n.distance} for n in self.neighbours]
-        text = json.dumps(listed, sort_keys=True).encode()
+        text = json.dumps(self.borrowed(), sort_keys=True).encode()
         tensors["neighbours"] = torch.frombuffer(bytearray(text), dtype=torch.uint8).clone()
         return tensors
 
@@ -139,7 +143,7 @@ class GroupAdapter(Adapter):
 def read_neighbours(tensors: Mapping[str, Tensor]) -> list[Neighbour]:
     """The neighbours that a stored group borrows from."""
     listed = json.loads(bytes(tensors["neighbours"].numpy().tobytes()).decode() or "[]")
-    return [Neighbour(item["task"], item["distance"]) for item in listed]
+    return [Neighbour(item["distance"], item["task"]) for item in listed]
 
 
 @register

@@ -28,7 +28,8 @@ class ZeroShot(Method):
     def install(self, task: str, tensors: Mapping[str, Tensor]) -> None:
         """Nothing to install."""
 
-    def function(self, task: str | None, learned: Sequence[str]) -> str | None:
+    @classmethod
+    def function(cls, task: str | None, learned: Sequence[str]) -> str | None:
         """Always frozen CLIP."""
         return None
 

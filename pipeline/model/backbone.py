@@ -156,7 +156,7 @@ def from_open_clip(
         or getattr(model, "logit_bias", None) is not None
         or any(
             type(block) is not open_clip.transformer.ResidualAttentionBlock
-            for block in [*visual.transformer.resblocks, *getattr(text, "transformer").resblocks]
+            for block in [*visual.transformer.resblocks, *text.transformer.resblocks]
         )
     )
     if unsupported:

@@ -101,7 +101,7 @@ def run_stage(
     method, adapter = build(spec)
     data, train_rows = load_data(spec, method, rank, world)
     loaded = time.perf_counter()
-    trunk_before = data.trunk.seconds
+    curve: list[dict[str, Any]] = []
 
     def report(metrics: dict[str, Any], state: TrainingState | None) -> None:
         if rank == 0:
@@ -110,22 +110,30 @@ def run_stage(
                 spec.stage, spec.domain.name, metrics["step"], spec.settings.training.steps,
                 metrics["loss"], metrics["held_out_accuracy"], metrics["images_per_second"],
             )  # fmt: skip
+        curve.append(metrics)
         save(metrics, state, None)
 
     state = train(
         method, adapter, data, stage=spec.stage, rank=rank, world=world,
         wrap=wrap, resume=resume, report=report,
     )  # fmt: skip
+    trained = time.perf_counter()
     gains = _prune(method, adapter, data, rank, world)
     outcome = _outcome(spec, method, adapter, data, train_rows) if rank == 0 else None
     if outcome is not None:
+        trunk = data.trunk.seconds
         outcome.facts |= {
             "best_step": state.best_step,
             "held_out_accuracy": 100.0 * state.best_accuracy,
+            "loss": curve[-1]["loss"] if curve else None,
+            "images_per_second": curve[-1]["images_per_second"] if curve else None,
+            "curve": curve,
             "gains": gains,
+            "neighbours": adapter.borrowed(),
             "seconds": {
                 "load": loaded - clock,
-                "trunk": data.trunk.seconds - trunk_before,
+                "trunk": trunk,
+                "steps": trained - loaded - trunk,
                 "worker": time.perf_counter() - clock,
             },
         }

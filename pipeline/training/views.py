@@ -1,4 +1,4 @@
-"""Augmented views as pure functions of (seed, task, view, row): nothing depends on who computes them.
+"""Augmented views as pure functions of (seed, task, view, row), whoever computes them.
 
 Shapes: B images, S pixels of a side.
 """

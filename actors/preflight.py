@@ -1,0 +1,60 @@
+"""Does the cluster have room? Asked before anything starts, so that nothing hangs for ever."""
+
+from __future__ import annotations
+
+import time
+
+import ray
+
+from pipeline.errors import UserError
+from pipeline.settings import ClusterSettings, WorkerSettings
+
+
+def check_resources(cluster: ClusterSettings) -> None:
+    """Compare what a run holds at once with what the cluster has.
+
+    Raises:
+        UserError: not enough CPUs or GPUs in all, or one worker fits no node, after
+            `cluster.wait_s` seconds.
+    """
+    deadline = time.monotonic() + cluster.wait_s
+    while True:
+        problem = _problem(cluster)
+        if problem is None:
+            return
+        if time.monotonic() >= deadline:
+            raise UserError(problem)
+        time.sleep(1.0)
+
+
+def _problem(cluster: ClusterSettings) -> str | None:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    kinds = {"train": cluster.train, "encode": cluster.encode}
+    for resource, attribute in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
+        total = sum(node.get(resource, 0.0) for node in nodes)
+        held = {name: w.num_workers * getattr(w, attribute) for name, w in kinds.items()}
+        held["data"] = getattr(cluster.data, attribute) if cluster.data.num_workers else 0.0
+        if sum(held.values()) > total + 1e-6:
+            parts = " + ".join(f"{name} {value:g}" for name, value in held.items() if value)
+            return (
+                f"cluster: the run holds {sum(held.values()):g} {resource} at once ({parts}), the"
+                f" cluster has {total:g}; lower cluster.*.{attribute} or num_workers, or add nodes"
+            )
+        largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
+        for name, worker in kinds.items():
+            problem = _unfit(name, worker, attribute, resource, largest)
+            if problem is not None:
+                return problem
+    return None
+
+
+def _unfit(
+    name: str, worker: WorkerSettings, attribute: str, resource: str, largest: float
+) -> str | None:
+    wanted = getattr(worker, attribute)
+    if worker.num_workers == 0 or wanted <= largest + 1e-6:
+        return None
+    return (
+        f"cluster.{name}.{attribute}: one worker wants {wanted:g} {resource}, the largest node"
+        f" has {largest:g}"
+    )

@@ -1,0 +1,370 @@
+"""What a run holds while it works: Ray, the run's lock, decoded images, encoders and tracking.
+
+A session is a context manager: whatever ends it, the lock is released, the encoders are gone, and
+the journal says how it ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from rich.logging import RichHandler
+
+from actors.encoders import EncoderPool, worker_threads
+from actors.preflight import check_resources
+from pipeline.config import load, redacted
+from pipeline.errors import UserError
+from pipeline.evaluation.engine import EngineSpec
+from pipeline.evaluation.report import write_report
+from pipeline.identifiers import build_identifier
+from pipeline.identifiers.background import find_background, load_background
+from pipeline.identifiers.signature import Background
+from pipeline.learner import Learner
+from pipeline.methods.base import method_class
+from pipeline.model.kernels import Kernels
+from pipeline.settings import Settings
+from pipeline.store import RunFolder
+from pipeline.streams import ImageTable, open_stream, prepare
+from pipeline.tracking import Tracker
+
+log = logging.getLogger("archipelago")
+
+PACKAGES = ("archipelago", "torch", "open_clip_torch", "ray", "mlflow", "pyarrow", "numpy")
+BACKGROUND_IMAGES = 600  # of the embedded stream, where a backbone comes without a background
+
+
+class Stopped(BaseException):
+    """The run was asked to stop (SIGTERM or Ctrl-C); `except Exception` lets it by."""
+
+
+def load_settings(arguments: Sequence[str]) -> Settings:
+    """Settings with an absolute `run_dir`.
+
+    Raises:
+        UserError: a mistake in the settings, or a submitted job without a place all nodes see.
+    """
+    settings = load(arguments)
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    where = settings.run_dir
+    remote = where is not None and "://" in where
+    if submitted and (where is None or not (remote or Path(where).is_absolute())):
+        raise UserError(
+            f"run_dir={where}: a submitted job runs in a temporary copy of the working directory;"
+            " give an absolute path or a URI that all nodes see"
+        )
+    if where is None:
+        name = settings.stream.options.get("set") or settings.stream.reader
+        where = f"runs/{name}-{settings.method.name}-{settings.seed}"
+    if not remote:
+        where = str(Path(where).expanduser().absolute())
+    return settings.model_copy(update={"run_dir": where})
+
+
+def reference_settings(arguments: Sequence[str], method: str, settings: Settings) -> Settings:
+    """The same run by another method, with that method's own defaults."""
+    kept = [a for a in arguments if not a.startswith(("method=", "method."))]
+    other = load([*kept, f"method={method}"])
+    evaluation = other.evaluation.model_copy(update={"references": []})
+    where = f"{settings.run_dir}/references/{method}"
+    return other.model_copy(update={"run_dir": where, "evaluation": evaluation})
+
+
+class Session:
+    """Everything a run needs, for as long as it runs.
+
+    Attributes:
+        run: the locked run folder.
+        learner: the method at work, after `__enter__`.
+        tracker: projects the run folder into MLflow.
+    """
+
+    learner: Learner
+
+    def __init__(self, settings: Settings, parent: Session | None = None) -> None:
+        method_class(settings.method.name)
+        self.settings = settings
+        self.parent = parent
+        if parent is None:
+            assert settings.run_dir is not None
+            self.run = RunFolder(settings.run_dir)
+        else:
+            self.run = parent.run.reference(settings.method.name)
+        self.tracker = Tracker(self.run, settings.tracking)
+        self._stack = contextlib.ExitStack()
+        self._ended = False
+
+    def reference(self, settings: Settings) -> Session:
+        """A session of another method on this session's stream, encoders and lock."""
+        return Session(settings, self)
+
+    # -- begin -------------------------------------------------------------------------------
+
+    def __enter__(self) -> Session:
+        """Check, lock, connect, decode, and take up what is done already."""
+        try:
+            self._begin()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def _begin(self) -> None:
+        settings = self.settings
+        if self.parent is None:
+            _show_logs()
+            find_background(settings.backbone)
+            self.domains = open_stream(settings.stream, settings.seed)
+            self._stack.enter_context(self.run.lock(wait_s=0))
+            _connect(settings)
+            self._stack.callback(_disconnect)
+            self._stack.enter_context(_stoppable())
+            if _uses_ray(settings):
+                check_resources(settings.cluster)
+            self.pool = self._stack.enter_context(EncoderPool(settings))
+        else:
+            self.domains, self.pool = self.parent.domains, self.parent.pool
+        self.run.journal.append(
+            "run-started", pid=os.getpid(), host=socket.gethostname(), job=_job_id()
+        )
+        stored = self.run.read() if self.run.exists() else None
+        kernels = self._kernels(stored)
+        spec = EngineSpec(settings, self.run.uri, kernels)
+        engine = self.pool.engine(spec)
+        facts = engine.facts()
+        columns = facts.pop("columns")
+        document = self.run.open_run(
+            redacted(settings),
+            {
+                "backbone": facts,
+                "stream": {"tasks": [domain.name for domain in self.domains]},
+                "kernels": kernels.asdict(),
+                "versions": versions(),
+                "tracking": {},
+            },
+        )
+        log.info(
+            "%s with %s on %s: %s attention, %s", settings.method.name, facts["name"],
+            kernels.device, document["kernels"]["attention"], document["kernels"]["precision"],
+        )  # fmt: skip
+        prepared = self._prepare(int(facts["image_size"]))
+        background = self._background(engine, columns, prepared)
+        identifier = build_identifier(
+            settings.identifier, background, settings.method.unseen.acceptance
+        )
+        self.learner = Learner(
+            self.run, settings, prepared, engine, identifier, background, kernels,
+            shared=self.parent.run if self.parent else None,
+            threads=worker_threads(settings, "train"),
+        )  # fmt: skip
+
+    def _kernels(self, stored: dict[str, Any] | None) -> Kernels:
+        """The recorded choice of this run or of its parent, else a measured one."""
+        if stored is not None and stored.get("kernels"):
+            return Kernels(**stored["kernels"])
+        if self.parent is not None:
+            return self.parent.learner.kernels
+        return self.pool.probe(self.settings)
+
+    def _prepare(self, size: int) -> list[Any]:
+        """Decode the stream, once for the run and its references."""
+        if self.parent is not None:
+            return self.parent.learner.domains
+        settings, clock = self.settings, time.perf_counter()
+        prepared = prepare(
+            self.domains,
+            size=size,
+            run=self.run.uri,
+            cache_dir=cache_dir(settings),
+            cache_gib=settings.cluster.cache_gib,
+            cluster=settings.cluster,
+            max_pixels=settings.stream.max_pixels,
+            use_ray=settings.cluster.data.num_workers > 0,
+        )
+        seconds = (time.perf_counter() - clock) / len(prepared)
+        for domain in prepared:
+            self.run.journal.append(
+                "prepared",
+                task=domain.name,
+                counts=dict(domain.counts),
+                quarantined=domain.quarantined,
+                digests=dict(domain.digests),
+                seconds=seconds,
+            )
+            if domain.quarantined:
+                log.warning(
+                    "%s: %d rows cannot be used, see quarantine-%s.parquet in the run folder",
+                    domain.name, domain.quarantined, domain.name,
+                )  # fmt: skip
+        return prepared
+
+    def _background(self, engine: Any, columns: np.ndarray, prepared: list[Any]) -> Background:
+        path = find_background(self.settings.backbone)
+        if path is not None:
+            return load_background(path, columns)
+        if self.parent is not None:
+            return self.parent.learner.background
+        log.info("the backbone has no background: computing one from the embedded stream")
+        stream = load(["stream=atlas"]).stream
+        cluster = self.settings.cluster
+        atlas = prepare(
+            open_stream(stream, 0), size=int(engine.facts()["image_size"]), run=self.run.uri,
+            cache_dir=cache_dir(self.settings), cache_gib=cluster.cache_gib, cluster=cluster,
+            max_pixels=stream.max_pixels, use_ray=cluster.data.num_workers > 0,
+        )  # fmt: skip
+        share = BACKGROUND_IMAGES // len(atlas)
+        features = [
+            engine.features(
+                d.tables["train"],
+                np.linspace(0, len(ImageTable.open(d.tables["train"])) - 1, share).astype(int),
+            )
+            for d in atlas
+        ]
+        return Background.of(np.concatenate(features), "the embedded stream")
+
+    # -- while it runs -----------------------------------------------------------------------
+
+    def show(self, record: dict[str, Any]) -> None:
+        """One line about a measured stage, and the dashboard's gauges."""
+        stage = record["stage"]
+        line = ", ".join(
+            f"{task} {accuracy:.1f}"
+            for task, accuracy in zip(
+                record["tasks"], record["accuracy"]["identified"], strict=True
+            )
+        )
+        log.info(
+            "%s after stage %d (%s): %s", self.settings.method.name, stage, record["task"], line
+        )
+        if not ray.is_initialized():
+            return
+        from ray.util.metrics import Gauge
+
+        tags = {"method": name}
+        figures = {"stage": stage}
+        if record["identifier"]:
+            figures["identifier_accuracy"] = record["identifier"]["accuracy"]
+        for figure, value in figures.items():
+            gauge = Gauge(f"archipelago_{figure}", description=figure, tag_keys=("method",))
+            gauge.set(float(value), tags=tags)
+
+    def finish(self) -> dict[str, Any]:
+        """Write the final report with its pictures; all stages of the run are done."""
+        self.run.journal.append("run-done")
+        self._ended = True
+        report = write_report(self.run)
+        self.tracker.close()
+        for other in self.run.references().values():
+            Tracker(other, self.settings.tracking).close()
+        return report
+
+    # -- end ---------------------------------------------------------------------------------
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """Say how it ended, bring tracking up to date, let go of everything."""
+        try:
+            if kind is None and self.parent is not None:
+                self.run.journal.append("run-done")
+                write_report(self.run)
+            elif isinstance(error, Stopped) and self.run.exists():
+                self.run.journal.append("stopped", reason=str(error))
+                if self.parent is None:
+                    self.tracker.close()
+        finally:
+            self._stack.close()
+
+
+def cache_dir(settings: Settings) -> str:
+    """Where decoded images lie: as configured, in a local run folder, or in a temporary folder."""
+    assert settings.run_dir is not None
+    if settings.cluster.cache_dir:
+        return settings.cluster.cache_dir
+    if "://" in settings.run_dir:
+        return str(Path(tempfile.gettempdir()) / "archipelago-cache")
+    return str(Path(settings.run_dir) / "cache")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _show_logs() -> None:
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = RichHandler(show_path=False, show_level=False, log_time_format="%H:%M:%S")
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    for name in ("archipelago", "pipeline", "actors"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def _uses_ray(settings: Settings) -> bool:
+    cluster = settings.cluster
+    return any(w.num_workers for w in (cluster.train, cluster.encode, cluster.data))
+
+
+def _job_id() -> str | None:
+    if not ray.is_initialized():
+        return None
+    return ray.get_runtime_context().get_job_id()
+
+
+def _connect(settings: Settings) -> None:
+    """Join the cluster of the submitted job or the configured one, else start a local Ray."""
+    if not _uses_ray(settings) or ray.is_initialized():
+        return
+    cluster = settings.cluster
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+    common: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if address or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        ray.init(address=address or "auto", **common)
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(
+        num_cpus=cluster.logical_cpus,
+        object_store_memory=cluster.object_store_mib * 2**20,
+        include_dashboard=cluster.dashboard,
+        **common,
+    )
+
+
+def _disconnect() -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGINT end the run in order; installed after Ray, which has its own handlers."""
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise Stopped(signal.Signals(number).name)
+
+    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        if "pytest" in sys.modules:
+            for number, handler in before.items():
+                signal.signal(number, handler)

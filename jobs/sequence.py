@@ -1,0 +1,77 @@
+"""Learn a stream of domains, one after another, and measure what was kept.
+
+    python jobs/sequence.py                                    # the embedded stream, on this machine
+    python jobs/sequence.py stream=parquet stream.root=/data/domains run_dir=/data/runs/first
+    ray job submit --working-dir . -- python jobs/sequence.py run_dir=/shared/runs/first
+
+The same command on the same `run_dir` continues an interrupted run; further domains append to it.
+Exit codes: 0 done, 1 failure, 2 a mistake of the user's, 3 the run is locked, 143 stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from actors.session import Session, Stopped, load_settings, reference_settings
+from pipeline.errors import (
+    EXIT_DONE,
+    EXIT_FAILURE,
+    EXIT_LOCKED,
+    EXIT_STOPPED,
+    EXIT_USER,
+    LockedError,
+    UserError,
+)
+from pipeline.evaluation.console import summary_table
+from pipeline.evaluation.report import write_report
+
+log = logging.getLogger("archipelago")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a sequence with Hydra overrides; returns the exit code."""
+    try:
+        settings = load_settings(arguments)
+        with Session(settings) as session:
+            learn_stream(session)
+            for name in settings.evaluation.references:
+                with session.reference(reference_settings(arguments, name, settings)) as other:
+                    learn_stream(other)
+            report = session.finish()
+        Console().print(summary_table(report))
+        return EXIT_DONE
+    except UserError as error:
+        return _say(error, EXIT_USER)
+    except LockedError as error:
+        return _say(error, EXIT_LOCKED)
+    except Stopped:
+        return _say("stopped; the same command continues", EXIT_STOPPED)
+    except Exception:
+        log.exception("the run failed; the same command continues from the last finished step")
+        return EXIT_FAILURE
+
+
+def learn_stream(session: Session) -> None:
+    """Learn, measure and report every stage that is still to be done."""
+    learner = session.learner
+    for stage in learner.restore():
+        learner.learn(stage)
+        record = learner.evaluate(stage)
+        session.show(record)
+        write_report(session.run, pictures=False)
+        session.tracker.poke()
+
+
+def _say(message: object, code: int) -> int:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"sequence: {message}", markup=False
+    )
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,266 @@
+"""Learn a stream stage by stage: what happens to one task from its first image to its record.
+
+A stage: look at the new images with the model as it was, train a group, freeze and store it,
+teach the identifier, publish a manifest, measure everything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.evaluator import Encoder, Evaluator, TaskFacts
+from pipeline.identifiers import Identifier, Signature
+from pipeline.identifiers.signature import Background, task_distance
+from pipeline.methods.base import Neighbour, method_class
+from pipeline.model.kernels import Kernels
+from pipeline.settings import Settings
+from pipeline.store import GroupRef, RunFolder
+from pipeline.store.tensors import dump, load
+from pipeline.streams import ImageTable, PreparedDomain, stratified_fold
+from pipeline.training.launch import train_stage
+from pipeline.training.stage import GROUP, PROBE, Outcome, StageSpec
+
+log = logging.getLogger(__name__)
+
+IDENTITY, TASK = "identity.safetensors", "task.json"
+
+
+class Learner:
+    """One method on one run folder.
+
+    Args:
+        run: the run folder, locked by the caller.
+        settings: the run's settings.
+        domains: decoded tasks in stream order.
+        encoder: computes features and logits.
+        identifier: recognises tasks; empty.
+        background: what signatures are compared against.
+        kernels: attention kernel and precision of the whole run.
+        shared: run whose stored test features and logits are reused.
+        train: runs a stage; `pipeline.training.launch.train_stage` unless a test says otherwise.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        settings: Settings,
+        domains: Sequence[PreparedDomain],
+        encoder: Encoder,
+        identifier: Identifier,
+        background: Background,
+        kernels: Kernels,
+        shared: RunFolder | None = None,
+        threads: int = 0,
+        train: Callable[[StageSpec], Outcome] = train_stage,
+    ) -> None:
+        self.run = run
+        self.settings = settings
+        self.domains = list(domains)
+        self.encoder = encoder
+        self.identifier = identifier
+        self.background = background
+        self.kernels = kernels
+        self.threads = threads
+        self.method = method_class(settings.method.name)
+        self.evaluator = Evaluator(run, settings, self.method, domains, encoder, identifier, shared)
+        self.signatures: dict[str, Signature] = {}
+        self._train = train
+
+    # -- where we are ------------------------------------------------------------------------
+
+    def restore(self) -> list[int]:
+        """Take up all finished stages; returns the stages still to be learned or measured."""
+        done = self.run.completed_stages() if self.method.trains else {}
+        pending = []
+        for stage in range(len(self.domains)):
+            if stage in done:
+                self._recall(done[stage])
+            measured = self._measured(stage)
+            if not measured or (self.method.trains and stage not in done):
+                pending.append(stage)
+                if self.method.trains:
+                    pending += range(stage + 1, len(self.domains))
+                    break
+        return pending
+
+    def _measured(self, stage: int) -> bool:
+        name = f"evaluation/{stage:03d}.json"
+        if not self.run.folder.exists(name):
+            return False
+        return self.run.folder.read_json(name)["tasks"] == [d.name for d in self.domains]
+
+    def _recall(self, ref: GroupRef) -> None:
+        task = json.loads(self.run.groups.read(ref, TASK))
+        arrays = load(self.run.groups.read(ref, IDENTITY), IDENTITY)
+        prefix = "signature/"
+        signature = Signature.load(
+            {k.removeprefix(prefix): v.numpy() for k, v in arrays.items() if k.startswith(prefix)}
+        )
+        self._admit(ref, signature, task["calibration"])
+        self.identifier.restore(ref.name, signature, task["calibration"]["identifier"])
+
+    def _admit(self, ref: GroupRef, signature: Signature, calibration: dict[str, Any]) -> None:
+        self.signatures[ref.name] = signature
+        self.evaluator.learned(
+            TaskFacts(ref, calibration["temperature"], calibration["lambda_accuracy"])
+        )
+
+    # -- one stage ---------------------------------------------------------------------------
+
+    def learn(self, stage: int) -> None:
+        """Learn one task, unless it is learned; afterwards its group is frozen for ever."""
+        domain = self.domains[stage]
+        if not self.method.trains or domain.name in self.signatures:
+            return
+        journal = self.run.journal
+        events = journal.events()
+        attempt = 1 + sum(e["event"] == "stage-started" and e["stage"] == stage for e in events)
+        journal.append("stage-started", stage=stage, task=domain.name, attempt=attempt)
+        clock = time.perf_counter()
+        signature, held, held_rows = self._look(domain)
+        lambdas = self.evaluator.prequential(domain, held_rows)
+        looked = time.perf_counter() - clock
+        outcome = self._train(self._spec(stage, attempt, signature))
+        facts = outcome.facts
+        journal.append(
+            "stage-trained",
+            stage=stage,
+            task=domain.name,
+            attempt=attempt,
+            steps=facts["best_step"],
+            images_per_second=facts["images_per_second"],
+            loss=facts["loss"],
+            held_out_accuracy=facts["held_out_accuracy"],
+            curve=facts["curve"],
+            seconds={
+                "look": looked,
+                "trunk": facts["seconds"]["trunk"],
+                "steps": facts["seconds"]["steps"],
+            },
+        )
+        calibration = {
+            "temperature": facts["temperature"],
+            "lambda_accuracy": lambdas,
+            "identifier": self.identifier.learn(domain.name, signature, held),
+        }
+        ref = self._store(stage, domain, outcome, signature, calibration)
+        self._admit(ref, signature, calibration)
+        manifest = self.run.models.publish(self._learned())
+        journal.append(
+            "stage-done",
+            stage=stage,
+            task=domain.name,
+            sha256=ref.sha256,
+            manifest=manifest,
+            seconds={**facts["seconds"], "stage": time.perf_counter() - clock},
+        )
+        self.run.folder.delete_tree(f"train/{stage:03d}-{domain.name}")
+
+    def evaluate(self, stage: int) -> dict[str, Any]:
+        """Measure all tasks after a stage."""
+        folder, name = self.run.folder, "evaluation/zero-shot.json"
+        if not folder.exists(name) or folder.read_json(name)["tasks"] != list(
+            self.evaluator.domains
+        ):
+            self.evaluator.zero_shot()
+        record = self.evaluator.stage(stage)
+        self.run.journal.append("evaluated", stage=stage, task=self.domains[stage].name)
+        return record
+
+    def _look(self, domain: PreparedDomain) -> tuple[Signature, np.ndarray, np.ndarray]:
+        """The task's signature from its training fold, and its held-out fold's features."""
+        table = ImageTable.open(domain.tables["train"])
+        rows, held = stratified_fold(
+            table.labels, self.settings.stream.held_out, self.settings.seed, domain.name
+        )
+        features = self.encoder.features(domain.tables["train"], np.concatenate([rows, held]))
+        if len(features) != len(rows) + len(held):
+            raise RuntimeError(f"{domain.name}: features of {len(features)} training images only")
+        mine = features[: len(rows)]
+        signature = self.identifier.prepare(Signature.of(mine, table.labels[rows]), mine)
+        return signature, features[len(rows) :], held
+
+    def _spec(self, stage: int, attempt: int, signature: Signature) -> StageSpec:
+        neighbours = self._neighbours(signature)
+        learned = self._learned()
+        if self.method.borrows:
+            wanted = {neighbour.task for neighbour in neighbours}
+            earlier = [ref for ref in learned if ref.name in wanted]
+        else:
+            earlier = learned[-1:]
+        return StageSpec(
+            self.settings, self.run.uri, self.kernels, stage, self.domains[stage],
+            tuple(earlier), neighbours, attempt, self.threads,
+        )  # fmt: skip
+
+    def _neighbours(self, signature: Signature) -> tuple[Neighbour, ...]:
+        """The at most m nearest earlier tasks within reach (method 2.6)."""
+        if not self.method.borrows:
+            return ()
+        rule, shrinkage = self.settings.method.neighbours, self.settings.identifier.shrinkage
+        found = [
+            Neighbour(task_distance(signature, other, self.background, shrinkage), task)
+            for task, other in self.signatures.items()
+        ]
+        near = sorted(n for n in found if n.distance <= rule.max_distance)
+        return tuple(near[: rule.count])
+
+    def _learned(self) -> list[GroupRef]:
+        order = [domain.name for domain in self.domains]
+        refs = [facts.ref for facts in self.evaluator.facts.values()]
+        return sorted(refs, key=lambda ref: order.index(ref.name))
+
+    def _store(
+        self,
+        stage: int,
+        domain: PreparedDomain,
+        outcome: Outcome,
+        signature: Signature,
+        calibration: dict[str, Any],
+    ) -> GroupRef:
+        identity = {f"signature/{k}": v for k, v in signature.arrays().items()}
+        files = {
+            GROUP: dump(outcome.group),
+            IDENTITY: dump({**identity, "classes": outcome.classes}),
+            PROBE: dump(outcome.probe),
+        }
+        learned = {ref.name: ref for ref in self._learned()}
+        parent = self._learned()[-1].sha256 if learned else None
+        card = {
+            "schema": 1,
+            "stage": stage,
+            "name": domain.name,
+            "classes": list(domain.classes),
+            "templates": list(domain.templates),
+            "digests": dict(domain.digests),
+            "counts": dict(domain.counts),
+            "method": self.method.name,
+            "neighbours": [
+                {
+                    **n,
+                    "sha256": learned[n["task"]].sha256,
+                    "gain": outcome.facts["gains"][n["task"]],
+                }
+                for n in outcome.facts["neighbours"]
+            ],
+            "parameters": {
+                "group": outcome.facts["parameters"],
+                "identifier": signature.numbers(),
+            },
+            "bytes": {
+                "group": len(files[GROUP]),
+                "identity": len(files[IDENTITY]),
+                "probe": len(files[PROBE]),
+            },
+            "calibration": calibration,
+            "description": None,
+            "parent": parent,
+        }
+        files[TASK] = json.dumps(card, sort_keys=True, indent=1).encode()
+        return self.run.groups.write(stage, domain.name, files, replace=True)
