@@ -239,16 +239,10 @@ class Session:
 
     def show(self, record: dict[str, Any]) -> None:
         """One line about a measured stage, and the dashboard's gauges."""
-        stage = record["stage"]
-        line = ", ".join(
-            f"{task} {accuracy:.1f}"
-            for task, accuracy in zip(
-                record["tasks"], record["accuracy"]["identified"], strict=True
-            )
-        )
-        log.info(
-            "%s after stage %d (%s): %s", self.settings.method.name, stage, record["task"], line
-        )
+        stage, name = record["stage"], self.settings.method.name
+        pairs = zip(record["tasks"], record["accuracy"]["identified"], strict=True)
+        line = ", ".join(f"{task} {accuracy:.1f}" for task, accuracy in pairs)
+        log.info("%s after stage %d (%s): %s", name, stage, record["task"], line)
         if not ray.is_initialized():
             return
         from ray.util.metrics import Gauge

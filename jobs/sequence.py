@@ -1,6 +1,6 @@
 """Learn a stream of domains, one after another, and measure what was kept.
 
-    python jobs/sequence.py                                    # the embedded stream, on this machine
+    python jobs/sequence.py
     python jobs/sequence.py stream=parquet stream.root=/data/domains run_dir=/data/runs/first
     ray job submit --working-dir . -- python jobs/sequence.py run_dir=/shared/runs/first
 

@@ -1,4 +1,4 @@
-"""Typed settings of a run. Values and their trade-offs live in `conf/`; this file says what is legal.
+"""Typed settings of a run: what is legal. Values and their trade-offs live in `conf/`.
 
 Every model forbids unknown keys, so a misspelt key is refused by its name.
 """
@@ -30,7 +30,7 @@ class StreamSettings(Strict):
 
 
 class BackboneSettings(Strict):
-    """The frozen CLIP. `name` is an open_clip architecture, `clip-tiny`, `local-dir:` or `hf-hub:`."""
+    """The frozen CLIP: an open_clip architecture, `clip-tiny`, `local-dir:` or `hf-hub:`."""
 
     name: str
     pretrained: str | None = None

@@ -129,8 +129,11 @@ class Prototype(Identifier):
             return
         ordered = sorted(self._known)
         signatures = [self._known[task].signature for task in ordered]
-        within = sum(s.within for s in signatures) / len(signatures)
-        total = sum(s.covariance for s in signatures) / len(signatures)
+        within = np.zeros_like(self.background.covariance)
+        total = np.zeros_like(within)
+        for signature in signatures:  # equal weights, fixed order: exact whatever the history
+            within += signature.within / len(signatures)
+            total += signature.covariance / len(signatures)
         self._whiten = precision_factor(shrunk(within, self.settings.shrinkage))
         self._class_means = np.concatenate(
             [self._known[task].signature.means for task in self.tasks]
@@ -230,6 +233,11 @@ class Prototype(Identifier):
         gram = (phi.T @ phi)[np.triu_indices(phi.shape[1])]
         return Signature(signature.counts, signature.means, signature.packed, gram, phi.sum(axis=0))
 
+    def _mean_relu(self, task: str) -> np.ndarray:
+        signature = self._known[task].signature
+        assert signature.cross is not None
+        return signature.cross / signature.total
+
     def _solve_ridge(self, ordered: list[str]) -> None:
         width = self.settings.ridge_features
         packed = np.zeros(width * (width + 1) // 2)
@@ -240,13 +248,7 @@ class Prototype(Identifier):
         gram = np.zeros((width, width))
         gram[np.triu_indices(width)] = packed
         gram += np.triu(gram, 1).T
-        targets = np.stack(
-            [
-                self._known[task].signature.cross / self._known[task].signature.total
-                for task in self.tasks
-            ],
-            axis=1,
-        )
+        targets = np.stack([self._mean_relu(task) for task in self.tasks], axis=1)
         self._ridge = np.linalg.solve(shrunk(gram, self.settings.shrinkage), targets)
 
 

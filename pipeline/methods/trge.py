@@ -84,7 +84,9 @@ class GroupAdapter(Adapter):
             for k, experts in enumerate(self._frozen, start=1):
                 if self.neighbours[k - 1].task in self._silent:
                     continue
-                total = total + experts[encoder](block, h_BLD, q_BD) * weights[k, i]
+                helped = experts[encoder](block, h_BLD, q_BD)
+                assert helped is not None
+                total = total + helped * weights[k, i]
             return total
 
         return delta

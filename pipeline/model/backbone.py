@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -24,8 +25,8 @@ from pipeline.settings import BackboneSettings
 
 EMBEDDED = {"clip-tiny": Path(__file__).parent / "weights" / "clip-tiny"}
 SUPPORTED = (
-    "supported: open_clip models whose image tower is a ViT with a CLS token and whose text tower is"
-    " a causal transformer pooled at the end of text (clip-tiny, ViT-B-32, ViT-B-16, ViT-L-14,"
+    "supported: open_clip models whose image tower is a ViT with a CLS token and whose text tower"
+    " is a causal transformer pooled at the end of text (clip-tiny, ViT-B-32, ViT-B-16, ViT-L-14,"
     " ViT-H-14, local-dir:PATH and hf-hub:NAME of the same kind)"
 )
 
@@ -36,7 +37,12 @@ class Backbone(nn.Module):
     Shapes: B batch, L tokens, D width, C classes, P templates, F embedding.
     """
 
-    def __init__(self, name: str, image: ImageTower, text: TextTower, scale: float, **kind) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, name: str, image: ImageTower, text: TextTower, scale: float, **kind: Any
+    ) -> None:
         super().__init__()
         self.name = name
         self.image = image
@@ -138,9 +144,9 @@ def load_backbone(
 
 
 def from_open_clip(
-    model: nn.Module, tokenizer, name: str, kernels: Kernels | None = None
+    model: Any, tokenizer: Any, name: str, kernels: Kernels | None = None
 ) -> Backbone:
-    """Wrap an open_clip model; raises UserError with the supported list if it is of another kind."""
+    """Wrap an open_clip model; UserError with the supported list if it is of another kind."""
     visual = model.visual
     text = getattr(model, "text", model)
     pool = getattr(text, "pool_type", None) or getattr(text, "text_pool_type", None)

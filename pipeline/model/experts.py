@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.model.backbone import Backbone
 from pipeline.model.router import Gating
+from pipeline.model.towers import Tower
 from pipeline.settings import ExpertSettings
 
 ROUTER_STD = 0.02  # zero would tie the experts, and unselected ones would get no gradient
@@ -40,7 +41,7 @@ class ExpertShape:
 
 def expert_shapes(backbone: Backbone, settings: ExpertSettings) -> dict[str, ExpertShape]:
     """Shapes for the encoders that carry experts: `image`, and `text` unless it is off."""
-    towers = {"image": backbone.image}
+    towers: dict[str, Tower] = {"image": backbone.image}
     if settings.text == "on":
         towers["text"] = backbone.text
     gating = Gating(settings.active, settings.shared_count, settings.shared, settings.normalise)
@@ -65,7 +66,7 @@ def trunk_blocks(backbone: Backbone, settings: ExpertSettings) -> tuple[int, int
 class Experts(nn.Module):
     """The experts and routers of one encoder, stacked over its adapted blocks.
 
-    Parameters: `A (N, E*R, D)`, `B (N, D, E*R)` (zero at start), `W (N, E, D)` (shared experts last).
+    Parameters: `A (N, E*R, D)`, `B (N, D, E*R)` (zero at start), `W (N, E, D)` (shared last).
     """
 
     def __init__(self, shape: ExpertShape, generator: torch.Generator | None = None) -> None:
@@ -97,7 +98,7 @@ def _gates(shape: ExpertShape, W: Tensor, h_BLD: Tensor, q_BD: Tensor) -> Tensor
 def apply_experts(
     shape: ExpertShape, A: Tensor, B: Tensor, W: Tensor, h_BLD: Tensor, q_BD: Tensor
 ) -> Tensor:
-    """One block of one group, or of one group per sample when A, B, W carry a leading batch axis."""
+    """One block of one group, or of one per sample when A, B, W carry a leading batch axis."""
     gates = _gates(shape, W, h_BLD, q_BD)
     z = h_BLD @ A.transpose(-1, -2)
     if shape.kind == "bottleneck":

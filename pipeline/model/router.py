@@ -30,7 +30,7 @@ class Gating:
     normalise: str = "post"
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Gates (..., E) from logits (..., E); active ones sum to 1 except for `naive` and `pre`."""
+        """Gates (..., E) from logits (..., E); they sum to 1 except for `naive` and `pre`."""
         routed, shared = logits.split([logits.shape[-1] - self.shared, self.shared], dim=-1)
         keep = routed.shape[-1] if self.active == 0 else min(self.active, routed.shape[-1])
         dropped = torch.zeros_like(routed, dtype=torch.bool)

@@ -10,6 +10,7 @@ a block comes in as `delta(block, h_BLD, q_BD)`: `h` is LN2's output, `q` the to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 Delta = Callable[[int, Tensor, Tensor], Tensor | None]
 
 
-def _attend(block: nn.Module, x_BLD: Tensor, causal: bool) -> Tensor:
+def _attend(block: Any, x_BLD: Tensor, causal: bool) -> Tensor:
     attention = block.attn
     B, L, D = x_BLD.shape
     heads = attention.num_heads
@@ -57,7 +58,7 @@ class Tower(nn.Module):
         position_B: Tensor | None = None,
         record: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """Blocks `start <= i < stop`: `x = x + FFN(h) + delta(i, h, q)` (method: eq. of the MoE layer).
+        """Blocks `start <= i < stop`: `x = x + FFN(h) + delta(i, h, q)` (method 2.2).
 
         Args:
             x_BLD: input of block `start`.
@@ -71,7 +72,7 @@ class Tower(nn.Module):
             (B, L, D), the input of block `stop`.
         """
         for index in range(start, stop):
-            block = self.blocks[index]
+            block: Any = self.blocks[index]
             x_BLD = x_BLD + block.ls_1(_attend(block, block.ln_1(x_BLD), self.causal))
             h_BLD = block.ln_2(x_BLD)
             x_BLD = x_BLD + block.ls_2(block.mlp(h_BLD))
@@ -88,8 +89,9 @@ class ImageTower(Tower):
     """open_clip's VisionTransformer with a CLS token."""
 
     causal = False
+    visual: Any
 
-    def __init__(self, visual: nn.Module) -> None:
+    def __init__(self, visual: Any) -> None:
         super().__init__(visual.transformer.resblocks, visual.transformer.width)
         self.visual = visual
         self.image_size = int(visual.image_size[0])
@@ -119,8 +121,9 @@ class TextTower(Tower):
     """open_clip's causal text transformer, pooled at the end-of-text token."""
 
     causal = True
+    text: Any
 
-    def __init__(self, text: nn.Module, eot_id: int | None) -> None:
+    def __init__(self, text: Any, eot_id: int | None) -> None:
         super().__init__(text.transformer.resblocks, text.transformer.width)
         self.text = text
         self.eot_id = eot_id

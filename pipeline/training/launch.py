@@ -122,7 +122,7 @@ def _on_ray(spec: StageSpec, folder: Folder) -> Folder:
             storage_path=folder.uri,
             failure_config=rt.FailureConfig(
                 max_failures=cluster.max_failures,
-                controller_failure_limit=max(1, cluster.max_failures),
+                controller_failure_limit=max(1, cluster.max_failures),  # type: ignore[call-arg]
             ),
             checkpoint_config=rt.CheckpointConfig(num_to_keep=2),
         ),
@@ -146,7 +146,8 @@ def _worker(config: dict[str, Any]) -> None:
     import ray.train as rt
 
     spec: StageSpec = config["spec"]
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("pipeline").setLevel(logging.INFO)
     context = rt.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     if spec.kernels.device.startswith("cuda"):
