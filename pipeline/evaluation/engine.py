@@ -133,6 +133,7 @@ class Engine:
 
     def _batches(self, rows: np.ndarray) -> list[np.ndarray]:
         size = self.settings.evaluation.batch_size
+        rows = np.array(rows)  # a copy: what comes through the object store is read-only
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _trunk(self, table: str, rows: np.ndarray) -> Tensor:

@@ -142,8 +142,8 @@ class Method(ABC):
     def frozen_features(self, x_BLD: Tensor, record: Callable | None = None) -> Tensor:
         """Normalised features of frozen CLIP (B, F) from trunk activations."""
         tower = self.backbone.image
-        x_BLD = tower.run(x_BLD, self.first_blocks[0], tower.depth, record=record)
-        return F.normalize(tower.finish(x_BLD), dim=-1)
+        x_BD = tower.pooled(x_BLD, self.first_blocks[0], record=record)
+        return F.normalize(tower.finish(x_BD), dim=-1)
 
 
 def register(method: type[Method]) -> type[Method]:

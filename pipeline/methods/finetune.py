@@ -46,14 +46,14 @@ class TunedTowers(Adapter):
     def image(self, x_BLD: Tensor) -> Tensor:
         """Image features through the tuned blocks."""
         tower = self._towers[0]
-        x_BLD = tower.run(x_BLD, self.first_image, tower.depth)
-        return F.normalize(tower.finish(x_BLD).float(), dim=-1)
+        x_BD = tower.pooled(x_BLD, self.first_image)
+        return F.normalize(tower.finish(x_BD).float(), dim=-1)
 
     def text(self, x_CLD: Tensor, position_C: Tensor) -> Tensor:
         """Caption features through the tuned blocks."""
         tower = self._towers[1]
-        x_CLD = tower.run(x_CLD, self.first_text, tower.depth, None, position_C)
-        return F.normalize(tower.finish(x_CLD, position_C).float(), dim=-1)
+        x_CD = tower.pooled(x_CLD, self.first_text, None, position_C)
+        return F.normalize(tower.finish(x_CD).float(), dim=-1)
 
     def export(self) -> dict[str, Tensor]:
         """All tuned weights by name."""

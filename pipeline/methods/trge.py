@@ -94,15 +94,15 @@ class GroupAdapter(Adapter):
     def image(self, x_BLD: Tensor) -> Tensor:
         """Image features through the new group and its neighbours."""
         tower = self._backbone[0].image
-        x_BLD = tower.run(x_BLD, self.first["image"], tower.depth, self._delta("image"))
-        return F.normalize(tower.finish(x_BLD).float(), dim=-1)
+        x_BD = tower.pooled(x_BLD, self.first["image"], self._delta("image"))
+        return F.normalize(tower.finish(x_BD).float(), dim=-1)
 
     def text(self, x_CLD: Tensor, position_C: Tensor) -> Tensor:
         """Caption features; frozen ones if the group has no text experts."""
         tower = self._backbone[0].text
         delta = self._delta("text") if self.group.text is not None else None
-        x_CLD = tower.run(x_CLD, self.first["text"], tower.depth, delta, position_C)
-        return F.normalize(tower.finish(x_CLD, position_C).float(), dim=-1)
+        x_CD = tower.pooled(x_CLD, self.first["text"], delta, position_C)
+        return F.normalize(tower.finish(x_CD).float(), dim=-1)
 
     def borrowed(self) -> list[dict[str, Any]]:
         """The neighbours that are mixed in."""

@@ -18,8 +18,8 @@ class ZeroShot(Method):
 
     @property
     def first_blocks(self) -> tuple[int, int]:
-        """Nothing is adapted: the trunk is the whole encoder."""
-        return self.backbone.image.depth, self.backbone.text.depth
+        """Nothing is adapted: the trunk is all but the last block, whose pooling ends a pass."""
+        return self.backbone.image.depth - 1, self.backbone.text.depth - 1
 
     def adapter(self, context: StageContext) -> Adapter:
         """There is none."""

@@ -88,14 +88,14 @@ class Backbone(nn.Module):
 
     def encode_image(self, image_BCHW: Tensor, delta: Delta | None = None) -> Tensor:
         """Normalised image features (B, F); with `delta`, those of a group."""
-        x_BLD = self.image.run(self.image.embed(image_BCHW), 0, self.image.depth, delta)
-        return F.normalize(self.image.finish(x_BLD), dim=-1)
+        x_BD = self.image.pooled(self.image.embed(image_BCHW), 0, delta)
+        return F.normalize(self.image.finish(x_BD), dim=-1)
 
     def encode_text(self, tokens_BL: Tensor, delta: Delta | None = None) -> Tensor:
         """Normalised caption features (B, F); with `delta`, those of a group."""
         position_B = self.text.positions(tokens_BL)
-        x_BLD = self.text.run(self.text.embed(tokens_BL), 0, self.text.depth, delta, position_B)
-        return F.normalize(self.text.finish(x_BLD, position_B), dim=-1)
+        x_BD = self.text.pooled(self.text.embed(tokens_BL), 0, delta, position_B)
+        return F.normalize(self.text.finish(x_BD), dim=-1)
 
     def encode_classes(
         self, classes: Sequence[str], templates: Sequence[str], delta: Delta | None = None

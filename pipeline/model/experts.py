@@ -57,9 +57,9 @@ def expert_shapes(backbone: Backbone, settings: ExpertSettings) -> dict[str, Exp
 
 
 def trunk_blocks(backbone: Backbone, settings: ExpertSettings) -> tuple[int, int]:
-    """First adapted block of the image and of the text encoder (all blocks if text is off)."""
+    """First adapted block of the image and of the text encoder (the last one if text is off)."""
     shapes = expert_shapes(backbone, settings)
-    text = shapes["text"].first if "text" in shapes else backbone.text.depth
+    text = shapes["text"].first if "text" in shapes else backbone.text.depth - 1
     return shapes["image"].first, text
 
 

@@ -96,8 +96,8 @@ class GrowingModel:
     def encode_tokens(self, x_BLD: Tensor, mix: Mix | None) -> Tensor:
         """The same from trunk activations at the first adapted block, (B, F)."""
         tower = self.backbone.image
-        x_BLD = tower.run(x_BLD, self.shapes["image"].first, tower.depth, self.delta("image", mix))
-        return F.normalize(tower.finish(x_BLD), dim=-1)
+        x_BD = tower.pooled(x_BLD, self.shapes["image"].first, self.delta("image", mix))
+        return F.normalize(tower.finish(x_BD), dim=-1)
 
     def encode_classes(
         self, classes: Sequence[str], templates: Sequence[str], task: str | None

@@ -29,6 +29,27 @@ def _attend(block: Any, x_BLD: Tensor, causal: bool) -> Tensor:
     return attention.out_proj(y_BHLd.transpose(1, 2).reshape(B, L, D))
 
 
+def _attend_from(block: Any, x_BLD: Tensor, position_B: Tensor | None, causal: bool) -> Tensor:
+    """Attention of one token a sample to all it may see, (B, D)."""
+    attention = block.attn
+    B, L, D = x_BLD.shape
+    heads = attention.num_heads
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    at = 0 if position_B is None else position_B
+    x_BD = x_BLD[torch.arange(B, device=x_BLD.device), at]
+    q = F.linear(x_BD, weight[:D], bias[:D]).view(B, heads, 1, D // heads)
+    k, v = (
+        F.linear(x_BLD, weight[D:], bias[D:])
+        .view(B, L, 2, heads, D // heads)
+        .permute(2, 0, 3, 1, 4)
+    )
+    mask = None
+    if causal and position_B is not None:
+        mask = (torch.arange(L, device=x_BLD.device) <= position_B[:, None])[:, None, None]
+    y_BHLd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return attention.out_proj(y_BHLd.reshape(B, D))
+
+
 class Tower(nn.Module):
     """What both encoders share: a list of pre-norm residual blocks."""
 
@@ -84,6 +105,30 @@ class Tower(nn.Module):
                 record(index + 1, x_BLD)
         return x_BLD
 
+    def pooled(
+        self,
+        x_BLD: Tensor,
+        start: int,
+        delta: Delta | None = None,
+        position_B: Tensor | None = None,
+        record: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """All blocks from `start` on, but of the last one only the token that is read, (B, D).
+
+        The same numbers as `run` to the end followed by picking the token, up to rounding: other
+        tokens of the last block reach nothing. Saves most of that block, forward and backward.
+        """
+        last = self.depth - 1
+        x_BLD = self.run(x_BLD, start, last, delta, position_B, record)
+        block: Any = self.blocks[last]
+        x_BD = self._query(x_BLD, position_B)
+        y_BD = _attend_from(block, block.ln_1(x_BLD), position_B, self.causal)
+        x_BD = x_BD + block.ls_1(y_BD)
+        h_BD = block.ln_2(x_BD)
+        x_BD = x_BD + block.ls_2(block.mlp(h_BD))
+        added = None if delta is None else delta(last, h_BD.unsqueeze(1), h_BD)
+        return x_BD if added is None else x_BD + added.squeeze(1)
+
 
 class ImageTower(Tower):
     """open_clip's VisionTransformer with a CLS token."""
@@ -108,9 +153,9 @@ class ImageTower(Tower):
         cls = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         return visual.ln_pre(torch.cat([cls, x], dim=1) + visual.positional_embedding.to(x.dtype))
 
-    def finish(self, x_BLD: Tensor) -> Tensor:
-        """Output of the last block to features (B, F), not normalised."""
-        return self.visual.ln_post(x_BLD[:, 0]) @ self.visual.proj
+    def finish(self, x_BD: Tensor) -> Tensor:
+        """The CLS token after the last block to features (B, F), not normalised."""
+        return self.visual.ln_post(x_BD) @ self.visual.proj
 
     def head(self) -> Iterable[nn.Parameter]:
         """Parameters that follow the last block."""
@@ -143,11 +188,9 @@ class TextTower(Tower):
         x_BLD = self.text.token_embedding(tokens_BL)
         return x_BLD + self.text.positional_embedding[: tokens_BL.shape[1]]
 
-    def finish(self, x_BLD: Tensor, position_B: Tensor) -> Tensor:
-        """Output of the last block to features (B, F), not normalised."""
-        pooled = self.text.ln_final(
-            x_BLD[torch.arange(len(x_BLD), device=x_BLD.device), position_B]
-        )
+    def finish(self, x_BD: Tensor) -> Tensor:
+        """The end-of-text token after the last block to features (B, F), not normalised."""
+        pooled = self.text.ln_final(x_BD)
         projection = self.text.text_projection
         if projection is None:
             return pooled
