@@ -51,23 +51,22 @@ def parquet_domain(
     return folder
 
 
+TINY = (
+    "training.steps=4",
+    "training.batch_size=8",
+    "training.warmup=1",
+    "training.views=1",
+    "training.validate_every=2",
+    "training.checkpoint_every=2",
+    "experts.count=2",
+    "experts.rank=2",
+    "evaluation.bootstrap=20",
+    "tracking=off",
+)
+"""Overrides of a run that takes seconds."""
+
+
 def tiny_settings(root: Path, run_dir: Path, *overrides: str) -> Settings:
     """Settings of a run of seconds over the domains below `root`; `overrides` come last."""
-    return load(
-        [
-            "stream=parquet",
-            f"stream.root={root}",
-            f"run_dir={run_dir}",
-            "training.steps=4",
-            "training.batch_size=8",
-            "training.warmup=1",
-            "training.views=1",
-            "training.validate_every=2",
-            "training.checkpoint_every=2",
-            "experts.count=2",
-            "experts.rank=2",
-            "evaluation.bootstrap=20",
-            "tracking=off",
-            *overrides,
-        ]
-    )
+    places = ["stream=parquet", f"stream.root={root}", f"run_dir={run_dir}"]
+    return load([*places, *TINY, *overrides])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import shlex
 import sys
@@ -17,8 +18,9 @@ from rich.console import Console
 
 from jobs import demo
 from jobs.ray_head import RayHead, free_ports, is_free
+from tests.helpers import TINY, parquet_domain
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
 SAYS_WHERE = """
 import os, sys, pipeline
@@ -101,6 +103,33 @@ def test_a_stopped_job_has_time_to_save_its_state(head: RayHead) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.3)
     assert demo.exit_code(client, job) == 143
+
+
+def submit_sequence(head: RayHead, *overrides: str) -> tuple[int, str]:
+    out = io.StringIO()
+    code = demo.submit(head, overrides, Console(file=out))
+    return code, out.getvalue()
+
+
+@pytest.mark.slow
+def test_the_sequence_as_a_submitted_job(head: RayHead, tmp_path: Path) -> None:
+    for name in ("ants", "bees"):
+        parquet_domain(tmp_path / "domains", name, classes=2, train=20, test=8)
+    places = ["stream=parquet", f"stream.root={tmp_path}/domains", f"run_dir={tmp_path}/run"]
+    tiny = [*TINY, "cluster.train.num_workers=0"]
+    code, log = submit_sequence(head, *places, *tiny)
+    assert code == 0, log
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["status"] == "complete"
+    assert report["tasks"] == ["ants", "bees"]
+    assert "ants" in log and "Transfer/Average/Last" in log
+
+
+def test_a_submitted_job_refuses_a_relative_run_dir(head: RayHead) -> None:
+    code, log = submit_sequence(head, *TINY, "run_dir=runs/here")
+    assert code == 2
+    assert "run_dir=runs/here: a submitted job" in log
+    assert "Traceback" not in log
 
 
 def test_a_log_that_was_broken_off_goes_on_where_it_was() -> None:
