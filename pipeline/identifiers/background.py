@@ -97,8 +97,17 @@ def depths(layers: int, which: str, first: int) -> tuple[int, ...]:
         layers: blocks of the image encoder.
         which: `all` = L/4, L/2, 3L/4; `trunk` = those inside the frozen trunk; `final` = none.
         first: first adapted block, the end of the trunk.
+
+    Raises:
+        UserError: the trunk is too short to hold a depth.
     """
     quarters = sorted({max(1, layers // 4), max(1, layers // 2), max(1, 3 * layers // 4)})
     if which == "final":
         return ()
-    return tuple(d for d in quarters if which == "all" or d <= first)
+    inside = tuple(d for d in quarters if which == "all" or d <= first)
+    if not inside:
+        raise UserError(
+            f"identifier.depths=trunk: the trunk ends before block {quarters[0]}; raise"
+            f" experts.first_block (now {first}) or set identifier.depths=all"
+        )
+    return inside

@@ -192,6 +192,8 @@ class Prototype(Identifier):
 
     def _none_rule(self) -> tuple[float, float, float]:
         """Threshold of the unseen score, and the logistic curve of its probability."""
+        if not self._known:
+            return float("inf"), 1.0, float("inf")
         self._refresh()
         seen, unseen = [], []
         for index, known in enumerate(self._known.values()):
