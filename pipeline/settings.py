@@ -99,14 +99,15 @@ class TrainingSettings(Strict):
     """Optimisation of one stage."""
 
     steps: PositiveInt = 400
+    max_epochs: NonNegativeInt = 16
     batch_size: PositiveInt = 64
     learning_rate: float = Field(5e-3, gt=0.0)
     weight_decay: NonNegativeFloat = 0.0
     warmup: NonNegativeInt = 40
     label_smoothing: float = Field(0.2, ge=0.0, lt=1.0)
     clip_norm: NonNegativeFloat = 1.0
-    views: PositiveInt = 4
-    crop: tuple[float, float] = (0.6, 1.0)
+    views: PositiveInt = 2
+    crop: tuple[float, float] = (0.7, 1.0)
     flip: bool = False
     cache_gib: NonNegativeFloat = 4.0
     validate_every: PositiveInt = 50

@@ -76,14 +76,16 @@ class Engine:
     def features(self, table: str, rows: np.ndarray) -> np.ndarray:
         """Signature features (n, S) of some rows, float32."""
         images = ImageTable.open(table)
-        parts = []
-        for batch in self._batches(rows):
-            with self.backbone.kernels.exact():
-                pixels = self.backbone.normalise(images.images(batch))
-                parts.append(self._signature(pixels).cpu().numpy())
+        parts = [self.encode(images.images(batch)) for batch in self._batches(rows)]
         if not parts:
             return np.zeros((0, 0), dtype=np.float32)
         return np.concatenate(parts)
+
+    @torch.no_grad()
+    def encode(self, images_BHWC: np.ndarray) -> np.ndarray:
+        """Signature features (B, S) of uint8 images, float32."""
+        with self.backbone.kernels.exact():
+            return self._signature(self.backbone.normalise(images_BHWC)).cpu().numpy()
 
     def _signature(self, pixels: Tensor) -> Tensor:
         taken: list[Tensor] = []

@@ -123,7 +123,11 @@ def load_backbone(
     known = source.startswith(("local-dir:", "hf-hub:")) or source in open_clip.list_models()
     if not known:
         raise UserError(f"backbone.name: '{name}' is not known to open_clip; {SUPPORTED}")
-    extra = {"force_image_size": settings.image_size} if settings.image_size else {}
+    extra: dict[str, Any] = {}
+    if settings.image_size:
+        extra["force_image_size"] = settings.image_size
+    if settings.pretrained == "openai":
+        extra["force_quick_gelu"] = True  # OpenAI's weights were trained with it
     pretrained = None if settings.pretrained in (None, "random") else settings.pretrained
     if not source.startswith(("local-dir:", "hf-hub:")) and settings.pretrained is None:
         raise UserError(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import threading
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +29,10 @@ from pipeline.training.stage import (
     run_stage,
     stage_folder,
 )
+
+if TYPE_CHECKING:
+    from ray.train import Result
+    from ray.train.torch import TorchTrainer
 
 log = logging.getLogger(__name__)
 
@@ -125,10 +131,11 @@ def _on_ray(spec: StageSpec, folder: Folder) -> Folder:
                 controller_failure_limit=max(1, cluster.max_failures),  # type: ignore[call-arg]
             ),
             checkpoint_config=rt.CheckpointConfig(num_to_keep=2),
+            logging_config=rt.LoggingConfig("WARNING"),
         ),
     )
     try:
-        result = trainer.fit()
+        result = _fit(trainer)
     except (rt.WorkerGroupError, rt.ControllerError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise RuntimeError(
@@ -139,6 +146,23 @@ def _on_ray(spec: StageSpec, folder: Folder) -> Folder:
     if checkpoint is None:
         raise RuntimeError(f"stage {spec.stage} {spec.domain.name}: no checkpoint was reported")
     return Folder(checkpoint.path, checkpoint.filesystem)
+
+
+def _fit(trainer: TorchTrainer) -> Result:
+    """`trainer.fit()` on a thread of its own, so that a signal ends the wait for it.
+
+    On the main thread Ray would wait deaf to Python's signal handlers, and replace that of SIGINT.
+    """
+    future: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(trainer.fit())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="fit", daemon=True).start()
+    return future.result()
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -74,12 +74,19 @@ def text_activations(
     return pairs
 
 
-def learning_rate(step: int, settings: TrainingSettings, peak: float) -> float:
-    """Linear warm-up, then a cosine to zero at the last step."""
-    warmup = min(settings.warmup, settings.steps // 2)
+def planned_steps(settings: TrainingSettings, rows: int) -> int:
+    """Steps of a stage of so many rows: `steps`, but no more than `max_epochs` passes."""
+    if settings.max_epochs == 0:
+        return settings.steps
+    return max(1, min(settings.steps, settings.max_epochs * rows // settings.batch_size))
+
+
+def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Linear warm-up, then a cosine to zero at the last of `steps`."""
+    warmup = min(warmup, steps // 2)
     if step < warmup:
         return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, settings.steps - warmup)
+    progress = (step - warmup) / max(1, steps - warmup)
     return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
@@ -118,6 +125,7 @@ def train(
     data: StageData,
     *,
     stage: int,
+    steps: int,
     rank: int = 0,
     world: int = 1,
     wrap: Callable[[Adapter], torch.nn.Module] = lambda adapter: adapter,
@@ -131,6 +139,7 @@ def train(
         adapter: what is trained; holds the best weights on return.
         data: this rank's rows.
         stage: index of the stage, part of the batch order's seed.
+        steps: optimisation steps, the same on every rank.
         rank: this worker.
         world: number of workers; the batch is split evenly among them.
         wrap: makes the adapter data-parallel.
@@ -153,12 +162,12 @@ def train(
         optimizer.load_state_dict(resume.optimizer)
     model = wrap(adapter)
     clock, seen, losses = time.perf_counter(), 0, []
-    for step in range(state.step, settings.steps):
+    for step in range(state.step, steps):
         chosen = batch_rows(method.settings.seed, stage, rank, len(data.labels), step, local)
         x_BLD = _gather(data.trunk, chosen).to(backbone.device, torch.float32)
         y_B = data.labels[chosen[:, 0]].to(backbone.device)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings, peak)
+            group["lr"] = learning_rate(step, steps, settings.warmup, peak)
         with backbone.kernels.training():
             cosine_BC = model(x_BLD, *data.text[step % len(data.text)])
         loss = F.cross_entropy(
@@ -172,7 +181,7 @@ def train(
         losses.append(loss.item())
         seen += local * world
         done = step + 1
-        last = done == settings.steps
+        last = done == steps
         if done % settings.validate_every == 0 or last:
             accuracy, nll = held_out(backbone, adapter, data, rank, world)
             if (accuracy, -nll) > (state.best_accuracy, -state.best_loss):

@@ -29,6 +29,7 @@ from pipeline.training.loop import (
     TrainingState,
     class_features,
     held_out,
+    planned_steps,
     text_activations,
     train,
 )
@@ -102,19 +103,20 @@ def run_stage(
     data, train_rows = load_data(spec, method, rank, world)
     loaded = time.perf_counter()
     curve: list[dict[str, Any]] = []
+    steps = planned_steps(spec.settings.training, len(train_rows))
 
     def report(metrics: dict[str, Any], state: TrainingState | None) -> None:
         if rank == 0:
             log.info(
                 "stage %d %s: step %d/%d, loss %.3f, held-out %.1f %%, %.0f images/s",
-                spec.stage, spec.domain.name, metrics["step"], spec.settings.training.steps,
+                spec.stage, spec.domain.name, metrics["step"], steps,
                 metrics["loss"], metrics["held_out_accuracy"], metrics["images_per_second"],
             )  # fmt: skip
         curve.append(metrics)
         save(metrics, state, None)
 
     state = train(
-        method, adapter, data, stage=spec.stage, rank=rank, world=world,
+        method, adapter, data, stage=spec.stage, steps=steps, rank=rank, world=world,
         wrap=wrap, resume=resume, report=report,
     )  # fmt: skip
     trained = time.perf_counter()

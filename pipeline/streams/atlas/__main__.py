@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    page = sheet(arguments.seed).quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
+    page = sheet(arguments.seed)
     page.save(arguments.path, optimize=True)
     log.info("%s: %d x %d pixels", arguments.path, *page.size)
 

@@ -1,4 +1,4 @@
-"""Handwritten digits: the real 8 x 8 scans that scikit-learn carries, inked on paper."""
+"""Handwritten digits: the real 8 x 8 scans that scikit-learn carries, in chalk on slate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.streams.atlas.canvas import (
 from pipeline.streams.atlas.scene import Request, Scene
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-TEST_PERCENT = 40  # share of each digit's scans that only the test split may use
+TEST_FIFTHS = (1, 3)  # of every five scans of a digit, those that only the test split may use
 
 
 @cache
@@ -38,35 +38,31 @@ def scan_number(seed: int, split: str, label: int, ordinal: int) -> int:
 
     Within a split the scans are drawn without repetition until they are used up.
     """
-    count = len(scans()[label])
-    tests = count * TEST_PERCENT // 100
-    start, size = (0, tests) if split == "test" else (tests, count - tests)
+    pool = [n for n in range(len(scans()[label])) if (n % 5 in TEST_FIFTHS) == (split == "test")]
     dice = Dice("scans", seed, split, label)
-    order = list(range(size))
-    for last in range(size - 1, 0, -1):
+    for last in range(len(pool) - 1, 0, -1):
         other = dice.below(last + 1)
-        order[last], order[other] = order[other], order[last]
-    return start + order[ordinal % size]
+        pool[last], pool[other] = pool[other], pool[last]
+    return pool[ordinal % len(pool)]
 
 
 def _contour() -> np.ndarray:
     """A table that turns blurred ink into strokes with a firm edge."""
-    return np.clip((np.arange(256) - 70) * 2, 0, 255).astype(np.uint8)
+    return np.clip((np.arange(256) - 60) * 2, 0, 255).astype(np.uint8)
 
 
 def paint(request: Request, dice: Dice) -> np.ndarray:
-    """One digit, a little turned and shifted, in one ink on slightly uneven paper."""
-    scan = scans()[request.label][
-        scan_number(request.seed, request.split, request.label, request.ordinal)
-    ]
-    edge = CANVAS * dice.between(68, 80) // 100
-    ink = Image.fromarray(scan).resize((edge, edge), Image.Resampling.BICUBIC)
+    """One digit in chalk on a slate that was wiped before."""
+    number = scan_number(request.seed, request.split, request.label, request.ordinal)
+    scan = scans()[request.label][number]
+    edge = CANVAS * dice.between(74, 86) // 100
+    stroke = Image.fromarray(scan).resize((edge, edge), Image.Resampling.BICUBIC)
     sheet = Image.new("L", (CANVAS, CANVAS))
-    sheet.paste(ink, ((CANVAS - edge) // 2, (CANVAS - edge) // 2))
-    mask = _contour()[np.asarray(camera(dice, sheet, turn=16, shift=3))]
-    paper, pen = dice.near((238, 234, 224), 8), dice.near((36, 36, 56), 22)
-    page = shade(flat(paper), 240 + noise(dice, 3) * 24 // 255)
-    return finish(dice, blend(page, pen, mask), grain=8, light=16)
+    sheet.paste(stroke, ((CANVAS - edge) // 2, (CANVAS - edge) // 2))
+    mask = _contour()[np.asarray(camera(dice, sheet, turn=12, shift=2))]
+    slate, chalk = dice.near((36, 38, 52), 10), dice.near((238, 234, 224), 10)
+    board = shade(flat(slate), 236 + noise(dice, 3) * 60 // 255)
+    return finish(dice, blend(board, chalk, mask), grain=8, light=14)
 
 
 SCENE = Scene(

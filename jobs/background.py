@@ -1,0 +1,75 @@
+"""Make the background of a backbone: mean and covariance of features of many unrelated images.
+
+    python jobs/background.py /data/images /data/clip/background.safetensors backbone=local-dir \
+        backbone.name=local-dir:/data/clip
+
+The first word is a folder of parquet files with an `image` column (bytes, or a struct with
+bytes), the second the file to write: beside a backbone's weights it is found by itself, elsewhere
+name it in `backbone.background`. The images should be of many kinds, and of no stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import track
+
+from pipeline.config import load
+from pipeline.errors import EXIT_DONE, EXIT_USER, UserError
+from pipeline.evaluation.engine import Engine, EngineSpec
+from pipeline.identifiers.background import save_background
+from pipeline.identifiers.signature import Background
+from pipeline.model.kernels import Kernels, resolve_device
+from pipeline.streams.decode import decode, fit
+
+log = logging.getLogger("archipelago")
+PER_FILE = 600  # images taken from each file, so that no kind outweighs the others
+BATCH = 128
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compute and write a background; returns the exit code."""
+    try:
+        if len(arguments) < 2:
+            raise UserError("say where the images are and which file to write")
+        images, target = Path(arguments[0]), Path(arguments[1])
+        files = sorted(images.glob("*.parquet"))
+        if not files:
+            raise UserError(f"{images}: no parquet files there")
+        settings = load([*arguments[2:], "identifier.depths=all"])
+        kernels = Kernels(device=resolve_device("auto"))
+        engine = Engine(EngineSpec(settings, str(target.parent.absolute()), kernels))
+        features = [
+            engine.encode(batch)
+            for file in track(files, console=Console(stderr=True))
+            for batch in _batches(file, engine)
+        ]
+        found = Background.of(np.concatenate(features), f"{len(files)} files of images")
+        save_background(target, found)
+    except UserError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"background: {error}")
+        return EXIT_USER
+    return EXIT_DONE
+
+
+def _batches(file: Path, engine: Engine) -> list[np.ndarray]:
+    settings = engine.settings
+    column = pq.read_table(file, columns=["image"])["image"]
+    rows = np.random.default_rng(0).permutation(len(column))[:PER_FILE]
+    size = engine.backbone.image_size
+    pixels = []
+    for row in rows:
+        value = column[int(row)].as_py()
+        data = value["bytes"] if isinstance(value, dict) else value
+        pixels.append(fit(decode(data, settings.stream.max_pixels), size))
+    return [np.stack(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
