@@ -9,7 +9,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pipeline.streams.atlas import SCENES
 from pipeline.streams.atlas.canvas import SIZE
@@ -24,6 +24,7 @@ MARGIN = 40
 SIDE = 214  # width of the column that names the domain
 SHOWN = 9  # classes a row
 ROWS = 2  # images of each class, one below the other
+BITS = 5  # a channel: halves the file, and the grain hides the steps
 PAPER, INK, MUTED = (252, 251, 248), (32, 36, 44), (112, 118, 128)
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    page = sheet(arguments.seed)
+    page = ImageOps.posterize(sheet(arguments.seed), BITS)
     page.save(arguments.path, optimize=True)
     log.info("%s: %d x %d pixels", arguments.path, *page.size)
 

@@ -54,8 +54,8 @@ def _contour() -> np.ndarray:
 def paint(request: Request, dice: Dice) -> np.ndarray:
     """One digit in chalk on a slate that was wiped before."""
     number = scan_number(request.seed, request.split, request.label, request.ordinal)
-    scan = scans()[request.label][number]
-    edge = CANVAS * dice.between(74, 86) // 100
+    scan = np.pad(scans()[request.label][number], 1)  # strokes end softly at the scan's edge
+    edge = CANVAS * dice.between(92, 106) // 100
     stroke = Image.fromarray(scan).resize((edge, edge), Image.Resampling.BICUBIC)
     sheet = Image.new("L", (CANVAS, CANVAS))
     sheet.paste(stroke, ((CANVAS - edge) // 2, (CANVAS - edge) // 2))
