@@ -126,7 +126,9 @@ class Learner:
         signature, held, held_rows = self._look(domain)
         lambdas = self.evaluator.prequential(domain, held_rows)
         looked = time.perf_counter() - clock
+        fit = time.perf_counter()
         outcome = self._train(self._spec(stage, attempt, signature))
+        fit = time.perf_counter() - fit
         facts = outcome.facts
         journal.append(
             "stage-trained",
@@ -158,7 +160,7 @@ class Learner:
             task=domain.name,
             sha256=ref.sha256,
             manifest=manifest,
-            seconds={**facts["seconds"], "stage": time.perf_counter() - clock},
+            seconds={**facts["seconds"], "fit": fit, "stage": time.perf_counter() - clock},
         )
         self.run.folder.delete_tree(f"train/{stage:03d}-{domain.name}")
 
