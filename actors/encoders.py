@@ -86,7 +86,7 @@ class EncoderPool:
         """Kernels measured on the first encoder."""
         if self._local is not None:
             return self._local.probe(settings)
-        return ray.get(self._actors[0].probe.remote(settings))
+        return self._actors[0].probe.remote(settings).future().result()
 
     def engine(self, spec: EngineSpec) -> PooledEngine:
         """An engine-like view of the pool for one method's functions."""
@@ -97,7 +97,9 @@ class EncoderPool:
         if self._local is not None:
             return [self._local.call(*call) for call in calls]
         pairs = zip(self._actors, calls, strict=False)
-        return ray.get([actor.call.remote(*call) for actor, call in pairs])
+        # Futures, not ray.get: that is deaf to signals until the answer is there.
+        answers = [actor.call.remote(*call).future() for actor, call in pairs]
+        return [answer.result() for answer in answers]
 
     @property
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""Does the cluster have room? Asked before anything starts, so that nothing hangs for ever."""
+"""Do the batch and the cluster fit? Asked before anything starts, so that nothing hangs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ import time
 import ray
 
 from pipeline.errors import UserError
-from pipeline.settings import ClusterSettings, WorkerSettings
+from pipeline.settings import ClusterSettings, Settings, WorkerSettings
+
+
+def check_batch(settings: Settings) -> None:
+    """Raises UserError when the batch cannot be split evenly over the training workers."""
+    batch, workers = settings.training.batch_size, settings.cluster.train.num_workers
+    if workers and batch % workers:
+        lower = batch - batch % workers
+        near = f"{lower} or {lower + workers}" if lower else f"{workers}"
+        raise UserError(
+            f"training.batch_size={batch}: does not divide by cluster.train.num_workers={workers};"
+            f" give {near}"
+        )
 
 
 def check_resources(cluster: ClusterSettings) -> None:

@@ -12,7 +12,6 @@ import os
 import platform
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -22,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import ray
-from rich.logging import RichHandler
 
 from actors.encoders import EncoderPool, worker_threads
-from actors.preflight import check_resources
+from actors.logs import SETUP_HOOK, show_logs
+from actors.preflight import check_batch, check_resources
 from pipeline.config import load, redacted
 from pipeline.errors import UserError
 from pipeline.evaluation.engine import EngineSpec
@@ -44,6 +43,7 @@ from pipeline.tracking import Tracker
 log = logging.getLogger("archipelago")
 
 PACKAGES = ("archipelago", "torch", "open_clip_torch", "ray", "mlflow", "pyarrow", "numpy")
+STOPS = (signal.SIGTERM, signal.SIGINT)
 BACKGROUND_IMAGES = 600  # of the embedded stream, where a backbone comes without a background
 
 
@@ -105,7 +105,7 @@ class Session:
             self.run = parent.run.reference(settings.method.name)
         self.tracker = Tracker(self.run, settings.tracking)
         self._stack = contextlib.ExitStack()
-        self._ended = False
+        self._signal: str | None = None  # that asked this run to stop
 
     def reference(self, settings: Settings) -> Session:
         """A session of another method on this session's stream, encoders and lock."""
@@ -125,13 +125,15 @@ class Session:
     def _begin(self) -> None:
         settings = self.settings
         if self.parent is None:
-            _show_logs()
+            show_logs()
+            check_batch(settings)
             find_background(settings.backbone)
             self.domains = open_stream(settings.stream, settings.seed)
             self._stack.enter_context(self.run.lock(wait_s=0))
-            _connect(settings)
-            self._stack.callback(_disconnect)
-            self._stack.enter_context(_stoppable())
+            self._stack.enter_context(self._stoppable())
+            if _connect(settings):
+                self._stack.callback(ray.shutdown)
+                self._listen()  # Ray has put its own handler there
             if _uses_ray(settings):
                 check_resources(settings.cluster)
             self.pool = self._stack.enter_context(EncoderPool(settings))
@@ -258,7 +260,6 @@ class Session:
     def finish(self) -> dict[str, Any]:
         """Write the final report with its pictures; all stages of the run are done."""
         self.run.journal.append("run-done")
-        self._ended = True
         report = write_report(self.run)
         self.tracker.close()
         for other in self.run.references().values():
@@ -268,17 +269,52 @@ class Session:
     # -- end ---------------------------------------------------------------------------------
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        """Say how it ended, bring tracking up to date, let go of everything."""
+        """Say how it ended, bring tracking up to date, let go of everything.
+
+        Raises:
+            Stopped: a signal came, whatever Ray made of the exception.
+        """
+        stopped = (self.parent or self)._signal
         try:
             if kind is None and self.parent is not None:
                 self.run.journal.append("run-done")
                 write_report(self.run)
-            elif isinstance(error, Stopped) and self.run.exists():
-                self.run.journal.append("stopped", reason=str(error))
+            elif stopped and self.run.exists():
+                self.run.journal.append("stopped", reason=stopped)
                 if self.parent is None:
                     self.tracker.close()
         finally:
             self._stack.close()
+        if stopped and isinstance(error, Exception):
+            raise Stopped(stopped) from error
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """SIGTERM and SIGINT end the run in order."""
+        before = {number: signal.getsignal(number) for number in STOPS}
+        self._listen()
+        try:
+            yield
+        finally:
+            if self._signal is None:  # else deaf until the process ends, as it is about to
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def _listen(self) -> None:
+        """Raise `Stopped` where a signal strikes.
+
+        An exception does not end a wait in Ray's core, so all long waits are on futures; out of a
+        short one comes another exception, so the signal is kept as well.
+        """
+
+        def stop(number: int, frame: object) -> None:
+            for each in STOPS:
+                signal.signal(each, signal.SIG_IGN)
+            self._signal = signal.Signals(number).name
+            raise Stopped(self._signal)
+
+        for number in STOPS:
+            signal.signal(number, stop)
 
 
 def cache_dir(settings: Settings) -> str:
@@ -300,15 +336,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _show_logs() -> None:
-    root = logging.getLogger()
-    if not root.handlers:
-        handler = RichHandler(show_path=False, show_level=False, log_time_format="%H:%M:%S")
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    for name in ("archipelago", "pipeline", "actors"):
-        logging.getLogger(name).setLevel(logging.INFO)
-
-
 def _uses_ray(settings: Settings) -> bool:
     cluster = settings.cluster
     return any(w.num_workers for w in (cluster.train, cluster.encode, cluster.data))
@@ -320,45 +347,31 @@ def _job_id() -> str | None:
     return ray.get_runtime_context().get_job_id()
 
 
-def _connect(settings: Settings) -> None:
-    """Join the cluster of the submitted job or the configured one, else start a local Ray."""
+def _connect(settings: Settings) -> bool:
+    """Join the cluster of the submitted job or the configured one, else start a local Ray.
+
+    Returns whether there is a connection now that has to be ended.
+    """
     if not _uses_ray(settings) or ray.is_initialized():
-        return
+        return False
     cluster = settings.cluster
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
-    common: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    common: dict[str, Any] = {
+        "log_to_driver": True,
+        "logging_level": logging.WARNING,
+        "runtime_env": {"worker_process_setup_hook": SETUP_HOOK},
+    }
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if address or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         ray.init(address=address or "auto", **common)
-        return
+        return True
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node away
     ray.init(
         num_cpus=cluster.logical_cpus,
         object_store_memory=cluster.object_store_mib * 2**20,
         include_dashboard=cluster.dashboard,
         **common,
     )
-
-
-def _disconnect() -> None:
-    if ray.is_initialized():
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM and SIGINT end the run in order; installed after Ray, which has its own handlers."""
-
-    def stop(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise Stopped(signal.Signals(number).name)
-
-    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        if "pytest" in sys.modules:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    return True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.errors import IntegrityError, UserError
+from pipeline.errors import IntegrityError
 from pipeline.methods.base import Adapter
 from pipeline.store import Folder, RunFolder
 from pipeline.store.tensors import load
@@ -43,16 +43,10 @@ def train_stage(spec: StageSpec) -> Outcome:
     A previous attempt's last complete checkpoint is continued from.
 
     Raises:
-        UserError: the batch cannot be split evenly over the workers.
         RuntimeError: the workers failed more often than `cluster.max_failures`.
     """
     run = RunFolder(spec.run, read_only=True)
     workers = spec.settings.cluster.train.num_workers
-    if workers > 1 and spec.settings.training.batch_size % workers:
-        raise UserError(
-            f"training.batch_size: {spec.settings.training.batch_size} does not divide by"
-            f" cluster.train.num_workers={workers}"
-        )
     folder = stage_folder(run, spec)
     previous = checkpoints.newest(folder)
     spec = replace(spec, resume=None if previous is None else previous.uri)
@@ -170,7 +164,7 @@ def _worker(config: dict[str, Any]) -> None:
     import ray.train as rt
 
     spec: StageSpec = config["spec"]
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train has set it to INFO
     logging.getLogger("pipeline").setLevel(logging.INFO)
     context = rt.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()

@@ -1,0 +1,42 @@
+"""What a run says: its own lines, the workers' lines, and of Ray's only what a person can use."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+from rich.logging import RichHandler
+
+OWN = ("archipelago", "pipeline", "actors")
+SETUP_HOOK = f"{__name__}.set_up_worker"
+# Ray's, by what they say too often.
+CHATTER = {
+    "ray.data._internal.progress": logging.ERROR,  # that progress bars are off, as asked for
+    "ray.data._internal.execution.streaming_executor": logging.WARNING,  # that a data set is done
+    # That there is no API server to ask, each second, where the dashboard is off.
+    "ray.train.v2._internal.execution.controller.placement_group_cleaner": logging.ERROR,
+}
+
+
+def show_logs() -> None:
+    """Log to the console, unless whoever runs this has set up logging."""
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = RichHandler(show_path=False, show_level=False, log_time_format="%H:%M:%S")
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    _set_levels()
+
+
+def set_up_worker() -> None:
+    """First thing in each of Ray's worker processes; what they print comes out at the driver."""
+    # Parts of Ray Train look for the cluster here, and give up where a machine has two.
+    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    _set_levels()
+
+
+def _set_levels() -> None:
+    for name in OWN:
+        logging.getLogger(name).setLevel(logging.INFO)
+    for name, level in CHATTER.items():
+        logging.getLogger(name).setLevel(level)
