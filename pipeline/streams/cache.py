@@ -168,7 +168,6 @@ def _prepared(
         ]
     if bad:
         _write_quarantine(bad, run, f"quarantine-{domain.name}.parquet")
-        log.warning("%s: %d rows quarantined", domain.name, len(bad))
     for name, count in counts.items():
         if not count:
             reason = next(row["reason"] for row in bad if row["split"] == name)
