@@ -182,7 +182,7 @@ def camera(
     )  # fmt: skip
     scaled = tuple(value / keep for value in data)
     return image.transform(
-        image.size, Image.Transform.PERSPECTIVE, scaled, Image.Resampling.BICUBIC, fillcolor=fill
+        image.size, Image.Transform.PERSPECTIVE, scaled, Image.Resampling.BILINEAR, fillcolor=fill
     )
 
 

@@ -68,11 +68,7 @@ def paint(request: Request, dice: Dice) -> np.ndarray:
 SCENE = Scene(
     name="digits",
     classes=CLASSES,
-    templates=(
-        "the number {}.",
-        "the digit {}.",
-        "a photo of the number {}.",
-    ),
+    templates=("the handwritten digit {}.", "the digit {}.", "a photo of the number {}."),
     paint=paint,
     source="Optical Recognition of Handwritten Digits (UCI), as shipped with scikit-learn",
     licence="CC-BY-4.0",

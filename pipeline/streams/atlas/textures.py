@@ -32,7 +32,9 @@ from pipeline.streams.atlas.scene import Request, Scene
 Maker = Callable[[Dice], np.ndarray]
 
 
-def _lattice(dice: Dice, low: int, high: int, slant: int = TURN) -> tuple[np.ndarray, ...]:
+def _lattice(
+    dice: Dice, low: int, high: int, slant: int = TURN
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Turned coordinates with a random origin, and a period, all in sixteenths of a pixel."""
     u, v = turned(dice.below(slant) - slant // 2)
     return (

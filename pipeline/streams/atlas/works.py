@@ -44,24 +44,16 @@ def farmland(dice: Dice) -> np.ndarray:
 
 def football(dice: Dice) -> np.ndarray:
     picture, draw = pen(ground(dice, dice.near(dice.pick((CONCRETE, (96, 112, 70))), 14), 14))
-    box(
-        draw,
-        MIDDLE,
-        MIDDLE,
-        108,
-        76,
-        dice.near((170, 84, 66), 18) if dice.chance(50) else (88, 118, 62),
-    )
+    around = dice.near((170, 84, 66), 18) if dice.chance(50) else (88, 118, 62)
+    box(draw, MIDDLE, MIDDLE, 108, 76, around)
     green = dice.near((72, 142, 60), 14)
     for k in range(10):
         stripe = tuple(c + (10 if k % 2 else -6) for c in green)
         draw.rectangle((14 + 10 * k, 32, 23 + 10 * k, 96), fill=stripe)
-    line = {"outline": PAINT, "width": 2}
-    draw.rectangle((17, 35, 110, 93), **line)
+    for corners in ((17, 35, 110, 93), (17, 48, 31, 80), (96, 48, 110, 80)):
+        draw.rectangle(corners, outline=PAINT, width=2)
     draw.line((64, 35, 64, 93), fill=PAINT, width=2)
-    draw.ellipse((52, 52, 76, 76), **line)
-    draw.rectangle((17, 48, 31, 80), **line)
-    draw.rectangle((96, 48, 110, 80), **line)
+    draw.ellipse((52, 52, 76, 76), outline=PAINT, width=2)
     return np.asarray(picture)
 
 
@@ -133,7 +125,8 @@ def residential(dice: Dice) -> np.ndarray:
                 deep = dice.between(10, 13)
                 box(draw, x + 2, y + 2, 13, deep, (52, 58, 46))
                 box(draw, x, y, 13, deep, roof)
-                box(draw, x, y - deep // 4, 13, deep // 2, tuple(min(255, c + 24) for c in roof))
+                lit = (min(255, roof[0] + 24), min(255, roof[1] + 24), min(255, roof[2] + 24))
+                box(draw, x, y - deep // 4, 13, deep // 2, lit)
     cross = dice.between(20, 108)
     draw.rectangle((cross, 0, cross + 7, CANVAS), fill=dice.near(ASPHALT, 14))
     return np.asarray(picture)
