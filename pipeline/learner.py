@@ -192,14 +192,23 @@ class Learner:
         neighbours = self._neighbours(signature)
         learned = self._learned()
         if self.method.borrows:
-            wanted = {neighbour.task for neighbour in neighbours}
-            earlier = [ref for ref in learned if ref.name in wanted]
+            earlier = self._with_lenders({neighbour.task for neighbour in neighbours}, learned)
         else:
             earlier = learned[-1:]
         return StageSpec(
             self.settings, self.run.uri, self.kernels, stage, self.domains[stage],
             tuple(earlier), neighbours, attempt, self.threads,
         )  # fmt: skip
+
+    def _with_lenders(self, wanted: set[str], learned: list[GroupRef]) -> list[GroupRef]:
+        """The wanted groups and those that they borrow from, by stage."""
+        found = []
+        for ref in reversed(learned):  # a group borrows from earlier ones only
+            if ref.name in wanted:
+                found.append(ref)
+                card = json.loads(self.run.groups.read(ref, TASK))
+                wanted = wanted | {neighbour["task"] for neighbour in card["neighbours"]}
+        return found[::-1]
 
     def _neighbours(self, signature: Signature) -> tuple[Neighbour, ...]:
         """The at most m nearest earlier tasks within reach (method 2.6)."""
