@@ -1,0 +1,105 @@
+"""A stream of colour domains on a random CLIP, learned in this process in a second a stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.engine import Engine, EngineSpec
+from pipeline.identifiers import build_identifier
+from pipeline.identifiers.signature import Background
+from pipeline.learner import Learner
+from pipeline.model.kernels import Kernels
+from pipeline.settings import ClusterSettings, Settings, StreamSettings
+from pipeline.store import RunFolder
+from pipeline.streams import PreparedDomain, open_stream, prepare
+from pipeline.training.stage import StageSpec
+from tests.helpers import parquet_domain
+from tests.unit.tiny_clip import images, save_local, settings
+
+TASKS = ("apples", "boats", "cats", "doors")
+
+
+@dataclass(frozen=True)
+class World:
+    """Decoded domains and a saved CLIP, shared by the tests of a module."""
+
+    domains: list[PreparedDomain]
+    backbone: Path
+
+
+def make_world(root: Path, tasks: tuple[str, ...] = TASKS) -> World:
+    """Write, read and decode the domains; save the CLIP."""
+    for task in tasks:
+        parquet_domain(root / "stream", task, classes=4, train=11, test=6, size=32)
+    domains = open_stream(StreamSettings(reader="parquet", root=str(root / "stream")), 0)
+    prepared = prepare(
+        domains, size=32, run=str(root), cache_dir=str(root / "cache"), cache_gib=1.0,
+        cluster=ClusterSettings(), max_pixels=10_000, use_ray=False,
+    )  # fmt: skip
+    save_local(root / "clip")
+    return World(prepared, root / "clip")
+
+
+def run_settings(world: World, **parts: Any) -> Settings:
+    """Settings of a run in this process; `parts` as in `tiny_clip.settings`."""
+    fixed = {
+        "backbone": {"name": f"local-dir:{world.backbone}"},
+        "cluster": {"train": {"num_workers": 0}, "encode": {"num_workers": 0}},
+        "training": {
+            "steps": 8, "batch_size": 8, "warmup": 1, "views": 2, "learning_rate": 0.02,
+            "validate_every": 2, "checkpoint_every": 3, "cache_gib": 0.1,
+        },
+        "evaluation": {"batch_size": 8},
+        "experts": {"count": 3, "rank": 2},
+    }  # fmt: skip
+    merged = dict(fixed)
+    for name, part in parts.items():
+        merged[name] = fixed.get(name, {}) | part if isinstance(part, dict) else part
+    return settings(**merged)
+
+
+def stage_spec(world: World, run: Path, chosen: Settings, stage: int = 0) -> StageSpec:
+    """What trains one stage without earlier groups."""
+    return StageSpec(chosen, str(run), Kernels(), stage, world.domains[stage])
+
+
+def make_learner(world: World, run: RunFolder, chosen: Settings, **options: Any) -> Learner:
+    """A learner with an engine in this process and a background of random images."""
+    engine = Engine(EngineSpec(chosen, run.uri, Kernels()))
+    background = make_background(engine)
+    identifier = build_identifier(chosen.identifier, background, chosen.method.unseen.acceptance)
+    return Learner(
+        run, chosen, world.domains, engine, identifier, background, Kernels(), **options
+    )  # fmt: skip
+
+
+def make_background(engine: Engine) -> Background:
+    """Statistics of flat colours and noise, in place of many unrelated photographs."""
+    import torch
+
+    noise = images(60).numpy().astype(np.int64)
+    flat = np.random.default_rng(0).integers(0, 256, (60, 1, 1, 3))
+    pixels = np.concatenate([noise, noise[:, :1, :1] // 2 + flat // 2 + noise // 8])
+    with torch.no_grad():
+        normal = engine.backbone.normalise(pixels.clip(0, 255).astype(np.uint8))
+        return Background.of(engine._signature(normal).numpy())
+
+
+def learn_stream(learner: Learner, stages: int | None = None) -> list[dict[str, Any]]:
+    """Restore, then learn and measure all stages that are pending; returns their records."""
+    with learner.run.lock():
+        pending = [s for s in learner.restore() if stages is None or s < stages]
+        records = []
+        for stage in pending:
+            learner.learn(stage)
+            records.append(learner.evaluate(stage))
+    return records
+
+
+def group_hashes(run: RunFolder) -> dict[str, str]:
+    """Task -> sha256 of its group."""
+    return {ref.name: ref.sha256 for ref in run.groups.list()}
