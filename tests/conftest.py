@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MPLBACKEND": "Agg",
+    "OPENBLAS_NUM_THREADS": "1",  # its threads spin: on busy cores a small solve takes seconds
 }
 os.environ.update(ENVIRONMENT)
 os.environ.pop("RAY_ADDRESS", None)
