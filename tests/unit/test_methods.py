@@ -1,0 +1,274 @@
+"""Each method on the one contract, and what an adapter does with its neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.methods import Method, StageContext, build_method, methods
+from pipeline.methods.base import Neighbour, method_class
+from pipeline.methods.trge import GroupAdapter, Trge, read_neighbours
+from pipeline.model.backbone import Backbone
+from pipeline.store.tensors import dump, load
+from pipeline.training.loop import StageData, text_activations
+from pipeline.training.stage import _prune
+from tests.unit.tiny_clip import images, randomise, settings, tiny_backbone
+
+CLASSES, TEMPLATES = ["cat", "dog", "red bus"], ["a photo of a {}.", "a {} drawn"]
+TRAINED = ["trge", "lora_per_task", "finetune"]
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return tiny_backbone()
+
+
+def _method(backbone: Backbone, name: str, **parts: Any) -> Method:
+    return build_method(backbone, settings(**({"method": {"name": name}} | parts)))
+
+
+def _change(adapter: torch.nn.Module, seed: int) -> None:
+    """Stand in for training: every trainable tensor moves."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def _context(task: str, *neighbours: Neighbour) -> StageContext:
+    return StageContext(0, task, neighbours)
+
+
+def test_all_methods_are_known_by_name() -> None:
+    assert list(methods()) == ["finetune", "lora_per_task", "trge", "zero_shot"]
+    with pytest.raises(UserError, match=r"'magic' is unknown; choose one of finetune, lora_per"):
+        method_class("magic")
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@torch.no_grad()
+def test_an_installed_stage_answers_as_it_was_trained(backbone: Backbone, name: str) -> None:
+    method = _method(backbone, name)
+    pixels = backbone.normalise(images(4))
+    x = method.trunk(pixels)
+    first = method.first_blocks[1]
+    text = text_activations(backbone, first, CLASSES, TEMPLATES)
+    for seed, task in enumerate(("a", "b")):
+        adapter = method.adapter(_context(task))
+        _change(adapter, seed)
+        v, u = adapter.image(x), torch.stack([adapter.text(*pair) for pair in text]).mean(dim=0)
+        method.install(task, load(dump(adapter.export())))
+        assert torch.allclose(method.image_features(x, [task] * 4), v, atol=1e-6)
+        u = torch.nn.functional.normalize(u, dim=-1)
+        assert torch.allclose(method.class_features(CLASSES, TEMPLATES, task), u, atol=1e-6)
+        assert (method.image_features(x, [task] * 4) - method.frozen_features(x)).abs().max() > 1e-3
+    assert torch.allclose(method.frozen_features(x), backbone.encode_image(pixels), atol=1e-6)
+    frozen = method.image_features(x, [None] * 4)
+    assert torch.equal(frozen, method.frozen_features(x))
+    plain = backbone.encode_classes(CLASSES, TEMPLATES)
+    assert torch.equal(method.class_features(CLASSES, TEMPLATES, None), plain)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_fresh_adapter_starts_at_frozen_clip(backbone: Backbone, name: str) -> None:
+    method = _method(backbone, name)
+    x = method.trunk(backbone.normalise(images(3)))
+    adapter = method.adapter(_context("a"))
+    with torch.no_grad():
+        assert torch.equal(adapter.image(x), method.frozen_features(x))
+    trainable = {n for n, p in adapter.named_parameters() if p.requires_grad}
+    assert trainable and trainable == {n for n, _ in adapter.named_parameters()}
+    loss = adapter(x, *text_activations(backbone, method.first_blocks[1], CLASSES, TEMPLATES)[0])
+    loss.pow(2).sum().backward()
+    assert all(p.grad is None for p in backbone.parameters()), "the backbone never trains"
+    grads = [p.grad for p in adapter.parameters() if p.grad is not None]
+    assert any(g.abs().max() > 0 for g in grads)
+
+
+def test_initial_weights_follow_seed_and_task(backbone: Backbone) -> None:
+    def weights(seed: int, task: str) -> torch.Tensor:
+        method = build_method(backbone, settings().model_copy(update={"seed": seed}))
+        torch.manual_seed(seed + 1)  # the global state does not matter
+        return method.adapter(_context(task)).export()["image.A"]
+
+    assert torch.equal(weights(0, "a"), weights(0, "a"))
+    assert not torch.equal(weights(0, "a"), weights(1, "a"))
+    assert not torch.equal(weights(0, "a"), weights(0, "b"))
+
+
+def test_who_answers() -> None:
+    known = ["a", "b"]
+    table = {
+        "trge": ("a", None, None, False, True), "lora_per_task": ("a", None, None, True, False),
+        "finetune": ("b", "b", "b", False, False), "zero_shot": (None, None, None, False, False),
+    }  # fmt: skip
+    for name, (learned, unseen, none, given_id, fuses) in table.items():
+        method = method_class(name)
+        assert method.function("a", known) == learned
+        assert method.function("z", known) == unseen
+        assert method.function(None, known) == none
+        assert method.function("a", []) is None
+        assert (method.given_id, method.fuses) == (given_id, fuses)
+        assert method.trains == (name != "zero_shot") and method.borrows == (name == "trge")
+
+
+def test_finetuning_continues_from_the_last_stage(backbone: Backbone) -> None:
+    method = _method(backbone, "finetune")
+    first = method.adapter(_context("a"))
+    _change(first, 0)
+    method.install("a", first.export())
+    second = method.adapter(_context("b"))
+    assert dump(second.export()) == dump(first.export())
+    _change(second, 1)
+    assert dump(second.export()) != dump(method.adapter(_context("c")).export()), "own copies"
+    names = set(first.export())
+    assert not any("conv1" in name or "blocks.1." in name for name in names), "the trunk is frozen"
+    assert {"image.blocks.2.attn.in_proj_weight", "text.blocks.3.mlp.c_fc.weight"} <= names
+    with pytest.raises(ValueError, match="do not fit"):
+        method.install("z", {"odd": torch.ones(1)})
+
+
+def test_zero_shot_learns_nothing(backbone: Backbone) -> None:
+    method = _method(backbone, "zero_shot")
+    pixels = backbone.normalise(images(3))
+    with torch.no_grad():
+        v = method.image_features(method.trunk(pixels), [None] * 3)
+        assert torch.allclose(v, backbone.encode_image(pixels), atol=1e-6)
+    with pytest.raises(NotImplementedError):
+        method.adapter(_context("a"))
+
+
+@torch.no_grad()
+def test_one_pass_over_a_batch_of_many_tasks(backbone: Backbone) -> None:
+    method = _method(backbone, "trge")
+    for seed, task in enumerate("abc"):
+        adapter = method.adapter(_context(task))
+        _change(adapter, seed)
+        method.install(task, adapter.export())
+    x = method.trunk(backbone.normalise(images(6)))
+    tasks = ["b", None, "c", "a", "a", "c"]
+    mixed = method.image_features(x, tasks)
+    for row, task in enumerate(tasks):
+        alone = method.image_features(x, [task] * 6)[row]
+        assert (mixed[row] - alone).abs().max() < 1e-5
+
+
+def test_groups_that_do_not_fit_are_refused(backbone: Backbone) -> None:
+    method, other = _method(backbone, "trge"), _method(backbone, "trge", experts={"rank": 5})
+    tensors = other.adapter(_context("a")).export()
+    with pytest.raises(ValueError, match="group 'a' does not fit"):
+        method.install("a", tensors)
+    missing = {k: v for k, v in method.adapter(_context("a")).export().items() if k != "text.W"}
+    with pytest.raises(ValueError, match="does not fit"):
+        method.install("a", missing)
+
+
+def _neighbourhood(backbone: Backbone, **rule: Any) -> tuple[Trge, GroupAdapter]:
+    """Task c beside a and b, whose groups have weights as if trained."""
+    options = {"name": "trge", "neighbours": {"temperature": 0.5} | rule}
+    method = build_method(backbone, settings(method=options))
+    assert isinstance(method, Trge)
+    for seed, task in enumerate("ab"):
+        adapter = method.adapter(_context(task))
+        randomise(adapter.group, seed)
+        method.install(task, adapter.export())
+    adapter = method.adapter(_context("c", Neighbour(0.2, "a"), Neighbour(0.6, "b")))
+    randomise(adapter.group, 9)
+    return method, adapter
+
+
+def _learn_influence(adapter: GroupAdapter) -> None:
+    with torch.no_grad():
+        for influence in adapter.influence.values():
+            influence.copy_(torch.tensor([[0.5, -0.3], [0.2, 0.4]]))
+
+
+@torch.no_grad()
+def test_neighbours_start_silent_and_fade_with_distance(backbone: Backbone) -> None:
+    method, adapter = _neighbourhood(backbone)
+    x = method.trunk(backbone.normalise(images(3)))
+    with adapter.without(["a", "b"]):
+        alone = adapter.image(x)
+    assert torch.equal(adapter.image(x), alone), "a = 0 at start"
+    _learn_influence(adapter)
+    assert not torch.equal(adapter.image(x), alone)
+    decay = torch.exp(-torch.tensor([0.2, 0.6]) / 0.5)[:, None]
+    expected = torch.cat([torch.ones(1, 2), torch.tensor([[0.5, -0.3], [0.2, 0.4]]) * decay])
+    stored = adapter.export()
+    assert torch.allclose(stored["image.mix"], expected)
+    assert [n.task for n in read_neighbours(stored)] == ["a", "b"]
+    method.install("c", stored)
+    assert torch.allclose(method.image_features(x, ["c"] * 3), adapter.image(x), atol=1e-6)
+
+
+def test_only_the_new_group_and_its_influence_are_trained(backbone: Backbone) -> None:
+    method, adapter = _neighbourhood(backbone)
+    before = {task: dump(group.state_dict()) for task, group in method.groups.items()}
+    names = {name for name, _ in adapter.named_parameters()}
+    assert {"influence.image", "influence.text"} < names
+    assert all(name.startswith(("group.", "influence.")) for name in names)
+    x = method.trunk(backbone.normalise(images(3)))
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.1)
+    adapter(x, *text_activations(backbone, 2, CLASSES, TEMPLATES)[0]).sum().backward()
+    assert adapter.influence["image"].grad is not None
+    assert (adapter.influence["image"].grad.abs() > 0).all(), "influence learns from 0"
+    optimizer.step()
+    assert {task: dump(group.state_dict()) for task, group in method.groups.items()} == before
+
+
+@torch.no_grad()
+def test_softmax_mix_is_by_distance_alone(backbone: Backbone) -> None:
+    _, adapter = _neighbourhood(backbone, mix="softmax")
+    weights = adapter.export()["image.mix"]
+    expected = (-torch.tensor([0.0, 0.2, 0.6]) / 0.5).softmax(dim=0)
+    assert torch.allclose(weights, expected[:, None].expand(3, 2)) and not adapter.influence
+
+
+@torch.no_grad()
+def test_a_dropped_neighbour_leaves_nothing(backbone: Backbone) -> None:
+    method, adapter = _neighbourhood(backbone)
+    _learn_influence(adapter)
+    x = method.trunk(backbone.normalise(images(3)))
+    with adapter.without(["a"]):
+        expected = adapter.image(x)
+    assert not torch.equal(adapter.image(x), expected)
+    adapter.keep_neighbours(["b"])
+    assert torch.equal(adapter.image(x), expected)
+    stored = adapter.export()
+    assert stored["image.mix"].shape == (2, 2) and adapter.borrowed() == [
+        {"task": "b", "distance": 0.6}
+    ]
+    adapter.keep_neighbours([])
+    assert adapter.export()["image.mix"].shape == (1, 2) and adapter.borrowed() == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("helping", "floor", "kept"),
+    [({"a"}, 0.0, ["a"]), (set(), 0.0, []), ({"b"}, 0.0, ["b"]), ({"a"}, 99.9, []),
+     ({"a", "b"}, 0.0, ["a", "b"]), (set(), -200.0, ["a", "b"])],
+)  # fmt: skip
+def test_neighbours_that_do_not_help_are_dropped(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, helping: set[str], floor: float,
+    kept: list[str],
+) -> None:  # fmt: skip
+    """Ten points of held-out accuracy for each helper that is heard, the rest changes nothing."""
+    method, adapter = _neighbourhood(backbone, min_gain=floor)
+    empty = torch.zeros(0)
+    data = StageData(None, empty, empty, empty, [])  # type: ignore[arg-type]
+
+    def accuracy(*_: Any) -> tuple[float, float]:
+        heard = {n.task for n in adapter.neighbours} - adapter._silent
+        return 0.5 + 0.1 * len(heard & helping), 1.0
+
+    monkeypatch.setattr("pipeline.training.stage.held_out", accuracy)
+    gains = _prune(method, adapter, data, 0, 1)
+    assert [n.task for n in adapter.neighbours] == kept
+    assert set(gains) == {"a", "b"}
+    for task, gain in gains.items():
+        assert gain == pytest.approx(10.0 if task in helping else 0.0)
+    assert not adapter._silent
