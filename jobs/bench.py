@@ -108,7 +108,9 @@ def empty_trainer(cluster: ClusterSettings) -> list[float]:
             ray.train.report({"step": 1}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     found = []
-    own = {} if cluster.address else {"num_cpus": cluster.logical_cpus, "include_dashboard": False}
+    own: dict[str, Any] = (
+        {} if cluster.address else {"num_cpus": cluster.logical_cpus, "include_dashboard": False}
+    )
     with (
         ray.init(cluster.address, log_to_driver=False, **own),
         tempfile.TemporaryDirectory() as storage,

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,23 @@ from pipeline.training.stage import GROUP, PROBE, Outcome, StageSpec
 log = logging.getLogger(__name__)
 
 IDENTITY, TASK = "identity.safetensors", "task.json"
+
+
+class Look(NamedTuple):
+    """What is seen of a new task before it is learned.
+
+    Attributes:
+        signature: statistics of its training fold; None where the method needs no identity.
+        held_out: features of its held-out fold (n, S).
+        lambdas: accuracy of the model as it was on that fold, for every lambda.
+    """
+
+    signature: Signature | None
+    held_out: np.ndarray
+    lambdas: list[float] | None
+
+
+NOTHING_SEEN = Look(None, np.zeros((0, 0)), None)
 
 
 class Learner:
@@ -70,24 +87,24 @@ class Learner:
         self.method = method_class(settings.method.name)
         self.evaluator = Evaluator(run, settings, self.method, domains, encoder, identifier, shared)
         self.signatures: dict[str, Signature] = {}
+        self._done: dict[int, GroupRef] = {}
         self._train = train
 
     # -- where we are ------------------------------------------------------------------------
 
     def restore(self) -> list[int]:
-        """Take up all finished stages; returns the stages still to be learned or measured."""
-        done = self.run.completed_stages() if self.method.trains else {}
-        pending = []
+        """Take up finished stages; returns the stages still to be learned or measured.
+
+        A stage is measured with the groups of its own time. So from the first stage on that lacks
+        a measurement (all do when a task was appended), `learn` takes up each stored group in turn.
+        """
+        self._done = self.run.completed_stages() if self.method.trains else {}
         for stage in range(len(self.domains)):
-            if stage in done:
-                self._recall(done[stage])
-            measured = self._measured(stage)
-            if not measured or (self.method.trains and stage not in done):
-                pending.append(stage)
-                if self.method.trains:
-                    pending += range(stage + 1, len(self.domains))
-                    break
-        return pending
+            ready = stage in self._done or not self.method.trains
+            if not ready or not self._measured(stage):
+                return list(range(stage, len(self.domains)))
+            self.learn(stage)
+        return []
 
     def _measured(self, stage: int) -> bool:
         name = f"evaluation/{stage:03d}.json"
@@ -99,14 +116,17 @@ class Learner:
         task = json.loads(self.run.groups.read(ref, TASK))
         arrays = load(self.run.groups.read(ref, IDENTITY), IDENTITY)
         prefix = "signature/"
-        signature = Signature.load(
-            {k.removeprefix(prefix): v.numpy() for k, v in arrays.items() if k.startswith(prefix)}
-        )
-        self._admit(ref, signature, task["calibration"])
-        self.identifier.restore(ref.name, signature, task["calibration"]["identifier"])
+        stored = {
+            k.removeprefix(prefix): v.numpy() for k, v in arrays.items() if k.startswith(prefix)
+        }
+        self._admit(ref, task["calibration"])
+        if stored:
+            self.signatures[ref.name] = Signature.load(stored)
+            self.identifier.restore(
+                ref.name, self.signatures[ref.name], task["calibration"]["identifier"]
+            )
 
-    def _admit(self, ref: GroupRef, signature: Signature, calibration: dict[str, Any]) -> None:
-        self.signatures[ref.name] = signature
+    def _admit(self, ref: GroupRef, calibration: dict[str, Any]) -> None:
         self.evaluator.learned(
             TaskFacts(ref, calibration["temperature"], calibration["lambda_accuracy"])
         )
@@ -114,17 +134,19 @@ class Learner:
     # -- one stage ---------------------------------------------------------------------------
 
     def learn(self, stage: int) -> None:
-        """Learn one task, unless it is learned; afterwards its group is frozen for ever."""
+        """Learn one task or take up its stored group; afterwards it is frozen for ever."""
         domain = self.domains[stage]
-        if not self.method.trains or domain.name in self.signatures:
+        if not self.method.trains:
+            return
+        if stage in self._done:
+            self._recall(self._done[stage])
             return
         journal = self.run.journal
         events = journal.events()
         attempt = 1 + sum(e["event"] == "stage-started" and e["stage"] == stage for e in events)
         journal.append("stage-started", stage=stage, task=domain.name, attempt=attempt)
         clock = time.perf_counter()
-        signature, held, held_rows = self._look(domain)
-        lambdas = self.evaluator.prequential(domain, held_rows)
+        signature, held, lambdas = self._look(domain) if self.method.identifies else NOTHING_SEEN
         looked = time.perf_counter() - clock
         fit = time.perf_counter()
         outcome = self._train(self._spec(stage, attempt, signature))
@@ -149,10 +171,13 @@ class Learner:
         calibration = {
             "temperature": facts["temperature"],
             "lambda_accuracy": lambdas,
-            "identifier": self.identifier.learn(domain.name, signature, held),
+            "identifier": None,
         }
+        if signature is not None:
+            self.signatures[domain.name] = signature
+            calibration["identifier"] = self.identifier.learn(domain.name, signature, held)
         ref = self._store(stage, domain, outcome, signature, calibration)
-        self._admit(ref, signature, calibration)
+        self._admit(ref, calibration)
         manifest = self.run.models.publish(self._learned())
         journal.append(
             "stage-done",
@@ -175,8 +200,8 @@ class Learner:
         self.run.journal.append("evaluated", stage=stage, task=self.domains[stage].name)
         return record
 
-    def _look(self, domain: PreparedDomain) -> tuple[Signature, np.ndarray, np.ndarray]:
-        """The task's signature from its training fold, and its held-out fold's features."""
+    def _look(self, domain: PreparedDomain) -> Look:
+        """Look at a new task with the model as it was."""
         table = ImageTable.open(domain.tables["train"])
         rows, held = stratified_fold(
             table.labels, self.settings.stream.held_out, self.settings.seed, domain.name
@@ -186,10 +211,10 @@ class Learner:
             raise RuntimeError(f"{domain.name}: features of {len(features)} training images only")
         mine = features[: len(rows)]
         signature = self.identifier.prepare(Signature.of(mine, table.labels[rows]), mine)
-        return signature, features[len(rows) :], held
+        return Look(signature, features[len(rows) :], self.evaluator.prequential(domain, held))
 
-    def _spec(self, stage: int, attempt: int, signature: Signature) -> StageSpec:
-        neighbours = self._neighbours(signature)
+    def _spec(self, stage: int, attempt: int, signature: Signature | None) -> StageSpec:
+        neighbours = () if signature is None else self._neighbours(signature)
         learned = self._learned()
         if self.method.borrows:
             earlier = self._with_lenders({neighbour.task for neighbour in neighbours}, learned)
@@ -232,10 +257,11 @@ class Learner:
         stage: int,
         domain: PreparedDomain,
         outcome: Outcome,
-        signature: Signature,
+        signature: Signature | None,
         calibration: dict[str, Any],
     ) -> GroupRef:
-        identity = {f"signature/{k}": v for k, v in signature.arrays().items()}
+        arrays = {} if signature is None else signature.arrays()
+        identity = {f"signature/{k}": v for k, v in arrays.items()}
         files = {
             GROUP: dump(outcome.group),
             IDENTITY: dump({**identity, "classes": outcome.classes}),
@@ -262,7 +288,7 @@ class Learner:
             ],
             "parameters": {
                 "group": outcome.facts["parameters"],
-                "identifier": signature.numbers(),
+                "identifier": 0 if signature is None else signature.numbers(),
             },
             "bytes": {
                 "group": len(files[GROUP]),

@@ -50,7 +50,7 @@ class ExpertSettings(Strict):
     shared: Literal["none", "naive", "adaptive"] = "none"
     normalise: Literal["pre", "post"] = "post"
     kind: Literal["lora", "bottleneck"] = "lora"
-    scale: float = 1.0
+    scale: float = 4.0
     first_block: NonNegativeInt | Literal["half"] = "half"
     text: Literal["on", "off"] = "on"
     router: Literal["sample", "token"] = "sample"
@@ -98,7 +98,7 @@ class IdentifierSettings(Strict):
 class TrainingSettings(Strict):
     """Optimisation of one stage."""
 
-    steps: PositiveInt = 400
+    steps: PositiveInt = 500
     max_epochs: NonNegativeInt = 16
     batch_size: PositiveInt = 64
     learning_rate: float = Field(5e-3, gt=0.0)
@@ -107,7 +107,7 @@ class TrainingSettings(Strict):
     label_smoothing: float = Field(0.2, ge=0.0, lt=1.0)
     clip_norm: NonNegativeFloat = 1.0
     views: PositiveInt = 2
-    crop: tuple[float, float] = (0.7, 1.0)
+    crop: tuple[float, float] = (0.8, 1.0)
     flip: bool = False
     cache_gib: NonNegativeFloat = 4.0
     validate_every: PositiveInt = 50

@@ -213,7 +213,7 @@ class Evaluator:
         for task in self.domains:
             truth = _given(task, learned, len(self._tables[task]))
             right[f"oracle/{task}"] = self.correct(task, truth)
-            if self.method.given_id or not self.method.trains:
+            if not self.method.identifies:
                 found[task] = truth
             else:
                 found[task] = self.identifier.identify(Evidence(self.features(task), task))
@@ -242,7 +242,7 @@ class Evaluator:
     def _identifier_record(
         self, found: dict[str, Identification], learned: list[str]
     ) -> dict[str, Any] | None:
-        if self.method.given_id or not self.method.fuses:
+        if not self.method.identifies:
             return None
         options = len(learned)
         confusion = [

@@ -88,6 +88,7 @@ class Method(ABC):
         given_id: True if the task's identity is given at test time (an upper bound).
         fuses: True if images of no learned task get frozen CLIP fused with the likeliest groups.
         borrows: True if a group may use earlier groups.
+        identifies: True if images must be identified, so that each task needs a signature.
     """
 
     name: ClassVar[str]
@@ -95,6 +96,7 @@ class Method(ABC):
     given_id: ClassVar[bool] = False
     fuses: ClassVar[bool] = False
     borrows: ClassVar[bool] = False
+    identifies: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, settings: Settings) -> None:
         self.backbone = backbone

@@ -14,3 +14,4 @@ class LoraPerTask(Trge):
     given_id = True
     fuses = False
     borrows = False
+    identifies = False

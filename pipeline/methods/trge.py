@@ -155,6 +155,7 @@ class Trge(Method):
     name = "trge"
     fuses = True
     borrows = True
+    identifies = True
 
     def __init__(self, backbone: Backbone, settings: Settings) -> None:
         super().__init__(backbone, settings)
