@@ -140,6 +140,7 @@ class Learner:
             return
         if stage in self._done:
             self._recall(self._done[stage])
+            self._drop_checkpoints(stage)  # of a driver that was killed when the stage was done
             return
         journal = self.run.journal
         events = journal.events()
@@ -187,7 +188,10 @@ class Learner:
             manifest=manifest,
             seconds={**facts["seconds"], "fit": fit, "stage": time.perf_counter() - clock},
         )
-        self.run.folder.delete_tree(f"train/{stage:03d}-{domain.name}")
+        self._drop_checkpoints(stage)
+
+    def _drop_checkpoints(self, stage: int) -> None:
+        self.run.folder.delete_tree(f"train/{stage:03d}-{self.domains[stage].name}")
 
     def evaluate(self, stage: int) -> dict[str, Any]:
         """Measure all tasks after a stage."""

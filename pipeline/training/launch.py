@@ -200,9 +200,16 @@ def _resume(spec: StageSpec) -> TrainingState | None:
     own = rt.get_checkpoint()
     if own is not None:
         try:
-            return checkpoints.restore(Folder(own.path, own.filesystem))
+            state = checkpoints.restore(Folder(own.path, own.filesystem))
         except IntegrityError as error:
             log.warning("%s; falling back", error)
+        else:
+            if rt.get_context().get_world_rank() == 0:
+                log.warning(
+                    "stage %d %s: a worker was lost, goes on after step %d",
+                    spec.stage, spec.domain.name, state.step,
+                )  # fmt: skip
+            return state
     return None if spec.resume is None else checkpoints.restore(Folder(spec.resume))
 
 
