@@ -91,6 +91,7 @@ class IdentifierSettings(Strict):
     signature: Literal["mean", "class_means", "gaussian", "ridge"] = "gaussian"
     depths: Literal["all", "trunk", "final"] = "all"
     shrinkage: float = Field(0.003, gt=0.0, lt=1.0)
+    background_weight: NonNegativeFloat = 2.0
     ridge_features: PositiveInt = 3000
     options: dict[str, Any] = Field(default_factory=dict)
 

@@ -8,10 +8,13 @@ Four ways to score an image against the learned tasks (`identifier.signature`):
 - `ridge`: regression on random ReLU features, every task weighted equally.
 
 "None" is decided by the relative Mahalanobis distance `min_c M_c(x) - M_0(x)` to the class means
-against the background (method 2.7). Its threshold accepts a chosen share of held-out images. Their
-scores are kept as quantiles from the stage in which they were learned; since the pooled covariance
-moves with every task, they are shifted by the exact change of the task's expected score, which
-follows from its signature alone.
+against the background (method 2.7). The covariance of `M_c` is pooled within classes over all
+learned tasks and over the background, which counts as `identifier.background_weight` tasks: with
+few tasks it would fit their training images too closely, and every threshold would drift as soon
+as a task is added. The threshold accepts a chosen share of held-out images. Their scores are kept
+as quantiles from the stage in which they were learned; since the pooled covariance still moves with
+every task, they are shifted by the exact change of the task's expected score, which follows from
+its signature alone.
 
 Shapes: B images, T tasks, F signature features, M class means of all tasks, R random features.
 """
@@ -129,10 +132,11 @@ class Prototype(Identifier):
             return
         ordered = sorted(self._known)
         signatures = [self._known[task].signature for task in ordered]
-        within = np.zeros_like(self.background.covariance)
+        weight = self.settings.background_weight
+        within = self.background.covariance * (weight / (len(signatures) + weight))
         total = np.zeros_like(within)
         for signature in signatures:  # equal weights, fixed order: exact whatever the history
-            within += signature.within / len(signatures)
+            within += signature.within / (len(signatures) + weight)
             total += signature.covariance / len(signatures)
         self._whiten = precision_factor(shrunk(within, self.settings.shrinkage))
         self._class_means = np.concatenate(

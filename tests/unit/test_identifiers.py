@@ -103,11 +103,12 @@ def test_scores_stay_comparable_when_the_pooled_covariance_moves() -> None:
     learn(known, range(1))
     alone = known.identify(Evidence(draw(0, 2000, 7)[0])).unseen_score.mean()
     wide = draw(1, 400, 0)
-    stretched = (CENTRES[1] + 4.0 * (wide[0] - CENTRES[1])).astype(np.float32)
+    stretched = (CENTRES[1] + 2.0 * (wide[0] - CENTRES[1])).astype(np.float32)
     known.learn("wide", Signature.of(stretched[:300], wide[1][:300]), stretched[300:])
     fresh = known.identify(Evidence(draw(0, 2000, 7)[0]))
-    assert abs(fresh.unseen_score.mean() - alone) > 2.0, "scores have moved"
-    assert (fresh.chosen >= 0).mean() > 0.85, "and the threshold with them"
+    assert abs(fresh.unseen_score.mean() - alone) > 1.0, "scores have moved"
+    accepted = (fresh.chosen >= 0).mean()
+    assert accepted == pytest.approx(0.9, abs=0.06), "and the threshold with them"
 
 
 @pytest.mark.parametrize("kind", KINDS)
