@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,26 +21,27 @@ from pipeline.settings import Settings
 
 
 class TunedTowers(Adapter):
-    """Copies of both encoders whose upper blocks and heads are trainable."""
+    """Both encoders with trainable copies of their upper blocks and heads."""
 
     def __init__(self, backbone: Backbone, first_blocks: tuple[int, int]) -> None:
         super().__init__()
         self.first_image, self.first_text = first_blocks
-        image: ImageTower = copy.deepcopy(backbone.image)
-        text: TextTower = copy.deepcopy(backbone.text)
-        self._towers = (image, text)
+        towers: list[Any] = []
         names, tensors = [], []
-        for side, tower, first in (
-            ("image", image, first_blocks[0]),
-            ("text", text, first_blocks[1]),
+        for side, frozen, first in (
+            ("image", backbone.image, first_blocks[0]),
+            ("text", backbone.text, first_blocks[1]),
         ):
-            tower.requires_grad_(False)
-            wanted = {id(p) for block in tower.blocks[first:] for p in block.parameters()}
-            wanted |= {id(p) for p in tower.head()}
+            wanted = {id(p) for block in frozen.blocks[first:] for p in block.parameters()}
+            wanted |= {id(p) for p in frozen.head()}
+            shared = {id(p): p for p in frozen.parameters() if id(p) not in wanted}
+            tower = copy.deepcopy(frozen, dict(shared))  # the trunk is not copied for each stage
             for name, parameter in tower.named_parameters():
-                if id(parameter) in wanted:
+                if id(parameter) not in shared:
                     names.append(f"{side}.{name}")
                     tensors.append(parameter.requires_grad_(True))
+            towers.append(tower)
+        self._towers: tuple[ImageTower, TextTower] = (towers[0], towers[1])
         self.names = names
         self.tuned = nn.ParameterList(tensors)
 
