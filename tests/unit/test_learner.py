@@ -233,3 +233,27 @@ def test_signature_columns_name_what_the_engine_computes(run: RunFolder, world: 
     for depths in ("trunk", "final"):
         some, columns = features(depths)
         np.testing.assert_allclose(some, everything[:, columns], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "lora_per_task", "finetune"])
+def test_references_learn_the_same_stream(world: World, tmp_path: Path, name: str) -> None:
+    run = RunFolder(tmp_path / "run")
+    records = learn_stream(make_learner(world, run, _settings(world, method={"name": name})), 2)
+    zero_shot = run.folder.read_json("evaluation/zero-shot.json")["accuracy"]
+    first, second = (np.array(r["accuracy"]["identified"]) for r in records)
+    for record in records:
+        assert record["accuracy"]["identified"] == record["accuracy"]["oracle"]
+        assert record["identifier"] is None and record["lambda"] == 0.0
+    hashes = group_hashes(run)
+    if name == "zero_shot":
+        assert not hashes and first.tolist() == second.tolist() == zero_shot
+    elif name == "lora_per_task":
+        assert first[1:].tolist() == zero_shot[1:] and second[2:].tolist() == zero_shot[2:]
+        assert second[0] == first[0] and len(hashes) == 2
+    else:
+        right = [_correct(run, stage) for stage in range(2)]
+        changed = [
+            not np.array_equal(right[1][f"oracle/{task}"], right[0][f"oracle/{task}"])
+            for task in TASKS
+        ]
+        assert any(changed) and len(hashes) == 2, "the newest weights answer for every task"

@@ -113,7 +113,8 @@ def test_who_answers() -> None:
         assert method.function(None, known) == none
         assert method.function("a", []) is None
         assert (method.given_id, method.fuses) == (given_id, fuses)
-        assert method.trains == (name != "zero_shot") and method.borrows == (name == "trge")
+        assert method.trains == (name != "zero_shot")
+        assert method.borrows == method.identifies == (name == "trge")
 
 
 def test_finetuning_continues_from_the_last_stage(backbone: Backbone) -> None:
@@ -130,6 +131,14 @@ def test_finetuning_continues_from_the_last_stage(backbone: Backbone) -> None:
     assert {"image.blocks.2.attn.in_proj_weight", "text.blocks.3.mlp.c_fc.weight"} <= names
     with pytest.raises(ValueError, match="do not fit"):
         method.install("z", {"odd": torch.ones(1)})
+    frozen = {p.data_ptr() for p in backbone.parameters()}
+    for own, theirs in zip(second._towers, (backbone.image, backbone.text), strict=True):
+        copied = [n for n, p in own.named_parameters() if p.data_ptr() not in frozen]
+        assert sum(p.numel() for p in own.parameters()) == sum(
+            p.numel() for p in theirs.parameters()
+        )
+        assert 0 < len(copied) < len(list(own.parameters())), "stages share the frozen trunk"
+        assert not any("conv1" in n or ("visual" in n and "text" in n) for n in copied)
 
 
 def test_zero_shot_learns_nothing(backbone: Backbone) -> None:
