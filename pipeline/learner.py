@@ -215,7 +215,8 @@ class Learner:
             raise RuntimeError(f"{domain.name}: features of {len(features)} training images only")
         mine = features[: len(rows)]
         signature = self.identifier.prepare(Signature.of(mine, table.labels[rows]), mine)
-        return Look(signature, features[len(rows) :], self.evaluator.prequential(domain, held))
+        theirs = features[len(rows) :]
+        return Look(signature, theirs, self.evaluator.prequential(domain, held, theirs))
 
     def _spec(self, stage: int, attempt: int, signature: Signature | None) -> StageSpec:
         neighbours = () if signature is None else self._neighbours(signature)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline.evaluation.logits import LogitStore, list_digest
-from pipeline.evaluation.metrics import auroc
+from pipeline.evaluation.metrics import auroc, expected_calibration_error
 from pipeline.identifiers import Evidence, Identification, Identifier
 from pipeline.methods.base import Method
 from pipeline.model.fusion import fuse, softmax, unseen_weight
@@ -262,16 +262,20 @@ class Evaluator:
             "unseen_auroc": 100.0 * auroc(np.concatenate(fresh), seen) if fresh else None,
             "closed_accuracy": 100.0 * float(np.mean(np.diag(closed) / closed.sum(axis=1))),
             "accuracy": 100.0 * float(np.mean(own)),
+            "calibration_error": 100.0 * _calibration_error(found, learned),
         }
 
     # -- before a stage ----------------------------------------------------------------------
 
-    def prequential(self, domain: PreparedDomain, held: np.ndarray) -> list[float] | None:
+    def prequential(
+        self, domain: PreparedDomain, held: np.ndarray, features: np.ndarray
+    ) -> list[float] | None:
         """Accuracy for every lambda on a new task's held-out fold, genuinely unseen as yet.
 
         Args:
             domain: the task about to be learned.
             held: rows of its held-out fold.
+            features: signature features of these rows.
 
         Returns:
             Percent per value of `LAMBDAS`, or None before anything was learned.
@@ -280,7 +284,7 @@ class Evaluator:
             return None
         table = domain.tables["train"]
         labels = ImageTable.open(table).labels[held]
-        found = self.identifier.identify(Evidence(self.encoder.features(table, held), domain.name))
+        found = self.identifier.identify(Evidence(features, domain.name))
         asked, shares = likeliest(found.shares, self.settings.method.unseen.groups)
         lists = (domain.classes, domain.templates)
         frozen = softmax(self.encoder.logits(table, held, None, *lists))
@@ -294,6 +298,16 @@ class Evaluator:
             100.0 * float((fuse(frozen, groups, shares, lam).argmax(axis=1) == labels).mean())
             for lam in LAMBDAS
         ]
+
+
+def _calibration_error(found: dict[str, Identification], learned: Sequence[str]) -> float:
+    """How far the stated confidence is from how often the likeliest option is right."""
+    sure, right = [], []
+    for task, identification in found.items():
+        truth = learned.index(task) if task in learned else len(learned)
+        sure.append(identification.probabilities.max(axis=1))
+        right.append(identification.probabilities.argmax(axis=1) == truth)
+    return expected_calibration_error(np.concatenate(sure), np.concatenate(right))
 
 
 def likeliest(shares_BT: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

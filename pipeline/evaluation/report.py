@@ -136,6 +136,7 @@ def _identifier(records: Records) -> dict[str, Any] | None:
     return {
         "closed_accuracy": newest["closed_accuracy"],
         "accuracy": newest["accuracy"],
+        "calibration_error": [answer.get("calibration_error") for answer in answers],
         "seen_acceptance": [answer.get("seen_acceptance") for answer in answers],
         "unseen_auroc": [answer.get("unseen_auroc") for answer in answers],
         "lambda": [stage.get("lambda") for stage in stages],
