@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.identifiers import Evidence, Identifier, Signature, build_identifier
 from pipeline.identifiers.prototype import FIRST_ACCEPTANCE
-from pipeline.identifiers.signature import Background
+from pipeline.identifiers.signature import Background, shrunk
 from pipeline.settings import IdentifierSettings
 
 WIDTH, CLASSES = 12, 3
@@ -126,17 +126,45 @@ def test_an_image_is_identified_on_its_own(kind: str) -> None:
 
 
 def test_many_classes_are_no_advantage() -> None:
-    """Log-mean-exp: a task split into ten times as many classes attracts no more images."""
+    """Log-mean-exp: a mirrored task whose classes come ten times over draws mirrored shares."""
     settings = IdentifierSettings(name="prototype", signature="class_means")
-    rng = np.random.default_rng(0)
-    few, many = rng.normal(size=(400, WIDTH)), rng.normal(size=(400, WIDTH))
-    few[:, 0] += 3
-    many[:, 0] -= 3
     known = build_identifier(settings, Background(np.zeros(WIDTH), 4.0 * np.eye(WIDTH)))
-    known.learn("few", Signature.of(few, np.arange(400) % 2), few)
-    known.learn("many", Signature.of(many, np.arange(400) % 100), many)
-    middle = rng.normal(size=(2000, WIDTH))
-    assert (known.identify(Evidence(middle)).closed == 1).mean() < 0.75
+    few, labels = draw(0, 60, 0)
+    copies = np.concatenate([labels + CLASSES * copy for copy in range(10)])
+    known.learn("few", Signature.of(few, labels), few)
+    known.learn("many", Signature.of(-np.tile(few, (10, 1)), copies), -few)
+    probe = np.random.default_rng(0).normal(size=(200, WIDTH)).astype(np.float32)
+    shares = known.identify(Evidence(probe)).shares[:, 0]
+    np.testing.assert_allclose(known.identify(Evidence(-probe)).shares[:, 1], shares, atol=1e-9)
+    assert shares.std() > 0.1
+
+
+def test_gaussian_shares_and_unseen_scores_are_the_formulas() -> None:
+    known = identifier()
+    calibrations = learn(known, range(4))
+    signatures = [Signature.of(*draw(task, 400, 0)) for task in range(4)]
+    features = np.concatenate([draw(t, 5, 8)[0] for t in range(6)]).astype(np.float64)
+    found = known.identify(Evidence(features))
+    shrinkage, weight = known.settings.shrinkage, known.settings.background_weight
+
+    def distances(covariance: np.ndarray, centre: np.ndarray) -> np.ndarray:
+        x = features - centre
+        return np.einsum("bf,fg,bg->b", x, np.linalg.inv(shrunk(covariance, shrinkage)), x)
+
+    pooled = sum(s.covariance for s in signatures) / 4
+    scores = np.stack([-0.5 * distances(pooled, s.mean) for s in signatures], axis=1)
+    temperatures = [c["temperature"] for c in calibrations[1:]]
+    scores /= np.exp(np.mean(np.log(temperatures)))
+    expected = np.exp(scores - scores.max(axis=1, keepdims=True))
+    expected /= expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found.shares, expected, atol=1e-9)
+
+    zero = known.background
+    within = sum(s.within for s in signatures) + weight * zero.covariance
+    within = within / (4 + weight)
+    nearest = np.min([distances(within, m) for s in signatures for m in s.means], axis=0)
+    relative = nearest - distances(zero.covariance, zero.mean)
+    np.testing.assert_allclose(found.unseen_score, relative, atol=1e-8)
 
 
 def test_a_task_is_learned_once() -> None:
