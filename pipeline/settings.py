@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 Fraction = Field(ge=0.0, le=1.0)
 
@@ -54,6 +62,14 @@ class ExpertSettings(Strict):
     first_block: NonNegativeInt | Literal["half"] = "half"
     text: Literal["on", "off"] = "on"
     router: Literal["sample", "token"] = "sample"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExpertSettings:
+        if self.shared == "none" and self.shared_count:
+            raise ValueError("shared_count needs shared=naive or shared=adaptive")
+        if self.shared_count >= self.count:
+            raise ValueError("shared_count must be lower than count")
+        return self
 
 
 class NeighbourSettings(Strict):

@@ -119,6 +119,7 @@ class Tower(nn.Module):
         tokens of the last block reach nothing. Saves most of that block, forward and backward.
         """
         last = self.depth - 1
+        assert start <= last, "the last block would run twice"
         x_BLD = self.run(x_BLD, start, last, delta, position_B, record)
         block: Any = self.blocks[last]
         x_BD = self._query(x_BLD, position_B)

@@ -11,13 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from pipeline.errors import IntegrityError
-from pipeline.methods.base import Adapter
 from pipeline.store import Folder, RunFolder
 from pipeline.store.tensors import load
 from pipeline.training import checkpoints
+from pipeline.training.entry import enter
 from pipeline.training.loop import TrainingState
 from pipeline.training.stage import (
     CLASSES,
@@ -109,8 +107,8 @@ def _on_ray(spec: StageSpec, folder: Folder) -> Folder:
     if workers.memory_gib:
         resources["memory"] = workers.memory_gib * 2**30
     trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"spec": spec},
+        enter,
+        train_loop_config=spec.plain(),
         torch_config=TorchConfig(timeout_s=cluster.timeout_s),
         scaling_config=rt.ScalingConfig(
             num_workers=workers.num_workers,
@@ -157,86 +155,3 @@ def _fit(trainer: TorchTrainer) -> Result:
 
     threading.Thread(target=work, name="fit", daemon=True).start()
     return future.result()
-
-
-def _worker(config: dict[str, Any]) -> None:
-    """Body of one Ray Train worker."""
-    import ray.train as rt
-
-    spec: StageSpec = config["spec"]
-    logging.getLogger().setLevel(logging.WARNING)  # Ray Train has set it to INFO
-    logging.getLogger("pipeline").setLevel(logging.INFO)
-    context = rt.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    if spec.kernels.device.startswith("cuda"):
-        from ray.train.torch import get_device
-
-        spec = replace(spec, kernels=replace(spec.kernels, device=str(get_device())))
-    gauges = _Gauges(spec) if rank == 0 else None
-
-    def save(metrics: dict[str, Any], state: TrainingState | None, outcome: Outcome | None) -> None:
-        if rank != 0:
-            rt.report(metrics, checkpoint=None)
-            return
-        if gauges is not None:
-            gauges.set(metrics)
-        with tempfile.TemporaryDirectory() as temporary:
-            if state is not None:
-                checkpoints.save(Path(temporary), state)
-            if outcome is not None:
-                outcome.save(Path(temporary))
-            rt.report(metrics, checkpoint=rt.Checkpoint.from_directory(temporary))
-
-    run_stage(
-        spec, rank=rank, world=world, resume=_resume(spec),
-        wrap=_data_parallel if world > 1 else (lambda adapter: adapter), save=save,
-    )  # fmt: skip
-
-
-def _resume(spec: StageSpec) -> TrainingState | None:
-    """This attempt's own checkpoint after a worker died, else the previous attempt's."""
-    import ray.train as rt
-
-    own = rt.get_checkpoint()
-    if own is not None:
-        try:
-            state = checkpoints.restore(Folder(own.path, own.filesystem))
-        except IntegrityError as error:
-            log.warning("%s; falling back", error)
-        else:
-            if rt.get_context().get_world_rank() == 0:
-                log.warning(
-                    "stage %d %s: a worker was lost, goes on after step %d",
-                    spec.stage, spec.domain.name, state.step,
-                )  # fmt: skip
-            return state
-    return None if spec.resume is None else checkpoints.restore(Folder(spec.resume))
-
-
-def _data_parallel(adapter: Adapter) -> torch.nn.Module:
-    return torch.nn.parallel.DistributedDataParallel(adapter)
-
-
-class _Gauges:
-    """What the Ray dashboard shows of a running stage."""
-
-    def __init__(self, spec: StageSpec) -> None:
-        from ray.util.metrics import Gauge
-
-        tags = {"task": spec.domain.name, "method": spec.settings.method.name}
-        self._gauges = {}
-        for key, name, about in (
-            ("loss", "archipelago_loss", "Training loss of the stage"),
-            ("images_per_second", "archipelago_images_per_second", "Training throughput"),
-            ("held_out_accuracy", "archipelago_held_out_accuracy", "Percent, held-out fold"),
-            ("step", "archipelago_step", "Optimisation step of the stage"),
-        ):
-            gauge = Gauge(name, description=about, tag_keys=tuple(tags))
-            gauge.set_default_tags(tags)
-            self._gauges[key] = gauge
-
-    def set(self, metrics: dict[str, Any]) -> None:
-        """Publish the figures of one report."""
-        for key, gauge in self._gauges.items():
-            if key in metrics:
-                gauge.set(float(metrics[key]))

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,24 @@ class StageSpec:
     attempt: int = 1
     threads: int = 0
     resume: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data, so that who only passes it on need not import what it is made of."""
+        return {**asdict(self), "settings": self.settings.model_dump(mode="json")}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> StageSpec:
+        """Inverse of `plain`."""
+        return cls(
+            **{
+                **plain,
+                "settings": Settings.model_validate(plain["settings"]),
+                "kernels": Kernels(**plain["kernels"]),
+                "domain": PreparedDomain(**plain["domain"]),
+                "earlier": tuple(GroupRef(**ref) for ref in plain["earlier"]),
+                "neighbours": tuple(Neighbour(**n) for n in plain["neighbours"]),
+            }
+        )
 
 
 @dataclass
