@@ -59,7 +59,7 @@ class Prototype(Identifier):
     ) -> None:
         super().__init__(settings, background, acceptance)
         self._known: dict[str, _Known] = {}
-        self._whiten_0 = precision_factor(shrunk(background.covariance, settings.shrinkage))
+        self._whiten_0 = background.whitening(settings.shrinkage)
         self._dirty = True
 
     @property

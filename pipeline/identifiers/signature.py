@@ -9,7 +9,7 @@ nor on other tasks, and forgetting a task is exact.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -115,6 +115,13 @@ class Background:
     mean: np.ndarray
     covariance: np.ndarray
     source: str = ""
+    _factors: dict[float, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    def whitening(self, shrinkage: float) -> np.ndarray:
+        """`V` with `V V'` the inverse of the shrunk covariance, (F, F); computed once."""
+        if shrinkage not in self._factors:
+            self._factors[shrinkage] = precision_factor(shrunk(self.covariance, shrinkage))
+        return self._factors[shrinkage]
 
     @classmethod
     def of(cls, features_BF: np.ndarray, source: str = "") -> Background:
@@ -146,6 +153,6 @@ def squared_distances(x_BF: np.ndarray, means_MF: np.ndarray) -> np.ndarray:
 
 def task_distance(a: Signature, b: Signature, background: Background, shrinkage: float) -> float:
     """Cosine distance of two tasks' means after centring and whitening by the background."""
-    whiten = precision_factor(shrunk(background.covariance, shrinkage))
+    whiten = background.whitening(shrinkage)
     x, y = ((s.mean - background.mean) @ whiten for s in (a, b))
     return float(1.0 - x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12))
