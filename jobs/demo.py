@@ -37,9 +37,10 @@ ROOT = Path(__file__).resolve().parents[1]
 STOP_WAIT_S = 120  # from SIGTERM to SIGKILL when the job is stopped: time to save the state
 DEFAULTS = [  # short, for two cores: a fair measurement takes the defaults of `jobs/sequence.py`
     "stream=atlas",
+    "stream.order=[digits,glyphs,shapes,terrain,textures]",
     "stream.options.train=480",
-    "training.steps=60",
-    "training.validate_every=20",
+    "training.steps=50",
+    "training.validate_every=25",
     "evaluation.references=[finetune]",
     f'run_dir="{ROOT / "runs" / "demo"}"',
 ]
