@@ -37,12 +37,14 @@ def seconds(records: Records) -> dict[str, Any]:
     """Wall time. `overhead` is what was neither training, evaluation nor decoding of images.
 
     `total` adds up the sessions of the driver: time between an interruption and the next start
-    does not count.
+    does not count, nor does a session that found everything done.
     """
-    train = _sum(records.events, "stage-trained")
-    prepare = _sum(records.events, "prepared")
+    sessions = [session for session in _sessions(records.events) if not _idle(session)]
+    events = [event for session in sessions for event in session]
+    train = _sum(events, "stage-trained")
+    prepare = _sum(events, "prepared")
     evaluate = sum(float(record.get("seconds") or 0) for record in records.evaluations.values())
-    total = _sessions(records.events)
+    total = sum(_span(session) for session in sessions)
     overhead = max(total - train - evaluate - prepare, 0.0)
     return {
         "total": total,
@@ -80,12 +82,21 @@ def _sum(events: list[dict[str, Any]], name: str) -> float:
     return spent
 
 
-def _sessions(events: list[dict[str, Any]]) -> float:
-    total, started, latest = 0.0, None, None
+def _sessions(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The journal cut where a driver started."""
+    sessions: list[list[dict[str, Any]]] = []
     for event in events:
-        now = datetime.fromisoformat(event["time"])
-        if event["event"] == "run-started" or started is None:
-            total += (latest - started).total_seconds() if started and latest else 0.0
-            started = now
-        latest = now
-    return total + ((latest - started).total_seconds() if started and latest else 0.0)
+        if event["event"] == "run-started" or not sessions:
+            sessions.append([])
+        sessions[-1].append(event)
+    return sessions
+
+
+def _idle(session: list[dict[str, Any]]) -> bool:
+    names = {event["event"] for event in session}
+    return "run-done" in names and names <= {"run-started", "prepared", "run-done"}
+
+
+def _span(session: list[dict[str, Any]]) -> float:
+    first, last = (datetime.fromisoformat(session[at]["time"]) for at in (0, -1))
+    return (last - first).total_seconds()

@@ -103,6 +103,9 @@ def test_overhead_is_what_is_left_of_the_sessions(finished: RunFolder) -> None:
         event("run-started", 40),  # killed at minute 2, started again
         event("stage-trained", 41, seconds=40.0),
         event("run-done", 43),
+        event("run-started", 50),  # found everything done
+        event("prepared", 51, seconds=1.0),
+        event("run-done", 52),
     ]
     seconds = cost.seconds(dataclasses.replace(records, events=events))
     assert seconds["total"] == 5 * 60 and seconds["train"] == 90 and seconds["prepare"] == 30
