@@ -44,6 +44,7 @@ log = logging.getLogger("archipelago")
 
 PACKAGES = ("archipelago", "torch", "open_clip_torch", "ray", "mlflow", "pyarrow", "numpy")
 STOPS = (signal.SIGTERM, signal.SIGINT)
+JOIN_S = 10.0  # for a cluster to accept a connection
 BACKGROUND_IMAGES = 600  # of the embedded stream, where a backbone comes without a background
 
 
@@ -364,14 +365,27 @@ def _connect(settings: Settings) -> bool:
     }
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if address or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        ray.init(address=address or "auto", **common)
+        _join(address or "auto", common)
         return True
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node away
     ray.init(
+        address="local",  # also where somebody runs `ray start` on this machine
         num_cpus=cluster.logical_cpus,
         object_store_memory=cluster.object_store_mib * 2**20,
         include_dashboard=cluster.dashboard,
         **common,
     )
     return True
+
+
+def _join(address: str, options: dict[str, Any]) -> None:
+    """Connect to a running cluster; UserError where there is none, rather than minutes later."""
+    nobody = f"cluster.address={address}: no Ray cluster answers there"
+    host, colon, port = address.rpartition(":")
+    try:
+        if colon and port.isdecimal() and "://" not in address:
+            socket.create_connection((host, int(port)), JOIN_S).close()
+        ray.init(address=address, **options)
+    except OSError as error:  # ConnectionError of Ray's among them
+        raise UserError(f"{nobody} ({str(error).splitlines()[0]})") from error
