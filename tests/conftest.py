@@ -6,8 +6,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from jobs.ray_head import RayHead
 
 # Set before anything imports Ray, MLflow or torch: they read these once.
 ENVIRONMENT = {
@@ -53,6 +58,34 @@ def local_ray() -> Iterator[str]:
     finally:
         ray.shutdown()
         shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[RayHead]:
+    """One Ray head with dashboard for the session: submit jobs to it, or join it by address."""
+    from jobs.ray_head import RayHead
+
+    with RayHead(logical_cpus=4, object_store_mib=200) as head:
+        yield head
+
+
+@pytest.fixture(scope="session")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of three small domains: amber (with some rows that are no images), birch, cedar."""
+    from tests.running import write_stream
+
+    return write_stream(tmp_path_factory.mktemp("stream"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(stream: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Hashes of the groups of amber and birch, learned in this process and without Ray."""
+    from jobs import sequence
+    from tests.running import IN_PROCESS, arguments, group_hashes
+
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert sequence.main(arguments(stream, run, ("amber", "birch"), *IN_PROCESS)) == 0
+    return group_hashes(run)
 
 
 @pytest.fixture(scope="session", autouse=True)

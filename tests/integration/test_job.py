@@ -9,7 +9,6 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,6 @@ signal.signal(signal.SIGTERM, stop)
 print("running", flush=True)
 time.sleep(120)
 """
-
-
-@pytest.fixture(scope="module")
-def head() -> Iterator[RayHead]:
-    with RayHead(logical_cpus=4, object_store_mib=200) as head:
-        yield head
 
 
 def submit(head: RayHead, script: str, *arguments: str) -> tuple[Any, str]:
