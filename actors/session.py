@@ -35,7 +35,7 @@ from pipeline.identifiers.signature import Background
 from pipeline.learner import Learner
 from pipeline.methods.base import method_class
 from pipeline.model.kernels import Kernels
-from pipeline.settings import Settings
+from pipeline.settings import Settings, TrackingSettings
 from pipeline.store import RunFolder
 from pipeline.streams import ImageTable, open_stream, prepare
 from pipeline.tracking import Tracker
@@ -104,9 +104,20 @@ class Session:
             self.run = RunFolder(settings.run_dir)
         else:
             self.run = parent.run.reference(settings.method.name)
-        self.tracker = Tracker(self.run, settings.tracking)
+        self.tracker = Tracker(self.run, self._tracking())
         self._stack = contextlib.ExitStack()
         self._signal: str | None = None  # that asked this run to stop
+
+    def _tracking(self) -> TrackingSettings:
+        """Where this run is tracked: a reference in the same place as its parent."""
+        return self.settings.tracking if self.parent is None else self.parent._beside_tracking()
+
+    def _beside_tracking(self) -> TrackingSettings:
+        where = self.tracker.location
+        if where is None:
+            return self.settings.tracking
+        place = {"uri": where.uri, "artifacts": where.artifacts}
+        return self.settings.tracking.model_copy(update=place)
 
     def reference(self, settings: Settings) -> Session:
         """A session of another method on this session's stream, encoders and lock."""
@@ -264,7 +275,7 @@ class Session:
         report = write_report(self.run)
         self.tracker.close()
         for other in self.run.references().values():
-            Tracker(other, self.settings.tracking).close()
+            Tracker(other, self._beside_tracking()).close()
         return report
 
     # -- end ---------------------------------------------------------------------------------
