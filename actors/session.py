@@ -12,16 +12,15 @@ import os
 import platform
 import signal
 import socket
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
+from actors.arguments import cache_dir
 from actors.encoders import EncoderPool, worker_threads
 from actors.logs import SETUP_HOOK, show_logs
 from actors.preflight import check_batch, check_resources
@@ -50,38 +49,6 @@ BACKGROUND_IMAGES = 600  # of the embedded stream, where a backbone comes withou
 
 class Stopped(BaseException):
     """The run was asked to stop (SIGTERM or Ctrl-C); `except Exception` lets it by."""
-
-
-def load_settings(arguments: Sequence[str]) -> Settings:
-    """Settings with an absolute `run_dir`.
-
-    Raises:
-        UserError: a mistake in the settings, or a submitted job without a place all nodes see.
-    """
-    settings = load(arguments)
-    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    where = settings.run_dir
-    remote = where is not None and "://" in where
-    if submitted and (where is None or not (remote or Path(where).is_absolute())):
-        raise UserError(
-            f"run_dir={where}: a submitted job runs in a temporary copy of the working directory;"
-            " give an absolute path or a URI that all nodes see"
-        )
-    if where is None:
-        name = settings.stream.options.get("set") or settings.stream.reader
-        where = f"runs/{name}-{settings.method.name}-{settings.seed}"
-    if not remote:
-        where = str(Path(where).expanduser().absolute())
-    return settings.model_copy(update={"run_dir": where})
-
-
-def reference_settings(arguments: Sequence[str], method: str, settings: Settings) -> Settings:
-    """The same run by another method, with that method's own defaults."""
-    kept = [a for a in arguments if not a.startswith(("method=", "method."))]
-    other = load([*kept, f"method={method}"])
-    evaluation = other.evaluation.model_copy(update={"references": []})
-    where = f"{settings.run_dir}/references/{method}"
-    return other.model_copy(update={"run_dir": where, "evaluation": evaluation})
 
 
 class Session:
@@ -327,16 +294,6 @@ class Session:
 
         for number in STOPS:
             signal.signal(number, stop)
-
-
-def cache_dir(settings: Settings) -> str:
-    """Where decoded images lie: as configured, in a local run folder, or in a temporary folder."""
-    assert settings.run_dir is not None
-    if settings.cluster.cache_dir:
-        return settings.cluster.cache_dir
-    if "://" in settings.run_dir:
-        return str(Path(tempfile.gettempdir()) / "archipelago-cache")
-    return str(Path(settings.run_dir) / "cache")
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from actors.session import Session, Stopped, load_settings, reference_settings
+from actors.arguments import load_settings, reference_settings
+from actors.session import Session, Stopped
 from pipeline.errors import (
     EXIT_DONE,
     EXIT_FAILURE,
