@@ -21,7 +21,7 @@ from pipeline.store import RunFolder
 from tests.helpers import TINY, parquet_domain
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE_S = 400.0
+PATIENCE_S = 300.0
 STEPS, EVERY = 12, 3
 # How Ray titles the processes of a run.
 TRAINER, ENCODER = "ray::RayTrainWorker", "ray::Encoder"

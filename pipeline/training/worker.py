@@ -13,12 +13,11 @@ import torch
 from ray.train.torch import get_device
 from ray.util.metrics import Gauge
 
-from pipeline.errors import IntegrityError
 from pipeline.methods.base import Adapter
-from pipeline.store import Folder
+from pipeline.store import RunFolder
 from pipeline.training import checkpoints
 from pipeline.training.loop import TrainingState
-from pipeline.training.stage import Outcome, StageSpec, run_stage
+from pipeline.training.stage import Outcome, StageSpec, run_stage, stage_folder
 
 log = logging.getLogger(__name__)
 
@@ -54,21 +53,20 @@ def work(config: dict[str, Any]) -> None:
 
 
 def _resume(spec: StageSpec) -> TrainingState | None:
-    """This attempt's own checkpoint after a worker died, else the previous attempt's."""
-    own = rt.get_checkpoint()
-    if own is not None:
-        try:
-            state = checkpoints.restore(Folder(own.path, own.filesystem))
-        except IntegrityError as error:
-            log.warning("%s; falling back", error)
-        else:
-            if rt.get_context().get_world_rank() == 0:
-                log.warning(
-                    "stage %d %s: a worker was lost, goes on after step %d",
-                    spec.stage, spec.domain.name, state.step,
-                )  # fmt: skip
-            return state
-    return None if spec.resume is None else checkpoints.restore(Folder(spec.resume))
+    """The newest complete checkpoint of this or an earlier attempt.
+
+    Looked up in storage: what a worker reported just before it died is not in Ray's records.
+    """
+    newest = checkpoints.newest(stage_folder(RunFolder(spec.run, read_only=True), spec))
+    if newest is None:
+        return None
+    state = checkpoints.restore(newest)
+    if newest.uri != spec.resume and rt.get_context().get_world_rank() == 0:
+        log.warning(
+            "stage %d %s: a worker was lost, goes on after step %d",
+            spec.stage, spec.domain.name, state.step,
+        )  # fmt: skip
+    return state
 
 
 def _data_parallel(adapter: Adapter) -> torch.nn.Module:

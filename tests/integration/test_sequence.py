@@ -22,7 +22,7 @@ from pipeline.store import RunFolder
 from pipeline.tracking import locate
 from tests.running import BAD_ROWS, IN_PROCESS, Driver, arguments, events, group_hashes
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900, method="signal")  # ends what was started
 ORDER = ("amber", "birch")
 TRACKED = ("tracking=mlflow",)
 Refused = Callable[..., str]
