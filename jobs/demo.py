@@ -82,11 +82,9 @@ def submit(head: RayHead, overrides: Sequence[str], console: Console) -> int:
 
     The first Ctrl-C stops the job, which then saves its state; the second one is not waited for.
     """
-    from ray.job_submission import JobSubmissionClient
-
     for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.ERROR)  # what is uploaded is of no interest here
-    client = JobSubmissionClient(head.dashboard)
+    client = head.jobs()
     entrypoint = [sys.executable, "jobs/sequence.py", *overrides]
     job = client.submit_job(
         entrypoint=shlex.join(entrypoint),

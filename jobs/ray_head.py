@@ -1,7 +1,7 @@
 """An own local Ray head: started for one purpose, ended without touching any other Ray.
 
 with RayHead(logical_cpus=8) as head:
-    client = JobSubmissionClient(head.dashboard)
+    client = head.jobs()
 """
 
 from __future__ import annotations
@@ -18,8 +18,13 @@ import time
 import uuid
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 DASHBOARD_PORT = 8265  # Ray's own, taken if it is free
+ELSEWHERE = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # Ray obeys these rather than an argument
 MARKER = "ARCHIPELAGO_RAY_HEAD"  # inherited by every process of a head, so that all are found
 READY_S = 120
 END_S = 10  # until what did not end is killed
@@ -89,6 +94,16 @@ class RayHead:
             self._process = None
         shutil.rmtree(self.temp_dir, ignore_errors=True)
 
+    def jobs(self) -> JobSubmissionClient:
+        """A client that submits to this head, also where the environment names another cluster."""
+        from ray.job_submission import JobSubmissionClient
+
+        named = {name: os.environ.pop(name) for name in ELSEWHERE if name in os.environ}
+        try:
+            return JobSubmissionClient(self.dashboard)
+        finally:
+            os.environ.update(named)
+
     def processes(self) -> list[int]:
         """Ids of this head's processes: the session of `ray start`, and what inherited its marker.
 
@@ -125,7 +140,7 @@ class RayHead:
         # A job's `python` is whatever this PATH finds first.
         binaries = Path(sys.executable).parent
         return {
-            **os.environ,
+            **{key: value for key, value in os.environ.items() if key not in ELSEWHERE},
             "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
             "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
             "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train page
@@ -134,15 +149,13 @@ class RayHead:
         }
 
     def _wait(self) -> None:
-        from ray.job_submission import JobSubmissionClient
-
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
             assert self._process is not None
             if self._process.poll() is not None:
                 raise RuntimeError(f"ray start ended at once: {self._last_words()}")
             try:
-                JobSubmissionClient(self.dashboard).list_jobs()
+                self.jobs().list_jobs()
                 return
             except (ConnectionError, RuntimeError, OSError):
                 time.sleep(0.5)

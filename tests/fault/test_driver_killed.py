@@ -83,10 +83,10 @@ def test_a_run_outlives_its_drivers(
 def test_a_stopped_job_is_taken_up_by_the_next_one(
     head: RayHead, stream: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
-    from ray.job_submission import JobStatus, JobSubmissionClient
+    from ray.job_submission import JobStatus
 
     run = tmp_path / "run"
-    client = JobSubmissionClient(head.dashboard)
+    client = head.jobs()
     words = arguments(stream, run, ORDER[:1])
 
     def submit() -> str:

@@ -41,9 +41,7 @@ time.sleep(120)
 
 
 def submit(head: RayHead, script: str, *arguments: str) -> tuple[Any, str]:
-    from ray.job_submission import JobSubmissionClient
-
-    client = JobSubmissionClient(head.dashboard)
+    client = head.jobs()
     job = client.submit_job(
         entrypoint=shlex.join([sys.executable, "-c", script, *arguments]),
         runtime_env={
@@ -150,7 +148,10 @@ def test_a_head_ends_with_all_its_processes_and_no_others() -> None:
     head.stop()  # once more does no harm
 
 
-def test_a_head_that_cannot_start_says_why_and_leaves_nothing() -> None:
+def test_a_head_that_cannot_start_says_why_and_leaves_nothing(
+    head: RayHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", head.address)  # what answers there is another one
     head = RayHead(logical_cpus=1, object_store_mib=1)  # less than Ray accepts
     with pytest.raises(RuntimeError, match=r"ray start ended at once: .*memory"), head:
         pass
