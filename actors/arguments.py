@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import load
 from pipeline.errors import UserError
@@ -39,9 +40,14 @@ def reference_settings(arguments: Sequence[str], method: str, settings: Settings
     """The same run by another method, with that method's own defaults."""
     kept = [a for a in arguments if not a.startswith(("method=", "method."))]
     other = load([*kept, f"method={method}"])
-    evaluation = other.evaluation.model_copy(update={"references": []})
-    where = f"{settings.run_dir}/references/{method}"
-    return other.model_copy(update={"run_dir": where, "evaluation": evaluation})
+    changes: dict[str, Any] = {
+        "run_dir": f"{settings.run_dir}/references/{method}",
+        "evaluation": other.evaluation.model_copy(update={"references": []}),
+    }
+    if settings.evaluation.references_in == "driver":
+        alone = other.cluster.train.model_copy(update={"num_workers": 0})
+        changes["cluster"] = other.cluster.model_copy(update={"train": alone})
+    return other.model_copy(update=changes)
 
 
 def cache_dir(settings: Settings) -> str:

@@ -42,6 +42,7 @@ DEFAULTS = [  # short, for two cores: a fair measurement takes the defaults of `
     "training.steps=50",
     "training.validate_every=25",
     "evaluation.references=[finetune]",
+    "evaluation.references_in=driver",
     f'run_dir="{ROOT / "runs" / "demo"}"',
 ]
 

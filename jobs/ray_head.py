@@ -144,6 +144,7 @@ class RayHead:
             "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
             "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
             "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train page
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this node away
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there: every port on loopback only
             MARKER: self._identity,
         }

@@ -16,6 +16,7 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
+from pydantic_core import to_jsonable_python
 
 Fraction = Field(ge=0.0, le=1.0)
 
@@ -137,6 +138,7 @@ class EvaluationSettings(Strict):
     batch_size: PositiveInt = 128
     bootstrap: PositiveInt = 1000
     references: list[str] = Field(default_factory=list)
+    references_in: Literal["train", "driver"] = "train"
 
 
 class WorkerSettings(Strict):
@@ -193,3 +195,18 @@ class Settings(Strict):
     evaluation: EvaluationSettings = EvaluationSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
+
+
+def default_of(key: str) -> Any:
+    """The value of a dotted key where nothing sets it, in JSON's types; None where it has none."""
+    model: Any = Settings
+    field = None
+    for part in key.split("."):
+        fields = getattr(model, "model_fields", {})
+        if part not in fields:
+            return None
+        field = fields[part]
+        model = field.annotation
+    if field is None or field.is_required():
+        return None
+    return to_jsonable_python(field.get_default(call_default_factory=True))

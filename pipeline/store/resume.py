@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.settings import default_of
 
 log = logging.getLogger(__name__)
 
@@ -15,6 +16,7 @@ CHANGEABLE: tuple[str, ...] = (
     "tracking",
     "evaluation.batch_size",
     "evaluation.references",
+    "evaluation.references_in",
     "stream.order",
     "stream.root",
     "run_dir",
@@ -28,7 +30,7 @@ def merge(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """run.json of a run that is started again: `stored` and `new` are whole run.json documents.
 
     Config and tasks become the new ones; kernels stay as first chosen; tracking facts are kept
-    where the new ones are null.
+    where the new ones are null. A key that did not exist yet counts as its default.
     Raises: UserError in one line: a changed key with both values, or tasks that do not continue
     the stored ones.
     """
@@ -67,7 +69,7 @@ def _check_same(
     changes = [
         f"{prefix}{key} was {old.get(key, _UNSET)!r} and is now {now.get(key, _UNSET)!r}"
         for key in sorted(old.keys() | now.keys())
-        if old.get(key) != now.get(key)
+        if old.get(key, default_of(prefix + key)) != now.get(key)
         and not any(key == free or key.startswith(f"{free}.") for free in changeable)
     ]
     if changes:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.settings import default_of
 from pipeline.store import GroupRef, RunFolder, resume
 
 SETTINGS: dict[str, Any] = {
@@ -33,7 +34,7 @@ def changed(document: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     *parents, last = key.split(".")
     place = document
     for parent in parents:
-        place = place[parent]
+        place = place.setdefault(parent, {})
     place[last] = value
     return document
 
@@ -98,6 +99,28 @@ def test_any_other_change_is_refused_by_name(
         run.open_run(changed(SETTINGS, key, value), FACTS)
     assert "\n" not in str(caught.value)
     assert run.read() == before
+
+
+def test_a_key_that_is_new_counts_as_its_default(run: RunFolder) -> None:
+    run.open_run(SETTINGS, FACTS)
+    newer = changed(SETTINGS, "experts.rank", default_of("experts.rank"))
+    assert run.open_run(newer, FACTS)["config"] == newer
+    with pytest.raises(UserError, match=r"experts\.kind was 'unset' and is now 'bottleneck'"):
+        run.open_run(changed(newer, "experts.kind", "bottleneck"), FACTS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("training.crop", [0.8, 1.0]),
+        ("evaluation.references", []),
+        ("method.unseen.acceptance", 0.98),
+        ("stream.reader", None),
+        ("no.such.key", None),
+    ],
+)
+def test_the_default_of_a_key(key: str, value: Any) -> None:
+    assert default_of(key) == value
 
 
 def test_tasks_append_and_never_change(run: RunFolder) -> None:
