@@ -26,8 +26,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python -m jobs.demo $(ARGS)
 
+# Two at a time: most of the running system's tests wait for Ray's processes. Slow files come first.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 style: setup
 	$(BIN)/ruff check .

@@ -33,13 +33,21 @@ END_S = 10  # until what did not end is killed
 class RayHead:
     """A Ray head node with dashboard on this machine, reachable from this machine only.
 
+    Args:
+        dashboard_port: taken if it is free; None = any, where several heads start at once.
+
     Attributes:
         address: `127.0.0.1:port` of the head, where its jobs' drivers connect.
         dashboard: `http://127.0.0.1:port`, also the address for submitting jobs.
         log: what `ray start` printed.
     """
 
-    def __init__(self, logical_cpus: int = 8, object_store_mib: int = 400) -> None:
+    def __init__(
+        self,
+        logical_cpus: int = 8,
+        object_store_mib: int = 400,
+        dashboard_port: int | None = DASHBOARD_PORT,
+    ) -> None:
         # Sockets live below it, and their paths must stay under 108 characters.
         self.temp_dir = Path(tempfile.mkdtemp(prefix="arc-", dir="/tmp"))
         self.log = self.temp_dir / "start.log"
@@ -50,13 +58,15 @@ class RayHead:
             f"--object-store-memory={object_store_mib * 1024**2}",
             f"--temp-dir={self.temp_dir}",
         ]
+        self._wished = dashboard_port
         self.address = ""
         self.dashboard = ""
 
     def start(self) -> RayHead:
         """Start the head and wait until jobs can be submitted; RuntimeError if it does not come."""
         ports = free_ports(5)
-        dashboard_port = DASHBOARD_PORT if is_free(DASHBOARD_PORT) else ports[1]
+        wished = self._wished
+        dashboard_port = wished if wished is not None and is_free(wished) else ports[1]
         self.address = f"127.0.0.1:{ports[0]}"
         self.dashboard = f"http://127.0.0.1:{dashboard_port}"
         command = [

@@ -65,7 +65,7 @@ def head() -> Iterator[RayHead]:
     """One Ray head with dashboard for the session: submit jobs to it, or join it by address."""
     from jobs.ray_head import RayHead
 
-    with RayHead(logical_cpus=4, object_store_mib=200) as head:
+    with RayHead(logical_cpus=4, object_store_mib=200, dashboard_port=None) as head:
         yield head
 
 

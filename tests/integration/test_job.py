@@ -138,7 +138,7 @@ def test_a_log_that_was_broken_off_goes_on_where_it_was() -> None:
 
 
 def test_a_head_ends_with_all_its_processes_and_no_others() -> None:
-    with RayHead(logical_cpus=1, object_store_mib=100) as head:
+    with RayHead(logical_cpus=1, object_store_mib=100, dashboard_port=None) as head:
         started = head.processes()
         assert len(started) > 3
         assert os.getpid() not in started
@@ -152,7 +152,7 @@ def test_a_head_that_cannot_start_says_why_and_leaves_nothing(
     head: RayHead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", head.address)  # what answers there is another one
-    head = RayHead(logical_cpus=1, object_store_mib=1)  # less than Ray accepts
+    head = RayHead(logical_cpus=1, object_store_mib=1, dashboard_port=None)  # less than Ray accepts
     with pytest.raises(RuntimeError, match=r"ray start ended at once: .*memory"), head:
         pass
     assert head.processes() == []
