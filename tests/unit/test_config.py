@@ -100,7 +100,7 @@ def test_every_file_gives_every_value_of_its_section(group: str, option: str) ->
     assert shown == keys(section)
 
 
-@pytest.mark.parametrize("name", ["folder", "hf", "parquet", "torchvision"])
+@pytest.mark.parametrize("name", ["folder", "hf", "parquet", "scenes", "torchvision"])
 def test_a_reader_s_options_are_those_of_its_file(name: str) -> None:
     module = importlib.import_module(f"pipeline.streams.readers.{name}")
     given = yaml.safe_load((config.CONF / "stream" / f"{name}.yaml").read_text())
