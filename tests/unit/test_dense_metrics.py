@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline.dense import build
-from pipeline.dense.boundary import BoundaryF, matched, thin
+from pipeline.dense.boundary import BoundaryF, matched
 from pipeline.dense.regions import THRESHOLDS
+from pipeline.streams.thinning import thin
 
 CLASSES = {"segmentation": 4, "parts": 4, "saliency": 2, "normals": 0, "edges": 2}
 
