@@ -1,19 +1,24 @@
 """Streams of image domains: readers, decoding with quarantine, and the memory-mapped cache."""
 
 from pipeline.streams.cache import ImageTable, PreparedDomain, prepare
+from pipeline.streams.dense import DenseTable
 from pipeline.streams.domain import Chunk, Domain, RawRow, Reader, Split
 from pipeline.streams.folds import stratified_fold
 from pipeline.streams.registry import reader, register
 from pipeline.streams.stream import open_stream
+from pipeline.streams.targets import Target, Unusable
 
 __all__ = [
     "Chunk",
+    "DenseTable",
     "Domain",
     "ImageTable",
     "PreparedDomain",
     "RawRow",
     "Reader",
     "Split",
+    "Target",
+    "Unusable",
     "open_stream",
     "prepare",
     "reader",

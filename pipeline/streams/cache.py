@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,12 @@ QUARANTINE = pa.schema(
 
 @dataclass(frozen=True)
 class PreparedDomain:
-    """A domain whose images are decoded.
+    """A domain whose images are decoded, and its targets if it is a dense task.
 
     Attributes:
-        tables: split -> path for `ImageTable.open` on any node.
+        tables: split -> path for `ImageTable.open` (`DenseTable.open`) on any node.
         digests: split -> content digest of the source.
-        counts: split -> usable images.
+        counts: split -> usable images; of a dense task, those that have its target.
         quarantined: rows of all splits that could not be used.
     """
 
@@ -52,6 +52,7 @@ class PreparedDomain:
     digests: Mapping[str, str]
     counts: Mapping[str, int]
     quarantined: int
+    kind: str | None = None
 
 
 def prepare(
@@ -82,7 +83,7 @@ def prepare(
     """
     entries = Entries(cache_dir)
     splits = {
-        entry_key(split.digest, size, max_pixels): (domain, split)
+        entry_key(split, size, max_pixels): (domain, split)
         for domain in domains
         for split in domain.splits.values()
     }
@@ -119,7 +120,7 @@ def _decode(
             folder = str(staged[key].folder)
             for i, chunk in enumerate(split.chunks):
                 file, classes = f"{i:05d}.arrow", len(domain.classes)
-                jobs.append(ShardJob(chunk, folder, file, classes, size, max_pixels))
+                jobs.append(ShardJob(chunk, folder, file, classes, size, max_pixels, split.targets))
                 homes.append(key)
         log.info("decoding %d splits in %d shards", len(missing), len(jobs))
         with closing(run_jobs(jobs, cluster, use_ray)) as outcomes:
@@ -147,7 +148,14 @@ def _marker(split: Split, size: int, results: list[ShardResult]) -> dict[str, An
         )
     shards = [{"file": r.file, "rows": r.rows, "bytes": r.bytes} for r in results]
     facts = {"schema": 1, "digest": split.digest, "size": size}
-    return {**facts, "rows": rows, "bad": bad, "shards": shards}
+    marker = {**facts, "rows": rows, "bad": bad, "shards": shards}
+    if split.targets:
+        marker["targets"] = [asdict(target) for target in split.targets]
+        marker["bad_targets"] = {
+            target.name: [pair for result in results for pair in result.bad_targets[target.name]]
+            for target in split.targets
+        }
+    return marker
 
 
 def _prepared(
@@ -155,16 +163,18 @@ def _prepared(
 ) -> PreparedDomain:
     tables, counts, bad = {}, {}, []
     for name, split in domain.splits.items():
-        key = entry_key(split.digest, size, max_pixels)
+        key = entry_key(split, size, max_pixels)
         marker = entries.find(key)
         if marker is None:
             raise UserError(
                 f"cluster.cache_gib: {domain.name} was evicted by another run; raise it"
             )
-        tables[name], counts[name] = str(entries.path(key)), marker["rows"]
+        rows = marker["bad"]
+        lacking = marker["bad_targets"][domain.name] if domain.kind else []
+        tables[name], counts[name] = str(entries.path(key)), marker["rows"] - len(lacking)
         bad += [
             {"task": domain.name, "split": name, "row": row, "reason": reason}
-            for row, reason in marker["bad"]
+            for row, reason in sorted(rows + lacking)
         ]
     if bad:
         _write_quarantine(bad, run, f"quarantine-{domain.name}.parquet")
@@ -175,6 +185,7 @@ def _prepared(
     return PreparedDomain(
         *(domain.name, domain.classes, domain.templates, domain.source, domain.licence),
         *(tables, {n: s.digest for n, s in domain.splits.items()}, counts, len(bad)),
+        domain.kind,
     )
 
 
@@ -193,4 +204,5 @@ def _write_quarantine(rows: list[dict[str, Any]], run: str, name: str) -> None:
 
 
 def _bytes_of(split: Split, size: int) -> int:
-    return split.count * (size * size * 3 + 16) + len(split.chunks) * SHARD_OVERHEAD
+    row = size * size * 3 + 16 + sum(target.bytes(size) for target in split.targets)
+    return split.count * row + len(split.chunks) * SHARD_OVERHEAD

@@ -56,6 +56,15 @@ def decode(data: bytes | None, max_pixels: int) -> Image.Image:
         raise BadImage(f"cannot decode: {type(error).__name__}: {one_line(error)}") from None
 
 
+def header_size(data: bytes) -> tuple[int, int] | None:
+    """(H, W) that a file's header states, None where it is no image; decodes nothing."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            return image.height, image.width
+    except Exception:  # whatever it is, decoding will say why
+        return None
+
+
 def fit(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
     """Shortest side to `size` (bicubic, antialiased), then the centre crop: (S, S, 3) uint8.
 

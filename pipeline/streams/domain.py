@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+
+from pipeline.streams.targets import Target, Unusable
 
 SPLITS = ("train", "test")
 
@@ -16,12 +18,14 @@ class RawRow:
     """One row as its source holds it.
 
     `image` is an encoded file (bytes), an already decoded array `(H, W, 3)` uint8, or None where
-    the source has nothing. `label` is None where the source has none.
+    the source has nothing. `label` is None where the source has none. `targets` are those of the
+    split's dense tasks by name, in the image's geometry, or the reason why there is none.
     """
 
     index: int
     image: bytes | np.ndarray | None
     label: int | None
+    targets: Mapping[str, np.ndarray | Unusable] = field(default_factory=dict)
 
 
 class Chunk(Protocol):
@@ -34,17 +38,26 @@ class Chunk(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of one split. `digest` is a sha256 of their content, not of where they lie."""
+    """The rows of one split. `digest` is a sha256 of their content, not of where they lie.
+
+    `targets` are the dense tasks for which the rows hold something; domains that share the rows
+    share the split, and so the cache.
+    """
 
     name: str
     chunks: tuple[Chunk, ...]
     count: int
     digest: str
+    targets: tuple[Target, ...] = ()
 
 
 @dataclass(frozen=True)
 class Domain:
-    """One task of the stream: its classes, prompt templates (each holds `{}`) and splits."""
+    """One task of the stream: its classes, prompt templates (each holds `{}`) and splits.
+
+    A dense task has a `kind` of `streams.targets.KINDS`, and its name is that of a target of its
+    splits; it needs no templates, and normals have no classes.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -52,6 +65,7 @@ class Domain:
     splits: Mapping[str, Split]
     source: str
     licence: str
+    kind: str | None = None
 
 
 class Reader(Protocol):

@@ -10,12 +10,14 @@ import os
 import shutil
 import socket
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.streams import decode
+from pipeline.streams import decode, targets
+from pipeline.streams.domain import Split
+from pipeline.streams.files import combine
 from pipeline.streams.table import COMPLETE, read_marker
 
 log = logging.getLogger(__name__)
@@ -24,9 +26,13 @@ PREPARING = "preparing-"
 LOCK = "LOCK"
 
 
-def entry_key(digest: str, size: int, max_pixels: int) -> str:
+def entry_key(split: Split, size: int, max_pixels: int) -> str:
     """Folder name of one split's images: everything that decides the pixels is in it."""
-    return f"{digest[:32]}-{size}px-{max_pixels}-v{decode.VERSION}"
+    key = f"{split.digest[:32]}-{size}px-{max_pixels}-v{decode.VERSION}"
+    if not split.targets:
+        return key
+    held = combine(*(asdict(target) for target in split.targets))
+    return f"{key}-t{targets.VERSION}-{held[:8]}"
 
 
 @dataclass

@@ -10,7 +10,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from pipeline.streams.decode import BadImage, decode, fit
 from pipeline.streams.domain import Chunk, RawRow
 from pipeline.streams.inflight import DEATHS, NOTHING, InFlight
 from pipeline.streams.table import shard_schema
+from pipeline.streams.targets import Target, Unusable
 
+NO_CLASS = -1  # label of rows whose targets are dense
 BATCH_ROWS = 64  # decoded rows held in memory while a shard is written
 
 
@@ -35,16 +37,31 @@ class ShardJob:
     classes: int
     size: int
     max_pixels: int
+    targets: tuple[Target, ...] = ()
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a task wrote, and the rows that it could not use as (row, reason)."""
+    """What a task wrote, and the rows that it could not use as (row, reason).
+
+    `bad_targets` has, by dense task, the rows whose image is usable but whose target is not.
+    """
 
     file: str
     rows: int
     bytes: int
     bad: list[tuple[int, str]] = field(default_factory=list)
+    bad_targets: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A usable row, decoded."""
+
+    image: np.ndarray
+    label: int
+    index: int
+    targets: dict[str, np.ndarray]
 
 
 def write_shard(job: ShardJob) -> ShardResult:
@@ -56,15 +73,15 @@ def write_shard(job: ShardJob) -> ShardResult:
             "set cluster.cache_dir to a folder that every node sees"
         )
     temporary = target.with_name(f".{job.file}.{uuid.uuid4().hex}")
-    schema = shard_schema(job.size)
-    bad: list[tuple[int, str]] = []
+    schema = shard_schema(job.size, job.targets)
+    result = ShardResult(job.file, 0, 0, [], {target.name: [] for target in job.targets})
     rows = 0
     flight = InFlight(target)
     try:
         with temporary.open("wb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of every odd file that it copes with
             with pa.ipc.new_file(file, schema) as writer:
-                for batch in _batches(job, schema, bad, flight):
+                for batch in _batches(job, schema, result, flight):
                     writer.write_batch(batch)
                     rows += len(batch)
             file.flush()
@@ -74,42 +91,67 @@ def write_shard(job: ShardJob) -> ShardResult:
         flight.clear()
     finally:
         temporary.unlink(missing_ok=True)
-    return ShardResult(job.file, rows, written, bad)
+    return replace(result, rows=rows, bytes=written)
 
 
 def _batches(
-    job: ShardJob, schema: pa.Schema, bad: list[tuple[int, str]], flight: InFlight
+    job: ShardJob, schema: pa.Schema, result: ShardResult, flight: InFlight
 ) -> Iterator[pa.RecordBatch]:
-    usable = _usable(job, bad, flight)
+    usable = _usable(job, result, flight)
     while rows := list(islice(usable, BATCH_ROWS)):
-        pixels = np.stack([image for image, _, _ in rows])
+        pixels = np.stack([row.image for row in rows])
         images = pa.FixedSizeBinaryArray.from_buffers(
             schema.field("image").type, len(rows), [None, pa.py_buffer(pixels)]
         )
-        labels = pa.array([label for _, label, _ in rows], pa.int64())
-        indices = pa.array([index for _, _, index in rows], pa.int64())
-        yield pa.record_batch([images, labels, indices], schema=schema)
+        labels = pa.array([row.label for row in rows], pa.int64())
+        indices = pa.array([row.index for row in rows], pa.int64())
+        targets = [_column(target, rows, job.size) for target in job.targets]
+        yield pa.record_batch([images, labels, indices, *targets], schema=schema)
 
 
-def _usable(
-    job: ShardJob, bad: list[tuple[int, str]], flight: InFlight
-) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Yield (image, label, row); rows that cannot be used are noted in `bad` instead."""
+def _column(target: Target, rows: list[_Row], size: int) -> pa.Array:
+    """Targets as stored; null where a row has none, its bytes those of a blank target."""
+    blank = target.blank(size)
+    values = np.stack([row.targets.get(target.name, blank) for row in rows])
+    there = pa.array([target.name in row.targets for row in rows])
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(target.bytes(size)), len(rows), [there.buffers()[1], pa.py_buffer(values)]
+    )
+
+
+def _usable(job: ShardJob, result: ShardResult, flight: InFlight) -> Iterator[_Row]:
+    """Yield rows decoded; those that cannot be used are noted in the result instead."""
     for row in job.chunk.rows():
         try:
             if row.index in flight.blamed:
                 raise BadImage(f"decoding it killed {DEATHS} workers")
             flight.enter(row.index)
-            label = _label(row, job.classes)
+            label = NO_CLASS if job.targets else _label(row, job.classes)
             if isinstance(row.image, np.ndarray):
-                pixels = fit(row.image, job.size)
+                source, pixels = row.image.shape[:2], fit(row.image, job.size)
             else:
-                pixels = fit(decode(row.image, job.max_pixels), job.size)
+                image = decode(row.image, job.max_pixels)
+                source, pixels = (image.height, image.width), fit(image, job.size)
+            targets = _targets(job, row, source, result)
         except BadImage as error:
-            bad.append((row.index, str(error)))
+            result.bad.append((row.index, str(error)))
         else:
             flight.enter(NOTHING)
-            yield pixels, label, row.index
+            yield _Row(pixels, label, row.index, targets)
+
+
+def _targets(
+    job: ShardJob, row: RawRow, source: tuple[int, int], result: ShardResult
+) -> dict[str, np.ndarray]:
+    """The row's usable targets; the others are noted with their reasons."""
+    usable = {}
+    for target in job.targets:
+        value = target.fit(row.targets.get(target.name), source, job.size)
+        if isinstance(value, Unusable):
+            result.bad_targets[target.name].append((row.index, value.reason))
+        else:
+            usable[target.name] = value
+    return usable
 
 
 def _label(row: RawRow, classes: int) -> int:

@@ -8,12 +8,18 @@ from pipeline.errors import UserError
 from pipeline.settings import StreamSettings
 from pipeline.streams.domain import SPLITS, Domain
 from pipeline.streams.registry import reader
+from pipeline.streams.targets import KINDS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
-def open_stream(settings: StreamSettings, seed: int) -> list[Domain]:
+def open_stream(settings: StreamSettings, seed: int, dense: bool = False) -> list[Domain]:
     """The domains of `settings.order` (default: all, alphabetical).
+
+    Args:
+        settings: the stream.
+        seed: the run's.
+        dense: whether who asks learns dense tasks; if not, a stream of such is refused.
 
     Raises:
         UserError: one line that names the key, domain or file, and the mend.
@@ -35,6 +41,11 @@ def open_stream(settings: StreamSettings, seed: int) -> list[Domain]:
     domains = [source.domain(name) for name in order]
     for domain in domains:
         check_domain(domain)
+        if domain.kind is not None and not dense:
+            raise UserError(
+                f"stream.reader: {domain.name!r} of reader {settings.reader!r} is a dense task "
+                f"({domain.kind}); the chosen method learns classes of images, take method=ase"
+            )
     return domains
 
 
@@ -43,7 +54,9 @@ def check_domain(domain: Domain) -> None:
     where = f"domain {domain.name!r}"
     if not NAME.fullmatch(domain.name):
         raise UserError(f"{where}: use letters, digits and . _ + - in domain names")
-    if len(domain.classes) < 2:
+    if domain.kind is not None:
+        _check_dense(domain, where)
+    if domain.kind != "normals" and len(domain.classes) < 2:
         raise UserError(f"{where}: classes: needs at least 2, has {len(domain.classes)}")
     seen: dict[str, int] = {}
     for i, name in enumerate(domain.classes):
@@ -55,7 +68,7 @@ def check_domain(domain: Domain) -> None:
                 "class names must be unique within a domain"
             )
         seen[name.strip()] = i
-    if not domain.templates:
+    if not domain.templates and domain.kind is None:
         raise UserError(f"{where}: templates: needs at least one, such as 'a photo of a {{}}.'")
     for template in domain.templates:
         if "{}" not in template or set("{}") & set(template.replace("{}", "")):
@@ -68,3 +81,20 @@ def check_domain(domain: Domain) -> None:
             raise UserError(f"{where}: has no {split} split")
         if domain.splits[split].count < 1:
             raise UserError(f"{where}: its {split} split has no rows")
+
+
+def _check_dense(domain: Domain, where: str) -> None:
+    """A dense task must be a target of each split, of its own kind and number of classes."""
+    if domain.kind not in KINDS:
+        raise UserError(f"{where}: no kind {domain.kind!r}; known are {', '.join(KINDS)}")
+    for split in domain.splits.values():
+        for target in split.targets:
+            if target.name == domain.name:
+                if (target.kind, target.classes) != (domain.kind, len(domain.classes)):
+                    raise UserError(
+                        f"{where}: its {split.name} split holds {target.kind} of {target.classes} "
+                        f"classes, not {domain.kind} of {len(domain.classes)}"
+                    )
+                break
+        else:
+            raise UserError(f"{where}: its {split.name} split holds no such target")

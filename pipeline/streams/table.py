@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,27 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import IntegrityError, UserError
+from pipeline.streams.targets import Target
 
 COMPLETE = "COMPLETE"  # written last: an entry without it does not exist
 
 
-def shard_schema(size: int) -> pa.Schema:
-    """Columns of a shard: pixels (S*S*3 bytes, row-major RGB), label, row of the source split."""
+def shard_schema(size: int, targets: Sequence[Target] = ()) -> pa.Schema:
+    """Columns of a shard: pixels (S*S*3 bytes, row-major RGB), label, row of the source split, and
+    one for each dense target, null where a row has none."""
     return pa.schema(
         [
             pa.field("image", pa.binary(size * size * 3), nullable=False),
             pa.field("label", pa.int64(), nullable=False),
             pa.field("row", pa.int64(), nullable=False),
+            *(pa.field(column(t.name), pa.binary(t.bytes(size))) for t in targets),
         ]
     )
+
+
+def column(target: str) -> str:
+    """Name of the column that holds a dense target."""
+    return f"target:{target}"
 
 
 class ImageTable:
@@ -46,10 +55,13 @@ class ImageTable:
             raise UserError(f"{path}: no complete image cache; run again to prepare it")
         self.digest: str = marker["digest"]
         self.size: int = marker["size"]
+        self.marker = marker
         self._parts: list[np.ndarray] = []
+        self._batches: list[pa.RecordBatch] = []
         labels, rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for shard in marker["shards"]:
             for batch in _batches(Path(path) / shard["file"]):
+                self._batches.append(batch)
                 pixels = np.frombuffer(batch.column("image").buffers()[1], np.uint8)
                 pixels = pixels[: len(batch) * self.size * self.size * 3]
                 self._parts.append(pixels.reshape(len(batch), self.size, self.size, 3))
@@ -70,7 +82,7 @@ class ImageTable:
         return len(self.labels)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ImageTable, (self.path,)
+        return type(self), (self.path,)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Copy images by position, in the order asked for.
@@ -84,14 +96,20 @@ class ImageTable:
         Raises:
             IndexError: for a position outside the table.
         """
+        return self._gather(self._parts, indices)
+
+    def _gather(self, parts: list[np.ndarray], indices: np.ndarray) -> np.ndarray:
+        """Rows by position out of arrays that lie behind one another, one a batch of a shard."""
         indices = np.asarray(indices, dtype=np.int64).reshape(-1)
         if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
             raise IndexError(f"image index outside 0..{len(self) - 1} in {self.path}")
-        out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+        if not parts:
+            return np.empty((0, self.size, self.size, 3), np.uint8)
+        out = np.empty((len(indices), *parts[0].shape[1:]), parts[0].dtype)
         homes = np.searchsorted(self._ends, indices, side="right")
         for home in np.unique(homes):
             here = homes == home
-            part = self._parts[home]
+            part = parts[home]
             out[here] = part[indices[here] - (self._ends[home] - len(part))]
         return out
 

@@ -20,7 +20,7 @@ DRAWINGS = ROOT / "pipeline" / "streams" / "atlas"
 ABOVE = {"pipeline": {"actors", "jobs"}, "actors": {"jobs"}, "jobs": set()}
 # training, evaluation -> methods -> identifiers -> model; store and streams know no model.
 COMMON = {"errors", "settings"}
-LEARNING = {"model", "identifiers", "methods", "training", "evaluation"}
+LEARNING = {"model", "dense", "identifiers", "methods", "training", "evaluation"}
 ALLOWED = {
     "errors": set(),
     "settings": {"errors"},
@@ -28,6 +28,7 @@ ALLOWED = {
     "config": COMMON | {"redact"},
     "store": COMMON | {"redact"},
     "streams": COMMON,
+    "dense": COMMON | {"streams"},
     "tracking": COMMON | {"redact", "store"},
     "model": COMMON,
     "identifiers": COMMON | {"model", "store", "streams"},
@@ -37,7 +38,7 @@ ALLOWED = {
     "learner": COMMON | LEARNING | {"store", "streams"},  # joins them; nobody imports it
 }
 # A notebook without Ray can use these; weights and hashes are their only files.
-PLAIN = {"model", "identifiers", "methods"}
+PLAIN = {"model", "identifiers", "methods", "dense"}
 HEAVY = {"ray", "mlflow"}
 
 

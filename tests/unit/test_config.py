@@ -20,7 +20,9 @@ from pipeline.errors import UserError
 from pipeline.settings import Settings
 
 REQUIRED = {
-    "stream": {name: ["stream.root=/data"] for name in ("parquet", "folder", "torchvision")},
+    "stream": {
+        name: ["stream.root=/data"] for name in ("parquet", "folder", "pascal", "torchvision")
+    },
     "backbone": {
         "local-dir": ["backbone.name=local-dir:/models/clip"],
         "hf-hub": ["backbone.name=hf-hub:laion/CLIP-ViT-B-16-laion2B-s34B-b88K"],
@@ -100,7 +102,7 @@ def test_every_file_gives_every_value_of_its_section(group: str, option: str) ->
     assert shown == keys(section)
 
 
-@pytest.mark.parametrize("name", ["folder", "hf", "parquet", "torchvision"])
+@pytest.mark.parametrize("name", ["folder", "hf", "parquet", "pascal", "scenes", "torchvision"])
 def test_a_reader_s_options_are_those_of_its_file(name: str) -> None:
     module = importlib.import_module(f"pipeline.streams.readers.{name}")
     given = yaml.safe_load((config.CONF / "stream" / f"{name}.yaml").read_text())

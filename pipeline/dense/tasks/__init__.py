@@ -1,0 +1,1 @@
+"""The kinds of dense tasks, one a file."""

@@ -1,0 +1,1 @@
+"""PASCAL-Context for several tasks: what its files hold and how its benchmark reads them."""
