@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +20,8 @@ from actors.client import Client, Result, ServerError
 from tests.helpers import png
 from tests.stand_in import CLASSES, COLOURS, TOKEN, State, serving
 
+ROOT = Path(__file__).resolve().parents[2]
+SERVED = "http://localhost:8000"
 DIGITS = png(COLOURS["digits"])
 STRANGE = png((20, 240, 240))
 
@@ -137,8 +142,31 @@ def test_a_lost_connection_is_asked_again_but_changes_are_not(state: State) -> N
         assert waiting[0].task == "digits"
 
 
+def blocks(language: str) -> list[str]:
+    """The README's examples that ask a served model."""
+    readme = (ROOT / "README.md").read_text()
+    return [b for b in re.findall(rf"```{language}\n(.*?)```", readme, re.S) if SERVED in b]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
+def test_the_readme_s_examples_work(url: str, state: State, tmp_path: Path) -> None:
+    (tmp_path / "seven.png").write_bytes(DIGITS)
+    (tmp_path / "rose.jpg").write_bytes(png(COLOURS["flowers"]))
+    environment = {**os.environ, "ARCHIPELAGO_ADMIN_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
+    lines = "".join(blocks("sh")).replace(SERVED, url).splitlines()
+    script = "set -e\n" + "\n".join(line.replace("curl ", "curl -fsS ", 1) for line in lines)
+    python = "".join(blocks("python")).replace(SERVED, url)
+    how = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    asked = subprocess.run(["bash", "-c", script], **how)
+    assert asked.returncode == 0, asked.stderr
+    assert len(state.requests) == len(lines) >= 6 and state.manifest == 2
+    assert [len(one["images"]) for one in state.asked] == [1, 2, 1]
+    assert state.asked[1]["labels"] == ["a seven", "a rose"] and state.asked[2]["task"] == "digits"
+    asked = subprocess.run([sys.executable, "-c", python], **how)
+    assert asked.stdout == "digits False zero\nflowers False rose\n", asked.stderr
+
+
 def test_the_client_is_light() -> None:
     heavy = "{'ray', 'torch', 'numpy', 'PIL', 'pydantic', 'fastapi'}"
     code = f"import sys, actors.client; assert not {heavy} & sys.modules.keys(), sys.modules"
-    root = Path(__file__).resolve().parents[2]
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
