@@ -4,7 +4,7 @@ import { Problem, classify, example, models, slim, tasks as readTasks } from "./
 import { Sea } from "./sea.js";
 import { $, hideProblem, seaText, showAnswer, showProblem, showState, showTasks, stateText } from "./view.js";
 
-const EVERY = 3000; // ms between looks at the model's generation
+const EVERY = 4000; // ms between looks at the model's generation
 const SLOWEST = 30000; // ms, when the server is away
 const sea = new Sea($("sea"));
 let tasks = [];

@@ -155,7 +155,7 @@ def test_options_are_sent_and_remembered(visit: Callable[..., Any], state: State
     assert asked == {"task": "digits", "labels": ["zebra", "a red car"], "top_k": 3}
     assert page.locator("#best").inner_text() == "zebra"
     state.learn("terrain")
-    page.clock.run_for(3100)
+    page.clock.run_for(4100)
     menu.locator("option", has_text="terrain").wait_for(state="attached")
     assert menu.input_value() == "digits"
 
@@ -167,7 +167,7 @@ def test_the_list_grows_live_and_rests_while_hidden(
     assert page.locator(".task h3").all_inner_texts() == ["textures", "digits", "flowers"]
     page.evaluate("document.querySelector('.thumb').focus()")
     state.learn("terrain")
-    page.clock.run_for(3100)
+    page.clock.run_for(4100)
     page.locator(".task.fresh", has_text="terrain").wait_for()
     assert page.locator(".task").count() == 4
     assert page.locator("#state").inner_text() == "4 islands · generation 4"
