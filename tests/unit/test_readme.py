@@ -20,7 +20,7 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/oper
 def commands(text: str) -> list[list[str]]:
     """The commands of all `sh` blocks, as words: continued lines joined, comments left out."""
     found = []
-    for block in re.findall(r"```sh\n(.*?)```", text, re.S):
+    for block in re.findall(r"^ *```sh\n(.*?)```", text, re.S | re.M):
         for line in block.replace("\\\n", " ").splitlines():
             if words := shlex.split(line, comments=True):
                 found.append(words)
@@ -44,14 +44,14 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize(("document", "words"), COMMANDS, ids=lambda value: str(value)[:60])
 def test_programs_and_targets_exist(document: str, words: list[str]) -> None:
-    known = {"make", "python", "ray"}
+    known = {"make", "python", "ray", "curl", "docker", "kubectl"}
     program = words[0]
     assert program in known or program.startswith(".venv/bin/"), f"{document}: {program}?"
     if program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
         assert words[1] in targets
     for word in words:
-        if word.endswith(".py") or word.startswith(("tests/", "docs/", "conf/")):
+        if word.endswith(".py") or word.startswith(("tests/", "docs/", "conf/", "deploy/")):
             assert (ROOT / word).exists(), f"{document}: no {word}"
 
 
@@ -75,7 +75,7 @@ def test_keys_and_links_in_the_text_exist(document: Path) -> None:
             node = fields[part].annotation
     for link in re.findall(r"\]\(((?!https?:|#)[^)]+)\)", text):
         assert (document.parent / link).exists(), f"{document.name}: no {link}"
-    for folder in re.findall(r"`((?:conf|pipeline|tests|jobs|docs)/[\w/.-]*)`", text):
+    for folder in re.findall(r"`((?:conf|pipeline|tests|jobs|docs|deploy)/[\w/.-]*)`", text):
         mine = folder.endswith("mine.py")
         assert mine or (ROOT / folder).exists(), f"{document.name}: no {folder}"
 

@@ -1,0 +1,151 @@
+"""What `deploy/` tells Docker, Kubernetes and Ray, as far as it can be checked without them."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from actors import preflight
+from pipeline import config
+from tests.unit.kuberay import Cluster, RayJob, check_object
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DEPLOY / "kuberay" / name).read_text()))
+
+
+def job() -> RayJob:
+    return RayJob.model_validate(documents("rayjob.yaml")[0])
+
+
+def clusters() -> list[Cluster]:
+    return [job().spec.rayClusterSpec]
+
+
+def pods(cluster: Cluster) -> list[dict[str, Any]]:
+    groups = [cluster.headGroupSpec, *cluster.workerGroupSpecs]
+    return [group.template["spec"] for group in groups]
+
+
+def test_the_dockerfile_is_well_made() -> None:
+    lint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or "hadolint"
+    found = subprocess.run([lint, DEPLOY / "Dockerfile"], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_builder_gets_what_the_dockerfile_copies_and_no_more() -> None:
+    copied = set()
+    for sources in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.M):
+        copied |= set(sources.split())
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert lines[1] == "*"
+    assert {line[1:] for line in lines if line.startswith("!")} == copied
+    assert all((ROOT / name).exists() for name in copied)
+    user = re.search(r"^USER (\d+)$", DOCKERFILE, re.M)
+    assert user and int(user[1]) > 0
+
+
+def test_volumes_are_objects_of_kubernetes() -> None:
+    names = set()
+    for document in documents("storage.yaml"):
+        check_object(document)
+        names.add(document["metadata"]["name"])
+    claimed = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for cluster in clusters()
+        for pod in pods(cluster)
+        for volume in pod["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    assert claimed == names
+
+
+def test_clusters_run_the_tested_ray_and_the_image_that_is_built() -> None:
+    pinned = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for cluster in clusters():
+        assert pinned and cluster.rayVersion == pinned[1]
+        for pod in pods(cluster):
+            (container,) = pod["containers"]
+            assert container["image"] == f"archipelago:{version}"
+            assert f"-t {container['image']} ." in DOCKERFILE
+            assert pod["securityContext"]["runAsNonRoot"]
+            mounts = {mount["name"] for mount in container["volumeMounts"]}
+            assert mounts == {volume["name"] for volume in pod["volumes"]}
+            assert "/dev/shm" in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_the_job_s_command_is_right_and_fits_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = job().spec
+    program, script, *overrides = shlex.split(spec.entrypoint)
+    home = re.search(r"^WORKDIR (\S+)$", DOCKERFILE, re.M)
+    assert program == "python" and home
+    assert (ROOT / Path(script).relative_to(home[1])).exists()
+    settings = config.load(overrides)
+    mounted = {
+        mount["mountPath"]: mount.get("readOnly", False)
+        for mount in pods(spec.rayClusterSpec)[1]["containers"][0]["volumeMounts"]
+    }
+    assert settings.run_dir and settings.run_dir.startswith("/runs/") and not mounted["/runs"]
+    assert settings.stream.root and settings.stream.root.startswith("/data/")
+    environment = yaml.safe_load(spec.runtimeEnvYAML)["env_vars"]
+    assert all(isinstance(value, str) for value in environment.values())
+
+    nodes = []
+    for group in spec.rayClusterSpec.workerGroupSpecs:
+        limits = group.template["spec"]["containers"][0]["resources"]["limits"]
+        gpus = float(limits.get("nvidia.com/gpu", 0))
+        node = {"CPU": float(limits["cpu"]), "GPU": gpus}
+        nodes += [{"Alive": True, "Resources": node}] * group.replicas
+    monkeypatch.setattr(preflight.ray, "nodes", lambda: nodes)
+    preflight.check_batch(settings)
+    preflight.check_resources(settings.cluster)
+
+
+def broken(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    document = copy.deepcopy(documents("rayjob.yaml")[0])
+    change(document["spec"])
+    return document
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec: spec.update(entryPoint="x"),
+        lambda spec: spec.update(backoffLimit="3"),
+        lambda spec: spec.update(submissionMode="Http"),
+        lambda spec: spec["rayClusterSpec"].pop("headGroupSpec"),
+        lambda spec: spec["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update(x=0),
+        lambda spec: spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"].update(volume=[]),
+        lambda spec: (
+            spec["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+        ).update(ports=[{"containerPort": "http"}]),
+    ],
+)
+def test_the_check_of_manifests_can_fail(change: Callable[[dict[str, Any]], Any]) -> None:
+    with pytest.raises(ValidationError):
+        RayJob.model_validate(broken(change))
+
+
+def test_the_check_of_objects_can_fail() -> None:
+    claim = documents("storage.yaml")[0]
+    claim["spec"]["acessModes"] = claim["spec"].pop("accessModes")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        check_object(claim)
