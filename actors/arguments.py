@@ -36,12 +36,13 @@ def load_settings(arguments: Sequence[str]) -> Settings:
 
 
 def reference_settings(arguments: Sequence[str], method: str, settings: Settings) -> Settings:
-    """The same run by another method, with that method's own defaults."""
+    """The same run by another method, with that method's own defaults and this run's experts."""
     kept = [a for a in arguments if not a.startswith(("method=", "method."))]
     other = load([*kept, f"method={method}"])
     evaluation = other.evaluation.model_copy(update={"references": []})
     where = f"{settings.run_dir}/references/{method}"
-    return other.model_copy(update={"run_dir": where, "evaluation": evaluation})
+    same = {"run_dir": where, "evaluation": evaluation, "experts": settings.experts}
+    return other.model_copy(update=same)
 
 
 def cache_dir(settings: Settings) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.settings import default_of
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def _check_same(
         f"{prefix}{key} was {old.get(key, _UNSET)!r} and is now {now.get(key, _UNSET)!r}"
         for key in sorted(old.keys() | now.keys())
         if old.get(key) != now.get(key)
+        and not (key not in old and now[key] == default_of(key))  # a setting younger than the run
         and not any(key == free or key.startswith(f"{free}.") for free in changeable)
     ]
     if changes:
