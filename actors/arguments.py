@@ -37,12 +37,13 @@ def load_settings(arguments: Sequence[str]) -> Settings:
 
 
 def reference_settings(arguments: Sequence[str], method: str, settings: Settings) -> Settings:
-    """The same run by another method, with that method's own defaults."""
+    """The same run by another method, with that method's own defaults and this run's experts."""
     kept = [a for a in arguments if not a.startswith(("method=", "method."))]
     other = load([*kept, f"method={method}"])
     changes: dict[str, Any] = {
         "run_dir": f"{settings.run_dir}/references/{method}",
         "evaluation": other.evaluation.model_copy(update={"references": []}),
+        "experts": settings.experts,
     }
     if settings.evaluation.references_in == "driver":
         alone = other.cluster.train.model_copy(update={"num_workers": 0})

@@ -205,6 +205,8 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
         key, given = _locate(problem, values)
         if problem["type"] == "extra_forbidden":
             return f"{key}: unknown key{_did_you_mean(key, _all_keys())}"
+        if problem["type"] == "value_error":  # two keys contradict each other: said in words
+            return f"{key}: {problem['ctx']['error']}"
         expected = _expected(problem)
         if expected not in problems.setdefault(key, (given, []))[1]:
             problems[key][1].append(expected)

@@ -49,9 +49,22 @@ class BackboneSettings(Strict):
     background: str | None = None
 
 
-class ExpertSettings(Strict):
-    """Shape of an expert group (method: TRGE eq. of the MoE layer, ASE's N/k/S/r)."""
+PRESETS = {
+    "coarse": {"count": 16, "active": 3, "shared_count": 1, "rank": 4},
+    "medium": {"count": 32, "active": 6, "shared_count": 2, "rank": 2},
+    "fine": {"count": 64, "active": 12, "shared_count": 4, "rank": 1},
+}
+"""ASE's (N/k/S/r) at equal parameters, N*r = 64: more experts of lower rank."""
 
+
+class ExpertSettings(Strict):
+    """Shape of an expert group (method: TRGE eq. of the MoE layer, ASE's N/k/S/r).
+
+    A preset sets count, active, shared_count and rank; with `shared: none` its shared experts
+    become routed ones, so that as many experts are active: k_tot = k + S.
+    """
+
+    preset: Literal["coarse", "medium", "fine"] | None = None
     count: PositiveInt = 4
     rank: PositiveInt = 16
     active: NonNegativeInt = 0
@@ -61,11 +74,36 @@ class ExpertSettings(Strict):
     kind: Literal["lora", "bottleneck"] = "lora"
     scale: float = 4.0
     first_block: NonNegativeInt | Literal["half"] = "half"
+    image: Literal["on", "off"] = "on"
     text: Literal["on", "off"] = "on"
     router: Literal["sample", "token"] = "sample"
+    noise: NonNegativeFloat = 0.0
+    information: NonNegativeFloat = 1e-3
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("preset") not in PRESETS:
+            return values
+        shape = dict(PRESETS[values["preset"]])
+        if values.get("shared", "none") == "none":
+            shape["active"] += shape.pop("shared_count")
+            shape["shared_count"] = 0
+        for key, value in shape.items():
+            given = values.get(key, value)
+            if given not in (value, cls.model_fields[key].default):
+                raise ValueError(
+                    f"{key}={given} contradicts preset={values['preset']} ({key}={value});"
+                    " leave one of the two out"
+                )
+        return {**values, **shape}
 
     @model_validator(mode="after")
     def _consistent(self) -> ExpertSettings:
+        if self.image == self.text == "off":
+            raise ValueError("image and text are both off: there is nothing to learn")
+        if self.shared != "none" and not self.shared_count:
+            raise ValueError(f"shared={self.shared} needs a preset or shared_count above 0")
         if self.shared == "none" and self.shared_count:
             raise ValueError("shared_count needs shared=naive or shared=adaptive")
         if self.shared_count >= self.count:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.model.backbone import Backbone
+from pipeline.model.watch import Watch
 from pipeline.settings import Settings
 
 _METHODS: dict[str, type[Method]] = {}
@@ -37,22 +38,35 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class StageContext:
-    """What is known when a stage starts: its number, its task, and its nearest earlier tasks."""
+    """What is known when a stage starts: its number, its name, its nearest earlier tasks.
+
+    `task` is the name of the stage: that of its task, or of several; `tasks` holds their names.
+    """
 
     stage: int
     task: str
     neighbours: tuple[Neighbour, ...] = ()
+    tasks: tuple[str, ...] = ()
 
 
 class Adapter(nn.Module, ABC):
-    """The trainable part of one stage, from the trunk's activations to features."""
+    """The trainable part of one stage, from the trunk's activations to features.
+
+    Attributes:
+        watch: looks on while a training pass runs, None otherwise.
+    """
+
+    watch: Watch | None = None
 
     @abstractmethod
-    def image(self, x_BLD: Tensor) -> Tensor:
-        """Normalised image features (B, F) from activations at the first adapted image block."""
+    def image(self, x_BLD: Tensor, task: int | Tensor = 0) -> Tensor:
+        """Normalised image features (B, F) from activations at the first adapted image block.
+
+        `task` counts the tasks of the stage: one for all images, or one per image (B,).
+        """
 
     @abstractmethod
-    def text(self, x_CLD: Tensor, position_C: Tensor) -> Tensor:
+    def text(self, x_CLD: Tensor, position_C: Tensor, task: int = 0) -> Tensor:
         """Normalised caption features (C, F) from activations at the first adapted text block."""
 
     @abstractmethod
@@ -74,9 +88,9 @@ class Adapter(nn.Module, ABC):
         """While it lasts, these neighbours are silent."""
         return nullcontext()
 
-    def forward(self, x_BLD: Tensor, text_CLD: Tensor, position_C: Tensor) -> Tensor:
-        """Cosine similarities (B, C)."""
-        return self.image(x_BLD) @ self.text(text_CLD, position_C).T
+    def forward(self, compute: Callable[[Adapter], Any]) -> Any:
+        """`compute(self)`: one pass, whatever it holds, as data-parallel training needs it."""
+        return compute(self)
 
 
 class Method(ABC):
@@ -89,6 +103,8 @@ class Method(ABC):
         fuses: True if images of no learned task get frozen CLIP fused with the likeliest groups.
         borrows: True if a group may use earlier groups.
         identifies: True if images must be identified, so that each task needs a signature.
+        joint: True if one stage holds all tasks unless `stream.stages` says otherwise.
+        alone: True if each task has a stage of its own, whatever `stream.stages` says.
     """
 
     name: ClassVar[str]
@@ -97,6 +113,8 @@ class Method(ABC):
     fuses: ClassVar[bool] = False
     borrows: ClassVar[bool] = False
     identifies: ClassVar[bool] = False
+    joint: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, settings: Settings) -> None:
         self.backbone = backbone

@@ -45,13 +45,13 @@ class TunedTowers(Adapter):
         self.names = names
         self.tuned = nn.ParameterList(tensors)
 
-    def image(self, x_BLD: Tensor) -> Tensor:
-        """Image features through the tuned blocks."""
+    def image(self, x_BLD: Tensor, task: int | Tensor = 0) -> Tensor:
+        """Image features through the tuned blocks, the same for every task."""
         tower = self._towers[0]
         x_BD = tower.pooled(x_BLD, self.first_image)
         return F.normalize(tower.finish(x_BD).float(), dim=-1)
 
-    def text(self, x_CLD: Tensor, position_C: Tensor) -> Tensor:
+    def text(self, x_CLD: Tensor, position_C: Tensor, task: int = 0) -> Tensor:
         """Caption features through the tuned blocks."""
         tower = self._towers[1]
         x_CD = tower.pooled(x_CLD, self.first_text, None, position_C)

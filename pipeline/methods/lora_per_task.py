@@ -15,3 +15,4 @@ class LoraPerTask(Trge):
     fuses = False
     borrows = False
     identifies = False
+    alone = True

@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,13 @@ from pipeline.model.towers import Delta
 from pipeline.settings import Settings
 
 
+class Lender(NamedTuple):
+    """Frozen experts of one encoder and the number of the task whose routers are used."""
+
+    experts: Experts
+    number: int
+
+
 class GroupAdapter(Adapter):
     """A new expert group with learned weights for its neighbours' frozen groups."""
 
@@ -36,12 +43,14 @@ class GroupAdapter(Adapter):
         first_blocks: tuple[int, int],
         task: str = "",
         neighbours: Sequence[Neighbour] = (),
-        frozen: Sequence[Mapping[str, Experts]] = (),
+        frozen: Sequence[Mapping[str, Lender]] = (),
         temperature: float = 1.0,
         rule: str = "residual",
+        tasks: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.group = group
+        self.tasks = list(tasks)
         self.task = task
         self.neighbours = list(neighbours)
         self.rule = rule
@@ -70,13 +79,13 @@ class GroupAdapter(Adapter):
         decay = torch.exp(-distances[1:] / self.temperature)[:, None].to(influence.device)
         return torch.cat([own.to(influence.device), influence * decay])
 
-    def _delta(self, encoder: str) -> Delta:
-        own = self.group.image if encoder == "image" else self.group.text
-        assert own is not None
+    def _delta(self, encoder: str, own: Experts, task: int | Tensor) -> Delta:
         weights = self.weights(encoder, own.shape.blocks)
+        if self.watch is not None:
+            self.watch.enter(encoder, task)
 
         def delta(block: int, h_BLD: Tensor, q_BD: Tensor) -> Tensor | None:
-            y = own(block, h_BLD, q_BD)
+            y = own(block, h_BLD, q_BD, task, self.watch)
             if y is None:
                 return None
             i = block - own.shape.first
@@ -84,23 +93,29 @@ class GroupAdapter(Adapter):
             for k, experts in enumerate(self._frozen, start=1):
                 if self.neighbours[k - 1].task in self._silent:
                     continue
-                helped = experts[encoder](block, h_BLD, q_BD)
+                lender, number = experts[encoder]
+                helped = lender(block, h_BLD, q_BD, number)
                 assert helped is not None
                 total = total + helped * weights[k, i]
             return total
 
         return delta
 
-    def image(self, x_BLD: Tensor) -> Tensor:
+    def image(self, x_BLD: Tensor, task: int | Tensor = 0) -> Tensor:
         """Image features through the new group and its neighbours."""
-        tower = self._backbone[0].image
-        x_BD = tower.pooled(x_BLD, self.first["image"], self._delta("image"))
+        tower, own = self._backbone[0].image, self.group.image
+        delta = None
+        if own is not None:
+            x_BLD, delta = own.enter(x_BLD, task), self._delta("image", own, task)
+        x_BD = tower.pooled(x_BLD, self.first["image"], delta)
         return F.normalize(tower.finish(x_BD).float(), dim=-1)
 
-    def text(self, x_CLD: Tensor, position_C: Tensor) -> Tensor:
+    def text(self, x_CLD: Tensor, position_C: Tensor, task: int = 0) -> Tensor:
         """Caption features; frozen ones if the group has no text experts."""
-        tower = self._backbone[0].text
-        delta = self._delta("text") if self.group.text is not None else None
+        tower, own = self._backbone[0].text, self.group.text
+        delta = None
+        if own is not None:
+            x_CLD, delta = own.enter(x_CLD, task), self._delta("text", own, task)
         x_CD = tower.pooled(x_CLD, self.first["text"], delta, position_C)
         return F.normalize(tower.finish(x_CD).float(), dim=-1)
 
@@ -133,12 +148,15 @@ class GroupAdapter(Adapter):
         """Experts, routers, mixing weights, and the neighbours' names and distances."""
         tensors = {}
         for name, experts in self.group.encoders():
-            for key in ("A", "B", "W"):
-                tensors[f"{name}.{key}"] = getattr(experts, key).detach().cpu().contiguous()
+            for key, tensor in experts.named_parameters():
+                tensors[f"{name}.{key}"] = tensor.detach().cpu().contiguous()
             mix = self.weights(name, experts.shape.blocks)
             tensors[f"{name}.mix"] = mix.detach().cpu().contiguous()
         text = json.dumps(self.borrowed(), sort_keys=True).encode()
         tensors["neighbours"] = torch.frombuffer(bytearray(text), dtype=torch.uint8).clone()
+        if len(self.tasks) > 1:
+            names = json.dumps(self.tasks).encode()
+            tensors["tasks"] = torch.frombuffer(bytearray(names), dtype=torch.uint8).clone()
         return tensors
 
 
@@ -146,6 +164,13 @@ def read_neighbours(tensors: Mapping[str, Tensor]) -> list[Neighbour]:
     """The neighbours that a stored group borrows from."""
     listed = json.loads(bytes(tensors["neighbours"].numpy().tobytes()).decode() or "[]")
     return [Neighbour(item["distance"], item["task"]) for item in listed]
+
+
+def read_tasks(tensors: Mapping[str, Tensor], stage: str) -> list[str]:
+    """The tasks that a stored group was trained on, in the order of its routers."""
+    if "tasks" not in tensors:
+        return [stage]
+    return json.loads(bytes(tensors["tasks"].numpy().tobytes()).decode())
 
 
 @register
@@ -162,6 +187,7 @@ class Trge(Method):
         self.shapes = expert_shapes(backbone, settings.experts)
         self.model = GrowingModel(backbone, self.shapes)
         self.groups: dict[str, ExpertGroup] = {}
+        self.lenders: dict[str, dict[str, Lender]] = {}
 
     @property
     def first_blocks(self) -> tuple[int, int]:
@@ -175,19 +201,21 @@ class Trge(Method):
         neighbours = context.neighbours if self.borrows else ()
         return GroupAdapter(
             self.backbone,
-            ExpertGroup(self.shapes, seed).to(self.backbone.device),
+            ExpertGroup(self.shapes, seed, max(1, len(context.tasks))).to(self.backbone.device),
             self.first_blocks,
             context.task,
             neighbours,
-            [dict(self.groups[n.task].encoders()) for n in neighbours],
+            [self.lenders[n.task] for n in neighbours],
             rule.temperature,
             rule.mix,
+            context.tasks,
         )
 
     def install(self, task: str, tensors: Mapping[str, Tensor]) -> None:
         """Add a stored group to the growing model."""
-        group = ExpertGroup(self.shapes)
-        experts = {k: v for k, v in tensors.items() if k.split(".")[-1] in ("A", "B", "W")}
+        tasks = read_tasks(tensors, task)
+        group = ExpertGroup(self.shapes, tasks=len(tasks))
+        experts = {k: v for k, v in tensors.items() if k.split(".")[-1] in ("A", "B", "W", "e")}
         try:
             group.load_state_dict(experts, strict=True)
         except RuntimeError as error:
@@ -195,10 +223,13 @@ class Trge(Method):
                 f"group '{task}' does not fit: {str(error).splitlines()[-1]}"
             ) from error
         group.requires_grad_(False).to(self.backbone.device)
-        names = (task, *(n.task for n in read_neighbours(tensors)))
+        lenders = [n.task for n in read_neighbours(tensors)]
         weights = {name: tensors[f"{name}.mix"].float() for name in self.shapes}
-        self.model.add(task, group, TaskMix(names, weights))
+        mixes = {name: TaskMix((name, *lenders), weights) for name in tasks}
+        self.model.add_stage(mixes, group)
         self.groups[task] = group
+        for number, name in enumerate(tasks):
+            self.lenders[name] = {e: Lender(x, number) for e, x in group.encoders()}
 
     def image_features(self, x_BLD: Tensor, functions: Sequence[str | None]) -> Tensor:
         """One pass over a mixed-task batch."""

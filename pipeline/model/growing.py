@@ -1,5 +1,8 @@
 """The growing model: frozen CLIP and one frozen expert group per stage.
 
+A group's experts may serve several tasks, each with its own routers and embedding. So what a mix
+names, and what is called a group below, is a task: routers of its own, experts of its stage.
+
 Shapes: G groups, B batch, K groups in a mix, P (sample, group) pairs, L tokens, D width,
 N adapted blocks, F embedding, C classes.
 
@@ -9,7 +12,7 @@ and applied as one batched product, so its cost does not depend on how many grou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +32,14 @@ class GrowingModel:
         self.shapes = shapes
         self.index: dict[str, int] = {}
         self.mixes: dict[str, TaskMix] = {}
+        self.first = {
+            name: shapes[name].first if name in shapes else tower.depth - 1
+            for name, tower in (("image", backbone.image), ("text", backbone.text))
+        }
+        self._owner: list[int] = []  # task -> number of its stage's experts
+        self._embedded = False  # whether any task has an embedding
         self._parts: dict[str, dict[str, list[Tensor]]] = {
-            name: {"A": [], "B": [], "W": []} for name in shapes
+            name: {"A": [], "B": [], "W": [], "e": []} for name in shapes
         }
         self._stacks: dict[str, dict[str, Tensor]] = {}
 
@@ -40,30 +49,53 @@ class GrowingModel:
         return list(self.index)
 
     def add(self, task: str, group: ExpertGroup, mix: TaskMix) -> None:
-        """Append a trained group under a new name.
+        """Append a trained group of one task under a new name.
 
         Raises:
             ValueError: the name is taken, a shape differs, a tensor is not finite, or the mix
                 names a group that does not exist yet.
         """
-        if task in self.index:
-            raise ValueError(f"group '{task}' exists already")
-        unknown = [name for name in mix.groups if name != task and name not in self.index]
-        if unknown:
-            raise ValueError(f"group '{task}' borrows from unknown groups {unknown}")
+        self.add_stage({task: mix}, group)
+
+    def add_stage(self, mixes: Mapping[str, TaskMix], group: ExpertGroup) -> None:
+        """Append the trained group of a stage, its tasks in the order of their routers.
+
+        Raises:
+            ValueError: as `add`.
+        """
+        for task, mix in mixes.items():
+            if task in self.index:
+                raise ValueError(f"group '{task}' exists already")
+            unknown = [name for name in mix.groups if name != task and name not in self.index]
+            if unknown:
+                raise ValueError(f"group '{task}' borrows from unknown groups {unknown}")
+        named = " and ".join(mixes)
+        if len(mixes) != group.tasks:
+            raise ValueError(f"group '{named}' has routers of {group.tasks} tasks")
         for name, experts in group.encoders():
             if experts.shape != self.shapes.get(name):
-                raise ValueError(f"group '{task}': {name} experts have another shape")
-            for key in ("A", "B", "W"):
-                if not torch.isfinite(getattr(experts, key)).all():
-                    raise ValueError(f"group '{task}': {name}.{key} is not finite")
+                raise ValueError(f"group '{named}': {name} experts have another shape")
+            for key, tensor in experts.named_parameters():
+                if not torch.isfinite(tensor).all():
+                    raise ValueError(f"group '{named}': {name}.{key} is not finite")
+        number = self._owner[-1] + 1 if self._owner else 0
         for name, experts in group.encoders():
-            for key in ("A", "B", "W"):
-                part = getattr(experts, key).detach().to(self.backbone.device).clone()
-                self._parts[name][key].append(part)
+            parts = self._parts[name]
+            for key in ("A", "B"):
+                parts[key].append(self._kept(getattr(experts, key)))
+            nothing = experts.A.new_zeros(experts.shape.width)
+            for t in range(len(mixes)):
+                parts["W"].append(self._kept(experts.W if group.tasks == 1 else experts.W[t]))
+                parts["e"].append(self._kept(nothing if experts.e is None else experts.e[t]))
         self._stacks.clear()
-        self.index[task] = len(self.index)
-        self.mixes[task] = mix
+        self._embedded |= group.tasks > 1
+        for task, mix in mixes.items():
+            self.index[task] = len(self.index)
+            self.mixes[task] = mix
+            self._owner.append(number)
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to(self.backbone.device).clone()
 
     def _stack(self, encoder: str) -> dict[str, Tensor]:
         if encoder not in self._stacks:
@@ -83,28 +115,48 @@ class GrowingModel:
         """What the mix adds to each block of `encoder`, or None where nothing is added."""
         if mix is None or encoder not in self.shapes or bool((mix.groups < 0).all()):
             return None
-        shape, stack = self.shapes[encoder], self._stack(encoder)
+        shape, stack, owner = self.shapes[encoder], self._stack(encoder), self._owner
         weights = mix.weights[encoder].to(self.backbone.device)
         if mix.uniform:
-            return _uniform(shape, stack, mix.groups[0].tolist(), weights[0])
-        return _gathered(shape, stack, mix.groups.to(self.backbone.device), weights)
+            return _uniform(shape, stack, owner, mix.groups[0].tolist(), weights[0])
+        return _gathered(shape, stack, owner, mix.groups.to(self.backbone.device), weights)
+
+    def enter(self, encoder: str, x_BLD: Tensor, mix: Mix | None) -> Tensor:
+        """`x_t = x + e_t` at the first adapted block, where a task has an embedding (method 3)."""
+        if mix is None or encoder not in self.shapes or not self._embedded:
+            return x_BLD
+        own = mix.groups[:, 0].to(self.backbone.device)  # a task's own group stands first
+        e_BD = self._stack(encoder)["e"][own.clamp(min=0)] * (own >= 0)[:, None]
+        return x_BLD + e_BD[:, None]
 
     def encode_image(self, images_BCHW: Tensor, mix: Mix | None) -> Tensor:
         """Normalised image features (B, F) under a mix."""
-        return self.backbone.encode_image(images_BCHW, self.delta("image", mix))
+        tower = self.backbone.image
+        x_BLD = tower.run(tower.embed(images_BCHW), 0, self.first["image"])
+        return self.encode_tokens(x_BLD, mix)
 
     def encode_tokens(self, x_BLD: Tensor, mix: Mix | None) -> Tensor:
         """The same from trunk activations at the first adapted block, (B, F)."""
         tower = self.backbone.image
-        x_BD = tower.pooled(x_BLD, self.shapes["image"].first, self.delta("image", mix))
+        x_BLD = self.enter("image", x_BLD, mix)
+        x_BD = tower.pooled(x_BLD, self.first["image"], self.delta("image", mix))
         return F.normalize(tower.finish(x_BD), dim=-1)
 
     def encode_classes(
         self, classes: Sequence[str], templates: Sequence[str], task: str | None
     ) -> Tensor:
         """Class features (C, F) under the mix of one task, or of frozen CLIP."""
-        delta = self.delta("text", None if task is None else self.mix([task]))
-        return self.backbone.encode_classes(classes, templates, delta)
+        mix = None if task is None else self.mix([task])
+        delta = self.delta("text", mix)
+        if not self._embedded:
+            return self.backbone.encode_classes(classes, templates, delta)
+        tower, first = self.backbone.text, self.first["text"]
+        tokens = self.backbone.tokenize([t.format(name) for name in classes for t in templates])
+        position = tower.positions(tokens)
+        x_CLD = tower.run(tower.embed(tokens), 0, first, None, position)
+        x_CD = tower.pooled(self.enter("text", x_CLD, mix), first, delta, position)
+        features = F.normalize(tower.finish(x_CD), dim=-1)
+        return F.normalize(features.view(len(classes), len(templates), -1).mean(dim=1), dim=-1)
 
     def logits(self, features_BF: Tensor, classes_CF: Tensor) -> Tensor:
         """`exp(logit_scale) <v, u>`, (B, C)."""
@@ -112,7 +164,11 @@ class GrowingModel:
 
 
 def _uniform(
-    shape: ExpertShape, stack: dict[str, Tensor], groups: list[int], w_KN: Tensor
+    shape: ExpertShape,
+    stack: dict[str, Tensor],
+    owner: list[int],
+    groups: list[int],
+    w_KN: Tensor,
 ) -> Delta:
     def delta(block: int, h_BLD: Tensor, q_BD: Tensor) -> Tensor | None:
         i = block - shape.first
@@ -122,9 +178,8 @@ def _uniform(
         for k, g in enumerate(groups):
             if g < 0:
                 continue
-            y = apply_experts(
-                shape, stack["A"][g, i], stack["B"][g, i], stack["W"][g, i], h_BLD, q_BD
-            )
+            A, B = (stack[key][owner[g], i] for key in ("A", "B"))
+            y = apply_experts(shape, A, B, stack["W"][g, i], h_BLD, q_BD)
             y = y * w_KN[k, i]
             total = y if total is None else total + y
         return total
@@ -132,9 +187,12 @@ def _uniform(
     return delta
 
 
-def _gathered(shape: ExpertShape, stack: dict[str, Tensor], g_BK: Tensor, w_BKN: Tensor) -> Delta:
+def _gathered(
+    shape: ExpertShape, stack: dict[str, Tensor], owner: list[int], g_BK: Tensor, w_BKN: Tensor
+) -> Delta:
     sample_P, k_P = (g_BK >= 0).nonzero(as_tuple=True)
     group_P = g_BK[sample_P, k_P]
+    owner_P = torch.tensor(owner, device=g_BK.device)[group_P]
     w_PN = w_BKN[sample_P, k_P]
     alone = g_BK.shape[1] == 1 and len(sample_P) == len(g_BK)
 
@@ -142,7 +200,8 @@ def _gathered(shape: ExpertShape, stack: dict[str, Tensor], g_BK: Tensor, w_BKN:
         i = block - shape.first
         if i < 0:
             return None
-        A, B, W = (stack[key][group_P, i] for key in ("A", "B", "W"))
+        A, B = (stack[key][owner_P, i] for key in ("A", "B"))
+        W = stack["W"][group_P, i]
         h, q = (h_BLD, q_BD) if alone else (h_BLD[sample_P], q_BD[sample_P])
         y_PLD = apply_experts(shape, A, B, W, h, q) * w_PN[:, i, None, None]
         if alone:

@@ -29,9 +29,14 @@ class Gating:
     rule: str = "none"
     normalise: str = "post"
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        """Gates (..., E) from logits (..., E); they sum to 1 except for `naive` and `pre`."""
+    def __call__(self, logits: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Gates (..., E) from logits (..., E); they sum to 1 except for `naive` and `pre`.
+
+        `noise` (..., E - S) is added to the routed logits: a training pass that explores.
+        """
         routed, shared = logits.split([logits.shape[-1] - self.shared, self.shared], dim=-1)
+        if noise is not None:
+            routed = routed + noise
         keep = routed.shape[-1] if self.active == 0 else min(self.active, routed.shape[-1])
         dropped = torch.zeros_like(routed, dtype=torch.bool)
         if keep < routed.shape[-1]:

@@ -169,7 +169,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, settings.warmup, peak)
         with backbone.kernels.training():
-            cosine_BC = model(x_BLD, *data.text[step % len(data.text)])
+            text = data.text[step % len(data.text)]
+            cosine_BC = model(lambda a, x=x_BLD, text=text: a.image(x) @ a.text(*text).T)
         loss = F.cross_entropy(
             backbone.logit_scale * cosine_BC.float(), y_B, label_smoothing=settings.label_smoothing
         )

@@ -75,6 +75,16 @@ def test_defaults_are_those_of_the_settings() -> None:
     assert from_files == flatten(bare)
 
 
+def test_a_method_may_bring_its_experts() -> None:
+    ours = load(["method=trge_ase"]).experts
+    assert (ours.count, ours.active, ours.shared_count, ours.rank) == (16, 3, 1, 4)
+    assert ours.shared == "adaptive"
+    plain = load(["method=trge_ase", "experts.preset=fine", "experts.shared=none"]).experts
+    assert (plain.count, plain.active, plain.shared_count, plain.rank) == (64, 16, 0, 1)
+    assert load(["method=trge_ase", "experts=default"]).experts == load([]).experts
+    assert "rank=8 contradicts preset=coarse" in refusal("method=trge_ase", "experts.rank=8")
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_file_of_every_group_composes(group: str, option: str) -> None:
     settings = load([f"{group}={option}", *REQUIRED.get(group, {}).get(option, [])])
@@ -98,6 +108,7 @@ def test_every_file_gives_every_value_of_its_section(group: str, option: str) ->
         return found
 
     assert isinstance(section, type)
+    given.pop("defaults", None)  # which files of other groups it comes with
     shown = {k for k in flatten(given) if not k.startswith("options.") and k != "options"}
     assert shown == keys(section)
 
@@ -116,9 +127,10 @@ def test_a_reader_s_options_are_those_of_its_file(name: str) -> None:
         ("trainng.steps=1", ["trainng.steps: unknown key", "did you mean training.steps?"]),
         ("steps=1", ["steps: unknown key", "did you mean training.steps?"]),
         ("+training.stepz=1", ["training.stepz: unknown key"]),
-        ("experts.zzz=1", ["experts.zzz: unknown key", "experts has count, rank"]),
+        ("experts.zzz=1", ["experts.zzz: unknown key", "experts has preset, count, rank"]),
         ("zzz=1", ["zzz: unknown key", "run_dir, seed, stream"]),
         ("training.steps.x=1", ["training.steps.x: unknown key"]),
+        ("experts.shared=naive", ["experts: shared=naive needs a preset or shared_count"]),
         (
             "method.neighbours={cont: 3}",
             ["neighbours.cont: unknown key", "neighbours.count?"],

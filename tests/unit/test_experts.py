@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.model.backbone import Backbone
 from pipeline.model.experts import ExpertGroup, Experts, ExpertShape, expert_shapes, trunk_blocks
 from pipeline.model.router import Gating
+from pipeline.model.watch import Watch
 from pipeline.settings import ExpertSettings
 from tests.unit.tiny_clip import images, tiny_backbone
 
@@ -125,18 +126,95 @@ def _expert_parameters(group: ExpertGroup) -> int:
     return sum(e.A.numel() + e.B.numel() for _, e in group.encoders())
 
 
-def test_finer_experts_have_equal_parameters(backbone: Backbone) -> None:
+@pytest.mark.parametrize("shared", ["none", "naive", "adaptive"])
+def test_finer_experts_have_equal_parameters(backbone: Backbone, shared: str) -> None:
+    """(16/3/1/4), (32/6/2/2), (64/12/4/1): k + S active, S of them always; none: all chosen."""
     sizes = set()
-    for count, active, shared, rank in [(16, 3, 1, 4), (32, 6, 2, 2), (64, 12, 4, 1)]:
-        group = _group(
-            backbone, count=count, active=active - shared, shared_count=shared, rank=rank,
-            shared="adaptive",
-        )  # fmt: skip
+    for preset, total, always in (("coarse", 4, 1), ("medium", 8, 2), ("fine", 16, 4)):
+        group = _group(backbone, preset=preset, shared=shared)
         sizes.add(_expert_parameters(group))
+        assert group.image is not None
         gates = group.image.gates(2, torch.randn(9, 3, 48), torch.randn(9, 48))
-        assert ((gates > 0).sum(dim=-1) == active).all(), "k_tot experts are active"
-        assert (gates[..., -shared:] > 0).all()
+        assert ((gates > 0).sum(dim=-1) == total).all(), "equally many are active"
+        if shared != "none":
+            assert (gates[..., -always:] > 0).all()
+            assert (gates[..., :-always].sum(dim=-1) < 1 + 1e-5).all()
+        expected = 1 + always if shared == "naive" else 1
+        assert torch.allclose(gates.sum(dim=-1), torch.tensor(float(expected)), atol=1e-5)
     assert sizes == {2 * 2 * 64 * (48 + 32)}
+
+
+def test_presets_and_contradictions() -> None:
+    settings = ExpertSettings(preset="fine", shared="adaptive")
+    shape = (settings.count, settings.active, settings.shared_count, settings.rank)
+    assert shape == (64, 12, 4, 1)
+    assert ExpertSettings.model_validate(settings.model_dump()) == settings
+    with pytest.raises(ValueError, match="rank=3 contradicts preset=fine"):
+        ExpertSettings(preset="fine", rank=3)
+    with pytest.raises(ValueError, match="shared=naive needs a preset or shared_count"):
+        ExpertSettings(shared="naive")
+    with pytest.raises(ValueError, match="image and text are both off"):
+        ExpertSettings(image="off", text="off")
+
+
+def _reference(z: Tensor, s: Tensor, k: int, rule: str, normalise: str) -> Tensor:
+    """Gates of one token by the equations of the paper, expert by expert, in double precision."""
+    z, s = z.double(), s.double()
+    order = sorted(range(len(z)), key=lambda e: -float(z[e]))
+    chosen = set(order[:k])
+    over = range(len(z)) if normalise == "pre" else chosen
+    total = sum(z[e].exp() for e in over)
+    if rule == "adaptive":
+        total = total + s.exp().sum()
+    routed = [z[e].exp() / total if e in chosen else torch.zeros(()) for e in range(len(z))]
+    shared = [torch.ones(()) if rule == "naive" else x.exp() / total for x in s]
+    return torch.stack([*routed, *shared]).double()
+
+
+@pytest.mark.parametrize("normalise", ["pre", "post"])
+@pytest.mark.parametrize(("rule", "shared"), [("none", 0), ("naive", 2), ("adaptive", 2)])
+@pytest.mark.parametrize("level", ["sample", "token"])
+def test_a_block_is_the_papers_sum_over_experts(
+    rule: str, shared: int, normalise: str, level: str
+) -> None:
+    """`y = sum_T g_i B_i A_i h + sum_S g^s_i B^s_i A^s_i h`, written out beside two products."""
+    k, gating = 3, Gating(3, shared, rule, normalise)
+    experts = _experts(count=7 + shared, level=level, gating=gating)
+    h, q = torch.randn(3, 5, 16), torch.randn(3, 16)
+    got = experts(1, h, q)
+    assert got is not None
+    for b in range(3):
+        for t in range(5):
+            logits = experts.W[0] @ (h[b, t] if level == "token" else q[b])
+            g = _reference(logits[:7], logits[7:], k, rule, normalise)
+            y = torch.zeros(16, dtype=torch.float64)
+            for e in range(7 + shared):
+                rows = slice(3 * e, 3 * e + 3)
+                inner = experts.A[0, rows].double() @ h[b, t].double()
+                y += 0.5 * g[e] * (experts.B[0, :, rows].double() @ inner)
+            assert torch.allclose(got[b, t].double(), y, atol=1e-4)
+            if normalise == "post" or rule == "adaptive":
+                assert g.sum() <= 1 + (shared if rule == "naive" else 0) + 1e-9
+
+
+def test_noise_moves_choices_in_training_only() -> None:
+    experts = _experts(count=8, gating=Gating(2, 1, "adaptive"))
+    h, q = torch.randn(32, 1, 16), 0.1 * torch.randn(32, 16)
+    quiet = experts(1, h, q)
+    assert quiet is not None
+
+    def noisy(seed: int) -> Tensor:
+        watch = Watch(std=2.0, generator=torch.Generator().manual_seed(seed))
+        got = experts(1, h, q, watch=watch)
+        assert got is not None
+        return got
+
+    assert torch.equal(noisy(1), noisy(1)), "a step can be repeated"
+    assert not torch.equal(noisy(1), noisy(2))
+    silent = experts(1, h, q, watch=Watch())
+    assert silent is not None and torch.equal(silent, quiet)
+    still = experts(1, h, q)
+    assert still is not None and torch.equal(still, quiet), "no noise without a training pass"
 
 
 def test_stored_parameters_are_experts_and_routers(backbone: Backbone) -> None:

@@ -44,7 +44,7 @@ def _context(task: str, *neighbours: Neighbour) -> StageContext:
 
 
 def test_all_methods_are_known_by_name() -> None:
-    assert list(methods()) == ["finetune", "lora_per_task", "trge", "zero_shot"]
+    assert list(methods()) == ["finetune", "lora_per_task", "trge", "trge_ase", "zero_shot"]
     with pytest.raises(UserError, match=r"'magic' is unknown; choose one of finetune, lora_per"):
         method_class("magic")
 
@@ -82,7 +82,8 @@ def test_a_fresh_adapter_starts_at_frozen_clip(backbone: Backbone, name: str) ->
         assert torch.equal(adapter.image(x), method.frozen_features(x))
     trainable = {n for n, p in adapter.named_parameters() if p.requires_grad}
     assert trainable and trainable == {n for n, _ in adapter.named_parameters()}
-    loss = adapter(x, *text_activations(backbone, method.first_blocks[1], CLASSES, TEMPLATES)[0])
+    prompts = text_activations(backbone, method.first_blocks[1], CLASSES, TEMPLATES)[0]
+    loss = adapter(lambda a: a.image(x) @ a.text(*prompts).T)
     loss.pow(2).sum().backward()
     assert all(p.grad is None for p in backbone.parameters()), "the backbone never trains"
     grads = [p.grad for p in adapter.parameters() if p.grad is not None]
@@ -222,7 +223,8 @@ def test_only_the_new_group_and_its_influence_are_trained(backbone: Backbone) ->
     assert all(name.startswith(("group.", "influence.")) for name in names)
     x = method.trunk(backbone.normalise(images(3)))
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.1)
-    adapter(x, *text_activations(backbone, 2, CLASSES, TEMPLATES)[0]).sum().backward()
+    prompts = text_activations(backbone, 2, CLASSES, TEMPLATES)[0]
+    (adapter.image(x) @ adapter.text(*prompts).T).sum().backward()
     assert adapter.influence["image"].grad is not None
     assert (adapter.influence["image"].grad.abs() > 0).all(), "influence learns from 0"
     optimizer.step()

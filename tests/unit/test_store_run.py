@@ -17,6 +17,7 @@ SETTINGS: dict[str, Any] = {
     "stream": {"reader": "parquet", "root": "/data", "order": ["a", "b"], "options": {}},
     "training": {"steps": 400, "crop": [0.6, 1.0]},
     "evaluation": {"batch_size": 128, "bootstrap": 1000, "references": []},
+    "experts": {"count": 4},
     "cluster": {"train": {"num_workers": 1}},
     "tracking": {"uri": None},
 }
@@ -70,6 +71,8 @@ def test_same_again_leaves_the_file_alone(run: RunFolder) -> None:
         ("cluster.train.num_workers", 4),
         ("cluster.new", {"deep": 1}),
         ("tracking.uri", "http://x"),
+        ("experts.preset", None),  # a setting younger than the run, at its default
+        ("experts.noise", 0.0),
     ],
 )
 def test_keys_that_may_change_are_stored_anew(run: RunFolder, key: str, value: Any) -> None:
@@ -88,6 +91,7 @@ def test_keys_that_may_change_are_stored_anew(run: RunFolder, key: str, value: A
         ("evaluation.bootstrap", 5, "evaluation.bootstrap was 1000 and is now 5"),
         ("evaluation.batch_size_2", 5, "evaluation.batch_size_2 was 'unset' and is now 5"),
         ("training.crop", [0.6], r"training.crop was \[0.6, 1.0\] and is now \[0.6\]"),
+        ("experts.noise", 0.1, "experts.noise was 'unset' and is now 0.1"),
         ("stream.rooted", True, "stream.rooted was 'unset' and is now True"),
     ],
 )
