@@ -28,8 +28,9 @@ from pipeline.config import load, redacted
 from pipeline.errors import UserError
 from pipeline.evaluation.engine import EngineSpec
 from pipeline.evaluation.report import write_report
-from pipeline.identifiers import build_identifier
+from pipeline.identifiers import Looker, build_identifier, identifier_class
 from pipeline.identifiers.background import find_background, load_background
+from pipeline.identifiers.scorer import Scorer, build_scorer, check_driver
 from pipeline.identifiers.signature import Background
 from pipeline.learner import Learner
 from pipeline.methods.base import method_class
@@ -107,6 +108,8 @@ class Session:
             show_logs()
             check_batch(settings)
             find_background(settings.backbone)
+            if self._looks:
+                check_driver(settings.identifier)
             self.domains = open_stream(settings.stream, settings.seed)
             self._stack.enter_context(self.run.lock(wait_s=0))
             self._stack.enter_context(self._stoppable())
@@ -116,8 +119,10 @@ class Session:
             if _uses_ray(settings):
                 check_resources(settings.cluster)
             self.pool = self._stack.enter_context(EncoderPool(settings))
+            self.scorer = self._scorer()
         else:
             self.domains, self.pool = self.parent.domains, self.parent.pool
+            self.scorer = self.parent.scorer
         self.run.journal.append(
             "run-started", pid=os.getpid(), host=socket.gethostname(), job=_job_id()
         )
@@ -144,13 +149,32 @@ class Session:
         prepared = self._prepare(int(facts["image_size"]))
         background = self._background(engine, columns, prepared)
         identifier = build_identifier(
-            settings.identifier, background, settings.method.unseen.acceptance
+            settings.identifier, background, settings.method.unseen.acceptance, self._looker()
         )
         self.learner = Learner(
             self.run, settings, prepared, engine, identifier, background, kernels,
             shared=self.parent.run if self.parent else None,
             threads=worker_threads(settings, "train"),
         )  # fmt: skip
+
+    @property
+    def _looks(self) -> bool:
+        """Whether a multimodal model is needed."""
+        looks = identifier_class(self.settings.identifier.name).looks
+        return looks and method_class(self.settings.method.name).identifies
+
+    def _scorer(self) -> Scorer | None:
+        """The multimodal model: in this process or in a pool of replicas."""
+        if not self._looks:
+            return None
+        return build_scorer(self.settings.identifier)
+
+    def _looker(self) -> Looker | None:
+        """The model with the scores that the run has already; its references share them."""
+        if not self._looks or self.scorer is None:
+            return None
+        folder = (self.parent or self).run.folder.child("identifier")
+        return Looker(self.scorer, self.settings.identifier, self.settings.seed, folder)
 
     def _kernels(self, stored: dict[str, Any] | None) -> Kernels:
         """The recorded choice of this run or of its parent, else a measured one."""

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.evaluation.evaluator import Encoder, Evaluator, TaskFacts
-from pipeline.identifiers import Identifier, Signature
+from pipeline.evaluation.evaluator import Encoder, Evaluator, TaskFacts, shown
+from pipeline.identifiers import Description, Evidence, Identifier, Signature, Study
+from pipeline.identifiers.describer import Describer
 from pipeline.identifiers.signature import Background, task_distance
 from pipeline.methods.base import Neighbour, method_class
 from pipeline.model.kernels import Kernels
@@ -36,16 +37,16 @@ class Look(NamedTuple):
 
     Attributes:
         signature: statistics of its training fold; None where the method needs no identity.
-        held_out: features of its held-out fold (n, S).
+        held_out: its held-out fold, features (n, S) and images.
         lambdas: accuracy of the model as it was on that fold, for every lambda.
     """
 
     signature: Signature | None
-    held_out: np.ndarray
+    held_out: Evidence
     lambdas: list[float] | None
 
 
-NOTHING_SEEN = Look(None, np.zeros((0, 0)), None)
+NOTHING_SEEN = Look(None, Evidence(np.zeros((0, 0))), None)
 
 
 class Learner:
@@ -89,6 +90,7 @@ class Learner:
         self.signatures: dict[str, Signature] = {}
         self._done: dict[int, GroupRef] = {}
         self._train = train
+        self._describer = Describer(identifier, settings)
 
     # -- where we are ------------------------------------------------------------------------
 
@@ -123,8 +125,9 @@ class Learner:
         if stored:
             self.signatures[ref.name] = Signature.load(stored)
             self.identifier.restore(
-                ref.name, self.signatures[ref.name], task["calibration"]["identifier"]
-            )
+                ref.name, self.signatures[ref.name], task["calibration"]["identifier"],
+                Description.load(task["description"]),
+            )  # fmt: skip
 
     def _admit(self, ref: GroupRef, calibration: dict[str, Any]) -> None:
         self.evaluator.learned(
@@ -149,6 +152,9 @@ class Learner:
         clock = time.perf_counter()
         signature, held, lambdas = self._look(domain) if self.method.identifies else NOTHING_SEEN
         looked = time.perf_counter() - clock
+        if self.method.identifies:
+            self._describer.begin(domain)
+            self._describer.begin(*self.domains[stage + 1 : stage + 2])
         fit = time.perf_counter()
         outcome = self._train(self._spec(stage, attempt, signature))
         fit = time.perf_counter() - fit
@@ -174,10 +180,15 @@ class Learner:
             "lambda_accuracy": lambdas,
             "identifier": None,
         }
+        description = None
         if signature is not None:
             self.signatures[domain.name] = signature
-            calibration["identifier"] = self.identifier.learn(domain.name, signature, held)
-        ref = self._store(stage, domain, outcome, signature, calibration)
+            description = self._describer.description(domain)
+            calibration["identifier"] = self.identifier.learn(
+                domain.name, signature, held.features, Study(held, description)
+            )
+            self._note_work(stage, domain.name, description)
+        ref = self._store(stage, domain, outcome, signature, calibration, description)
         self._admit(ref, calibration)
         manifest = self.run.models.publish(self._learned())
         journal.append(
@@ -215,8 +226,22 @@ class Learner:
             raise RuntimeError(f"{domain.name}: features of {len(features)} training images only")
         mine = features[: len(rows)]
         signature = self.identifier.prepare(Signature.of(mine, table.labels[rows]), mine)
-        theirs = features[len(rows) :]
+        seen = shown(table, domain.digests["train"], domain.name, held)
+        theirs = Evidence(features[len(rows) :], domain.name, seen)
         return Look(signature, theirs, self.evaluator.prequential(domain, held, theirs))
+
+    def _note_work(self, stage: int, task: str, description: Description | None) -> None:
+        """Journal what the multimodal model did for this stage; nothing where there is none."""
+        looker = self.identifier.looker
+        if looker is None or description is None:
+            return
+        work, traces = looker.take_work()
+        if traces:
+            self.run.folder.write_json(f"identifier/traces/{stage:03d}-held-out.json", traces)
+        self.run.journal.append(
+            "described", stage=stage, task=task, text=description.text, by=description.by,
+            model=description.model, work=work.asdict(),
+        )  # fmt: skip
 
     def _spec(self, stage: int, attempt: int, signature: Signature | None) -> StageSpec:
         neighbours = () if signature is None else self._neighbours(signature)
@@ -264,6 +289,7 @@ class Learner:
         outcome: Outcome,
         signature: Signature | None,
         calibration: dict[str, Any],
+        description: Description | None,
     ) -> GroupRef:
         arrays = {} if signature is None else signature.arrays()
         identity = {f"signature/{k}": v for k, v in arrays.items()}
@@ -301,7 +327,7 @@ class Learner:
                 "probe": len(files[PROBE]),
             },
             "calibration": calibration,
-            "description": None,
+            "description": None if description is None else description.asdict(),
             "parent": parent,
         }
         files[TASK] = json.dumps(card, sort_keys=True, indent=1).encode()

@@ -148,6 +148,21 @@ class IdentifierSettings(Strict):
     shrinkage: float = Field(0.003, gt=0.0, lt=1.0)
     background_weight: NonNegativeFloat = 2.0
     ridge_features: PositiveInt = 3000
+    driver: str = "transformers"
+    model: str = "mllm-tiny"
+    endpoint: str | None = None
+    scoring: Literal["likelihood", "choice", "generate"] = "likelihood"
+    share: float = Field(0.3, ge=0.0, le=1.0)
+    samples: PositiveInt = 6
+    descriptions: dict[str, str] = Field(default_factory=dict)
+    calibration_images: PositiveInt = 64
+    batch_size: PositiveInt = 32
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    concurrency: PositiveInt = 8
+    timeout_s: float = Field(60.0, gt=0.0)
+    retries: NonNegativeInt = 4
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -189,6 +204,24 @@ class WorkerSettings(Strict):
     memory_gib: NonNegativeFloat = 0.0
 
 
+class IdentifyPoolSettings(Strict):
+    """Replicas of the multimodal model; none are started for identifiers that do not look."""
+
+    min_replicas: PositiveInt = 1
+    max_replicas: NonNegativeInt = 1
+    num_cpus: NonNegativeFloat = 0.5
+    num_gpus: NonNegativeFloat = 0.0
+    threads: NonNegativeInt = 0
+    memory_gib: NonNegativeFloat = 0.0
+    lease_s: PositiveInt = 20
+
+    @model_validator(mode="after")
+    def _consistent(self) -> IdentifyPoolSettings:
+        if 0 < self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas must be 0 or at least min_replicas")
+        return self
+
+
 class ClusterSettings(Strict):
     """Where things run, and with how much."""
 
@@ -200,6 +233,7 @@ class ClusterSettings(Strict):
     train: WorkerSettings = WorkerSettings()
     encode: WorkerSettings = WorkerSettings()
     data: WorkerSettings = WorkerSettings(num_cpus=0.25)
+    identify: IdentifyPoolSettings = IdentifyPoolSettings()
     max_failures: NonNegativeInt = 2
     timeout_s: PositiveInt = 120
     wait_s: NonNegativeInt = 0

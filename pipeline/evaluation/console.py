@@ -60,4 +60,12 @@ def _caption(report: dict[str, Any]) -> Text:
         accepted = percent(seen[-1] if seen else None)
         text.append(f"\nidentifier: {percent(identifier['closed_accuracy'])} closed-set, ")
         text.append(f"{percent(identifier['accuracy'])} with 'none'; seen-acceptance {accepted}")
+        if identifier["model"] is not None:
+            text.append(f"\n{identifier['backend']}: {identifier['model']} was asked ")
+            text.append(f"{identifier['calls']} times, {identifier['fallbacks']} fallbacks")
+    for group in report["groups"]:
+        if group.get("description") is not None:
+            by = "" if group["description"]["by"] == "mllm" else " (by hand)"
+            text.append(f"\n{group['task']}: ", style="bold")
+            text.append(f"{group['description']['text']}{by}")
     return text

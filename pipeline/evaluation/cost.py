@@ -67,6 +67,7 @@ def lineage(ref: GroupRef, card: dict[str, Any]) -> dict[str, Any]:
         "digests": card["digests"],
         "counts": card["counts"],
         "classes": len(card["classes"]),
+        "description": card.get("description"),
         "parameters": card["parameters"],
         "bytes": card["bytes"],
     }

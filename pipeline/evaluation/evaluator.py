@@ -6,6 +6,7 @@ Shapes: n test images of a task, C its classes, M groups asked for an unseen ima
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import numpy as np
 
 from pipeline.evaluation.logits import LogitStore, list_digest
 from pipeline.evaluation.metrics import auroc, expected_calibration_error
-from pipeline.identifiers import Evidence, Identification, Identifier
+from pipeline.identifiers import Evidence, Identification, Identifier, Shown
 from pipeline.methods.base import Method
 from pipeline.model.fusion import fuse, softmax, unseen_weight
 from pipeline.settings import Settings
@@ -121,6 +122,13 @@ class Evaluator:
             self._features[task] = found
         return self._features[task]
 
+    def evidence(self, task: str) -> Evidence:
+        """A task's test images, as an identifier may see them."""
+        table, digest = self._tables[task], self.domains[task].digests["test"]
+        return Evidence(
+            self.features(task), task, shown(table, digest, task, np.arange(len(table)))
+        )
+
     def _logits(self, task: str, function: str | None, rows: np.ndarray) -> np.ndarray:
         domain = self.domains[task]
         digest = list_digest(domain.digests["test"], domain.classes, domain.templates)
@@ -216,7 +224,7 @@ class Evaluator:
             if not self.method.identifies:
                 found[task] = truth
             else:
-                found[task] = self.identifier.identify(Evidence(self.features(task), task))
+                found[task] = self.identifier.identify(self.evidence(task))
             right[f"identified/{task}"] = self.correct(task, found[task])
         record = {
             "stage": stage,
@@ -228,6 +236,7 @@ class Evaluator:
             },
             "images": [len(table) for table in self._tables.values()],
             "identifier": self._identifier_record(found, learned),
+            "work": self._work(stage),
             "lambda": self.weight(),
             "threshold": self.identifier.threshold if self.method.fuses else None,
             "seconds": time.perf_counter() - clock,
@@ -265,17 +274,27 @@ class Evaluator:
             "calibration_error": 100.0 * _calibration_error(found, learned),
         }
 
+    def _work(self, stage: int) -> dict[str, Any] | None:
+        """What was asked of the multimodal model, with a few calls in full in a file of its own."""
+        looker = self.identifier.looker
+        if looker is None or not self.method.identifies:
+            return None
+        work, traces = looker.take_work()
+        if traces:
+            self.run.folder.write_json(f"identifier/traces/{stage:03d}-test.json", traces)
+        return work.asdict()
+
     # -- before a stage ----------------------------------------------------------------------
 
     def prequential(
-        self, domain: PreparedDomain, held: np.ndarray, features: np.ndarray
+        self, domain: PreparedDomain, held: np.ndarray, evidence: Evidence
     ) -> list[float] | None:
         """Accuracy for every lambda on a new task's held-out fold, genuinely unseen as yet.
 
         Args:
             domain: the task about to be learned.
             held: rows of its held-out fold.
-            features: signature features of these rows.
+            evidence: these images, as an identifier may see them.
 
         Returns:
             Percent per value of `LAMBDAS`, or None before anything was learned.
@@ -284,7 +303,7 @@ class Evaluator:
             return None
         table = domain.tables["train"]
         labels = ImageTable.open(table).labels[held]
-        found = self.identifier.identify(Evidence(features, domain.name))
+        found = self.identifier.identify(evidence)
         asked, shares = likeliest(found.shares, self.settings.method.unseen.groups)
         lists = (domain.classes, domain.templates)
         frozen = softmax(self.encoder.logits(table, held, None, *lists))
@@ -298,6 +317,19 @@ class Evaluator:
             100.0 * float((fuse(frozen, groups, shares, lam).argmax(axis=1) == labels).mean())
             for lam in LAMBDAS
         ]
+
+
+def shown(table: ImageTable, digest: str, label: str, rows: np.ndarray) -> Shown:
+    """Some images of a table, to be looked at.
+
+    Args:
+        table: decoded images.
+        digest: of the content of their split.
+        label: their task, for traces.
+        rows: which images.
+    """
+    key = hashlib.sha256(f"{digest}\n{table.size}\n{len(table)}".encode()).hexdigest()
+    return Shown(lambda at: table.images(rows[at]), key, rows, len(table), label)
 
 
 def _calibration_error(found: dict[str, Identification], learned: Sequence[str]) -> float:

@@ -134,6 +134,8 @@ def _identifier(records: Records) -> dict[str, Any] | None:
     stages = [records.evaluations.get(i, {}) for i in range(len(records.tasks))]
     answers = [stage.get("identifier") or {} for stage in stages]
     return {
+        **_model(records),
+        "accuracy_per_task": _own_accuracy(newest, records.newest["tasks"]),
         "closed_accuracy": newest["closed_accuracy"],
         "accuracy": newest["accuracy"],
         "calibration_error": [answer.get("calibration_error") for answer in answers],
@@ -144,6 +146,37 @@ def _identifier(records: Records) -> dict[str, Any] | None:
         "confusion": newest["confusion"],
         "closed_confusion": newest["closed_confusion"],
     }
+
+
+def _model(records: Records) -> dict[str, Any]:
+    """Who identified, and what was asked of the multimodal model about test images, in all stages.
+
+    `calls` are decisions on an image that wanted the model's opinion, `scorings` what it had to
+    compute for them: a score that is known already costs nothing.
+    """
+    settings = records.run["config"]["identifier"]
+    works = [record.get("work") for record in records.evaluations.values()]
+    known = [work for work in works if work]
+    seconds = sum(work["seconds"] for work in known)
+    images = sum(work["images"] for work in known)
+    counts = ("calls", "scorings", "fallbacks", "parse_failures")
+    descriptions = [card.get("description") for _, card in records.groups]
+    models = [d["model"] for d in descriptions if d and d["model"]]
+    return {
+        "backend": settings["name"],
+        "model": (models[-1] if models else settings.get("model")) if known else None,
+        "scoring": settings.get("scoring") if known else None,
+        **{name: sum(work[name] for work in known) for name in counts},
+        "images_per_second": images / seconds if seconds else None,
+    }
+
+
+def _own_accuracy(identifier: dict[str, Any], tasks: list[str]) -> dict[str, float | None]:
+    """Percent of each learned task's test images that were given to it, last stage."""
+    options = identifier["options"][:-1]
+    counts = dict(zip(tasks, identifier["confusion"], strict=True))
+    own = {task: (counts[task][i], sum(counts[task])) for i, task in enumerate(options)}
+    return {task: 100.0 * right / total if total else None for task, (right, total) in own.items()}
 
 
 def _intervals(records: Records) -> dict[str, Any]:

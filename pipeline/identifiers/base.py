@@ -11,13 +11,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.identifiers.description import Description, Sample
+from pipeline.identifiers.looker import Looker, Shown
 from pipeline.identifiers.signature import Background, Signature
 from pipeline.settings import IdentifierSettings
 
@@ -32,12 +33,25 @@ class Evidence:
     Attributes:
         features: (B, F) signature features.
         task: the true task's name; only the oracle reads it.
-        images: reads the B images as uint8 (B, S, S, 3) when called; for identifiers that look.
+        shown: the B images themselves, read when asked for; for identifiers that look.
     """
 
     features: np.ndarray
     task: str | None = None
-    images: Callable[[], np.ndarray] | None = None
+    shown: Shown | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """What an identifier that looks gets of a new task beyond its signature.
+
+    Attributes:
+        held_out: the held-out fold with its images.
+        description: what the task's images look like, in words.
+    """
+
+    held_out: Evidence
+    description: Description | None = None
 
 
 @dataclass(frozen=True)
@@ -68,13 +82,19 @@ class Identifier(ABC):
     """One way to recognise tasks; a file in this folder."""
 
     name: ClassVar[str]
+    looks: ClassVar[bool] = False  # at the images themselves, with a multimodal model
 
     def __init__(
-        self, settings: IdentifierSettings, background: Background, acceptance: float = 0.98
+        self,
+        settings: IdentifierSettings,
+        background: Background,
+        acceptance: float = 0.98,
+        looker: Looker | None = None,
     ) -> None:
         self.settings = settings
         self.background = background
         self.acceptance = acceptance
+        self.looker = looker
 
     def prepare(self, signature: Signature, features: np.ndarray) -> Signature:
         """Add what this identifier stores beyond the common statistics."""
@@ -85,18 +105,31 @@ class Identifier(ABC):
         """Unseen scores above it mean none; None where there is no such score."""
         return None
 
+    def describe(self, sample: Sample) -> Description | None:
+        """Put a new task into words; None for identifiers that do not look. May run ahead."""
+        return None
+
     @abstractmethod
-    def learn(self, task: str, signature: Signature, held_out: np.ndarray) -> dict:
+    def learn(
+        self, task: str, signature: Signature, held_out: np.ndarray, study: Study | None = None
+    ) -> dict:
         """Add a task; returns its calibration, plain data that `restore` takes.
 
         Args:
             task: a new name.
             signature: statistics of the training fold.
             held_out: (B, F) features of the held-out fold.
+            study: its images and the task's description, for identifiers that look.
         """
 
     @abstractmethod
-    def restore(self, task: str, signature: Signature, calibration: dict) -> None:
+    def restore(
+        self,
+        task: str,
+        signature: Signature,
+        calibration: dict,
+        description: Description | None = None,
+    ) -> None:
         """Add a task that was learned before."""
 
     @abstractmethod
@@ -131,17 +164,33 @@ def identifiers() -> dict[str, type[Identifier]]:
     return dict(sorted(_IDENTIFIERS.items()))
 
 
-def build_identifier(
-    settings: IdentifierSettings, background: Background, acceptance: float = 0.98
-) -> Identifier:
-    """The identifier that the settings name; `acceptance` of seen images sets its threshold.
+def identifier_class(name: str) -> type[Identifier]:
+    """The identifier of that name.
 
     Raises:
         UserError: unknown name.
     """
     known = identifiers()
-    if settings.name not in known:
-        raise UserError(
-            f"identifier.name: '{settings.name}' is unknown; choose one of {', '.join(known)}"
-        )
-    return known[settings.name](settings, background, acceptance)
+    if name not in known:
+        raise UserError(f"identifier.name: '{name}' is unknown; choose one of {', '.join(known)}")
+    return known[name]
+
+
+def build_identifier(
+    settings: IdentifierSettings,
+    background: Background,
+    acceptance: float = 0.98,
+    looker: Looker | None = None,
+) -> Identifier:
+    """The identifier that the settings name.
+
+    Args:
+        settings: its section of the configuration.
+        background: what signatures are compared against.
+        acceptance: share of seen images to accept; sets the threshold of "none".
+        looker: the multimodal model, for identifiers that look (`Identifier.looks`).
+
+    Raises:
+        UserError: unknown name.
+    """
+    return identifier_class(settings.name)(settings, background, acceptance, looker)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.identifiers.base import Evidence, Identification, Identifier, register
+from pipeline.identifiers.base import Evidence, Identification, Identifier, Study, register
+from pipeline.identifiers.description import Description
+from pipeline.identifiers.looker import Looker
 from pipeline.identifiers.signature import Background, Signature
 from pipeline.settings import IdentifierSettings
 
@@ -16,9 +18,13 @@ class Oracle(Identifier):
     name = "oracle"
 
     def __init__(
-        self, settings: IdentifierSettings, background: Background, acceptance: float = 0.98
+        self,
+        settings: IdentifierSettings,
+        background: Background,
+        acceptance: float = 0.98,
+        looker: Looker | None = None,
     ) -> None:
-        super().__init__(settings, background, acceptance)
+        super().__init__(settings, background, acceptance, looker)
         self._tasks: dict[str, None] = {}
 
     @property
@@ -26,12 +32,20 @@ class Oracle(Identifier):
         """Learned tasks."""
         return tuple(self._tasks)
 
-    def learn(self, task: str, signature: Signature, held_out: np.ndarray) -> dict:
+    def learn(
+        self, task: str, signature: Signature, held_out: np.ndarray, study: Study | None = None
+    ) -> dict:
         """Remember the name."""
         self._tasks[task] = None
         return {}
 
-    def restore(self, task: str, signature: Signature, calibration: dict) -> None:
+    def restore(
+        self,
+        task: str,
+        signature: Signature,
+        calibration: dict,
+        description: Description | None = None,
+    ) -> None:
         """Remember the name."""
         self._tasks[task] = None
 

@@ -25,7 +25,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.identifiers.base import Evidence, Identification, Identifier, register
+from pipeline.identifiers.base import Evidence, Identification, Identifier, Study, register
+from pipeline.identifiers.description import Description
+from pipeline.identifiers.looker import Looker
 from pipeline.identifiers.signature import (
     Background,
     Signature,
@@ -55,9 +57,13 @@ class Prototype(Identifier):
     name = "prototype"
 
     def __init__(
-        self, settings: IdentifierSettings, background: Background, acceptance: float = 0.98
+        self,
+        settings: IdentifierSettings,
+        background: Background,
+        acceptance: float = 0.98,
+        looker: Looker | None = None,
     ) -> None:
-        super().__init__(settings, background, acceptance)
+        super().__init__(settings, background, acceptance, looker)
         self._known: dict[str, _Known] = {}
         self._whiten_0 = background.whitening(settings.shrinkage)
         self._dirty = True
@@ -71,7 +77,9 @@ class Prototype(Identifier):
         """Numbers stored in all signatures."""
         return sum(known.signature.numbers() for known in self._known.values())
 
-    def learn(self, task: str, signature: Signature, held_out: np.ndarray) -> dict:
+    def learn(
+        self, task: str, signature: Signature, held_out: np.ndarray, study: Study | None = None
+    ) -> dict:
         """Add a task and calibrate on its held-out fold."""
         unseen = None
         if self._known:
@@ -88,7 +96,13 @@ class Prototype(Identifier):
         self._dirty = True
         return calibration
 
-    def restore(self, task: str, signature: Signature, calibration: dict) -> None:
+    def restore(
+        self,
+        task: str,
+        signature: Signature,
+        calibration: dict,
+        description: Description | None = None,
+    ) -> None:
         """Add a task with the calibration of its own stage."""
         self._add(task, signature)
         self._known[task].calibration = calibration

@@ -203,5 +203,5 @@ def test_the_oracle_knows() -> None:
 
 
 def test_unknown_identifiers_are_refused() -> None:
-    with pytest.raises(UserError, match=r"'psychic' is unknown; choose one of oracle, prototype"):
+    with pytest.raises(UserError, match=r"'psychic' is unknown; choose one of cascade, mllm, o"):
         build_identifier(IdentifierSettings(name="psychic"), Background(np.zeros(2), np.eye(2)))

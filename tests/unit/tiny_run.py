@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.engine import Engine, EngineSpec
-from pipeline.identifiers import build_identifier
+from pipeline.identifiers import Looker, build_identifier
 from pipeline.identifiers.signature import Background
 from pipeline.learner import Learner
 from pipeline.model.kernels import Kernels
@@ -67,11 +67,14 @@ def stage_spec(world: World, run: Path, chosen: Settings, stage: int = 0) -> Sta
     return StageSpec(chosen, str(run), Kernels(), stage, world.domains[stage])
 
 
-def make_learner(world: World, run: RunFolder, chosen: Settings, **options: Any) -> Learner:
+def make_learner(
+    world: World, run: RunFolder, chosen: Settings, looker: Looker | None = None, **options: Any
+) -> Learner:
     """A learner with an engine in this process and a background of random images."""
     engine = Engine(EngineSpec(chosen, run.uri, Kernels()))
     background = make_background(engine)
-    identifier = build_identifier(chosen.identifier, background, chosen.method.unseen.acceptance)
+    acceptance = chosen.method.unseen.acceptance
+    identifier = build_identifier(chosen.identifier, background, acceptance, looker)
     return Learner(
         run, chosen, world.domains, engine, identifier, background, Kernels(), **options
     )  # fmt: skip

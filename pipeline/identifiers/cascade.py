@@ -1,0 +1,41 @@
+"""The signature decides; the multimodal model is asked where the signature is unsure.
+
+Unsure is a margin between the two likeliest tasks below a limit. Limit and weight of the model's
+answer come from held-out folds: at most a configured share of images is asked about, and a model
+that does not help gets weight 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.identifiers.base import Identification, register
+from pipeline.identifiers.folds import Rule, combined, fit_rule, margins_of
+from pipeline.identifiers.mllm import Mllm
+
+
+@register
+class Cascade(Mllm):
+    """Signature first, model under a margin."""
+
+    name = "cascade"
+    rule: Rule = Rule()
+
+    def _rows(self, margins: np.ndarray) -> np.ndarray:
+        """The least sure rows: the only ones that may ever be asked about."""
+        share = int(np.ceil(self.settings.share * len(margins)))
+        count = min(share, self.settings.calibration_images)
+        unsure = np.argsort(margins, kind="stable")[:share]
+        return np.sort(unsure[np.unique(np.linspace(0, share - 1, count).astype(np.int64))])
+
+    def _fit(self) -> None:
+        super()._fit()
+        self.rule = fit_rule(self._known_folds(), self.reading, self.settings.share)
+
+    def _asked(self, guarded: Identification, log_shares: np.ndarray) -> np.ndarray:
+        """Unsure images; whoever is none of these is not asked which one it is."""
+        unsure = margins_of(log_shares) < self.rule.margin
+        return np.flatnonzero(unsure & (guarded.chosen >= 0))
+
+    def _combined(self, signature: np.ndarray, model: np.ndarray) -> np.ndarray:
+        return combined(signature, model, self.rule.weight)

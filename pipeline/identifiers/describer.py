@@ -1,0 +1,75 @@
+"""Puts tasks into words, the next one while the current one trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.identifiers.base import Identifier
+from pipeline.identifiers.description import Description, Sample
+from pipeline.identifiers.scorer import ScorerError
+from pipeline.settings import Settings
+from pipeline.streams import ImageTable, PreparedDomain, stratified_fold
+
+
+def sample_of(domain: PreparedDomain, settings: Settings) -> Sample:
+    """A few images of a task's training fold, chosen by the seed; none of the held-out fold."""
+    table = ImageTable.open(domain.tables["train"])
+    rows, _ = stratified_fold(table.labels, settings.stream.held_out, settings.seed, domain.name)
+    order = np.random.default_rng(settings.seed).permutation(rows)
+    chosen = np.sort(order[: settings.identifier.samples])
+    return Sample(domain.name, domain.classes, table.images(chosen), settings.seed)
+
+
+class Describer:
+    """Descriptions of a stream's tasks, each written once.
+
+    Args:
+        identifier: writes them, if it looks at images.
+        settings: of the run.
+        sample: picks the images of a task that are shown.
+    """
+
+    def __init__(
+        self,
+        identifier: Identifier,
+        settings: Settings,
+        sample: Callable[[PreparedDomain, Settings], Sample] = sample_of,
+    ) -> None:
+        self._identifier = identifier
+        self._settings = settings
+        self._sample = sample
+        self._begun: dict[str, Future[Description | None]] = {}
+        looker = identifier.looker
+        ahead = looker is not None and looker.scorer.remote
+        self._pool = ThreadPoolExecutor(1, "describe") if ahead else None
+
+    def begin(self, *domains: PreparedDomain) -> None:
+        """Have these tasks described, if that does not take time from whoever calls."""
+        for domain in domains:
+            if self._pool is not None and domain.name not in self._begun:
+                self._begun[domain.name] = self._pool.submit(self._write, domain)
+
+    def description(self, domain: PreparedDomain) -> Description | None:
+        """The description of a task, as soon as it is there; None if this identifier needs none.
+
+        Raises:
+            UserError: the model does not answer.
+        """
+        if not self._identifier.looks:
+            return None
+        begun = self._begun.pop(domain.name, None)
+        return self._write(domain) if begun is None else begun.result()
+
+    def _write(self, domain: PreparedDomain) -> Description | None:
+        try:
+            return self._identifier.describe(self._sample(domain, self._settings))
+        except ScorerError as error:
+            raise UserError(
+                f"identifier.model={self._settings.identifier.model}: cannot describe"
+                f" '{domain.name}' ({error}); the same command tries again, or write it by hand in"
+                f" identifier.descriptions.{domain.name}"
+            ) from error

@@ -1,0 +1,1 @@
+"""Drivers of multimodal models, one file each; see `pipeline/identifiers/scorer.py`."""

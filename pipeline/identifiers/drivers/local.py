@@ -1,0 +1,283 @@
+"""Any `AutoModelForImageTextToText` of transformers, in this process.
+
+`likelihood` reads log p(description | image) from the model's own predictions and takes off the
+same without the image. What stands before the description is the same for all descriptions, so its
+keys and values are computed once per image; the first time, that is checked against the plain way.
+
+Shapes: B images, T descriptions, L tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.identifiers.description import (
+    ANSWER,
+    LIKELIHOOD,
+    NONE_OF_THESE,
+    choice_prompt,
+    clean,
+    describe_prompt,
+    letters_for,
+    orders,
+    parse_letter,
+)
+from pipeline.identifiers.scorer import Scores, one_hot, register_driver
+from pipeline.settings import IdentifierSettings
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+EMBEDDED = {"mllm-tiny": WEIGHTS / "mllm-tiny"}
+DTYPES = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DESCRIBE_TOKENS, ANSWER_TOKENS = 48, 4
+TOLERANCE = 0.02  # nats a token, between the plain way and the one with kept keys and values
+
+
+@register_driver("transformers")
+class TransformersScorer:
+    """A model loaded from a directory or the hub; see `pipeline.identifiers.scorer.Scorer`.
+
+    Raises:
+        UserError: there is no such model, or it cannot be loaded.
+    """
+
+    parallel = 1
+    remote = False
+
+    def __init__(self, settings: IdentifierSettings, threads: int = 0) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.settings = settings
+        cuda = torch.cuda.is_available()
+        if settings.device == "cuda" and not cuda:
+            raise UserError("identifier.device=cuda: there is no CUDA device; use auto or cpu")
+        self.device = "cuda" if cuda and settings.device != "cpu" else "cpu"
+        self.processor, self._model = _load(settings, self.device)
+        self.tokenizer = self.processor.tokenizer
+        self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model = f"{settings.model.rstrip('/').rsplit('/', 1)[-1]}@{_digest(self._model)}"
+        self._taught = settings.model in EMBEDDED  # these very questions, and no others
+        self._priors: dict[str, float] = {}
+        self._keeps: bool | None = None  # whether keys and values can be kept; None = not tried
+
+    # -- the contract ------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def describe(self, images: np.ndarray, classes: Sequence[str], seed: int) -> str:
+        """A sentence on each image; the one that suits all of them best."""
+        prompt = LIKELIHOOD if self._taught else describe_prompt(classes)
+        inputs = self._inputs(images, [prompt] * len(images))
+        answers = self._generate(inputs, DESCRIBE_TOKENS)
+        candidates = [text for text in dict.fromkeys(clean(a) for a in answers) if text]
+        if not candidates:
+            return "images"
+        if len(candidates) == 1:
+            return candidates[0]
+        fit = self._likelihood(images, candidates).mean(axis=0)
+        return candidates[int(np.argmax(fit))]
+
+    @torch.no_grad()
+    def score(
+        self, images: np.ndarray, descriptions: Sequence[str], scoring: str, seed: int
+    ) -> Scores:
+        """See `Scorer.score`."""
+        if scoring == "likelihood":
+            values = self._likelihood(images, [clean(text) for text in descriptions])
+            none = np.zeros((len(images), 1), np.float32)
+            return Scores(np.concatenate([values, none], axis=1))
+        options = [*descriptions, NONE_OF_THESE]
+        letters = letters_for(len(options))
+        order = orders(images, len(options), seed)
+        how = "" if self._taught else ANSWER
+        prompts = [choice_prompt([options[o] for o in row], letters, how) for row in order]
+        inputs = self._inputs(images, prompts)
+        if scoring == "choice":
+            places = self._letter_scores(inputs, letters)
+            values = np.full_like(places, np.nan)
+            np.put_along_axis(values, order, places, axis=1)
+            return Scores(values)
+        answers = [parse_letter(text, letters) for text in self._generate(inputs, ANSWER_TOKENS)]
+        found = [None if a is None else int(row[a]) for a, row in zip(answers, order, strict=True)]
+        return Scores(one_hot(found, len(options)), sum(answer is None for answer in answers))
+
+    # -- inputs ------------------------------------------------------------------------------
+
+    def _inputs(self, images: np.ndarray | None, prompts: Sequence[str]) -> dict[str, Any]:
+        """Tensors for one image and one prompt each; without images for prompts alone."""
+        pictures = None if images is None else [Image.fromarray(image) for image in images]
+        if getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template:
+            return self._chat(pictures, prompts)
+        mark = "" if pictures is None else f"{self.processor.image_token}\n"
+        texts = [f"{mark}{prompt}\n" for prompt in prompts]
+        shown = {} if pictures is None else {"images": pictures}
+        found = self.processor(text=texts, return_tensors="pt", padding=True, **shown)
+        return dict(found.to(self.device))
+
+    def _chat(self, pictures: list[Image.Image] | None, prompts: Sequence[str]) -> dict[str, Any]:
+        chats = []
+        for row, prompt in enumerate(prompts):
+            content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
+            if pictures is not None:
+                content.insert(0, {"type": "image", "image": pictures[row]})
+            chats.append([{"role": "user", "content": content}])
+        found = self.processor.apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=True, return_dict=True,
+            return_tensors="pt", processor_kwargs={"padding": True},
+        )  # fmt: skip
+        found = found.to(self.device)
+        return {
+            k: v.to(self._model.dtype) if v.is_floating_point() else v for k, v in found.items()
+        }
+
+    def _ids(self, text: str) -> Tensor:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise UserError(f"identifier.descriptions: '{text}' is empty for this model")
+        return torch.tensor([ids], device=self.device)
+
+    # -- likelihood --------------------------------------------------------------------------
+
+    def _likelihood(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """log p(text | image) - log p(text), (B, T)."""
+        inputs = self._inputs(images, [LIKELIHOOD] * len(images))
+        ids = [self._ids(text) for text in texts]
+        if self._keeps is None:
+            self._keeps = self._try_to_keep(images[:1], ids[0])
+        read = self._read_kept if self._keeps else self._read_plain
+        prior = np.array([self._prior(text) for text in texts], np.float32)
+        return read(inputs, ids).float().cpu().numpy() - prior
+
+    def _prior(self, text: str) -> float:
+        """log p(text) of the model without an image."""
+        if text not in self._priors:
+            inputs = self._inputs(None, [LIKELIHOOD])
+            self._priors[text] = float(self._read_plain(inputs, [self._ids(text)])[0, 0])
+        return self._priors[text]
+
+    def _try_to_keep(self, image: np.ndarray, ids: Tensor) -> bool:
+        plain = self._read_plain(self._inputs(image, [LIKELIHOOD]), [ids])
+        try:  # twice the same text: the second time after the cache was cut back
+            kept = self._read_kept(self._inputs(image, [LIKELIHOOD]), [ids, ids])
+        except Exception as error:
+            log.info("%s: scored without kept keys and values (%s)", self.model, error)
+            return False
+        return bool(((kept - plain).abs() <= TOLERANCE * ids.shape[1]).all())
+
+    def _read_plain(self, inputs: dict[str, Any], texts: list[Tensor]) -> Tensor:
+        """log p(text | inputs), (B, T), everything anew for each text."""
+        start, found = inputs["input_ids"].shape[1], []
+        for ids_L in texts:
+            longer = self._model(**_extended(inputs, ids_L[:, :-1]), use_cache=False)
+            found.append(_sum_of_logs(longer.logits[:, start - 1 :], ids_L))
+        return torch.stack(found, dim=1)
+
+    def _read_kept(self, inputs: dict[str, Any], texts: list[Tensor]) -> Tensor:
+        """The same; what stands before the texts is computed once."""
+        first = self._model(**inputs, use_cache=True)
+        cache, last_BV = first.past_key_values, first.logits[:, -1:]
+        found = []
+        for ids_L in texts:
+            logits = last_BV
+            if ids_L.shape[1] > 1:
+                ids_BL = ids_L[:, :-1].expand(len(last_BV), -1)
+                mask = torch.cat([inputs["attention_mask"], torch.ones_like(ids_BL)], dim=1)
+                rest = self._model(
+                    input_ids=ids_BL, attention_mask=mask, past_key_values=cache, use_cache=True
+                )
+                logits = torch.cat([last_BV, rest.logits], dim=1)
+                cache.crop(-ids_BL.shape[1])
+            found.append(_sum_of_logs(logits, ids_L))
+        return torch.stack(found, dim=1)
+
+    # -- choice and text ---------------------------------------------------------------------
+
+    def _letter_scores(self, inputs: dict[str, Any], letters: str) -> np.ndarray:
+        """Log probability of each letter among the letters, (B, options)."""
+        logits_BV = self._model(**inputs, use_cache=False).logits[:, -1].float()
+        places = [logits_BV[:, self._letter_ids(a)].logsumexp(dim=1) for a in letters]
+        return torch.stack(places, dim=1).log_softmax(dim=1).cpu().numpy()
+
+    def _letter_ids(self, letter: str) -> list[int]:
+        """Tokens that are this letter, with or without a space before it."""
+        found = set()
+        for text in (letter, f" {letter}"):
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            if ids and self.tokenizer.decode(ids[-1:]).strip() == letter:
+                found.add(ids[-1])
+        if not found:
+            raise UserError(
+                f"identifier.scoring=choice: the tokenizer of {self.model} has no token for the"
+                f" letter {letter}; use identifier.scoring=likelihood"
+            )
+        return sorted(found)
+
+    def _generate(self, inputs: dict[str, Any], tokens: int) -> list[str]:
+        start = inputs["input_ids"].shape[1]
+        found = self._model.generate(
+            **inputs, max_new_tokens=tokens, do_sample=False,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )  # fmt: skip
+        return self.tokenizer.batch_decode(found[:, start:], skip_special_tokens=True)
+
+
+def _sum_of_logs(logits_BLV: Tensor, ids_L: Tensor) -> Tensor:
+    """Sum over tokens of log p(token), (B,)."""
+    logs = logits_BLV.float().log_softmax(dim=-1)
+    return logs.gather(2, ids_L.expand(len(logs), -1)[..., None])[..., 0].sum(dim=1)
+
+
+def _extended(inputs: dict[str, Any], ids_L: Tensor) -> dict[str, Any]:
+    """The inputs with more tokens at the end of every row."""
+    count = len(inputs["input_ids"])
+    ids_BL = ids_L.expand(count, -1)
+    longer = dict(inputs)
+    longer["input_ids"] = torch.cat([inputs["input_ids"], ids_BL], dim=1)
+    for name in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
+        if name in inputs:
+            value = 1 if name == "attention_mask" else 0
+            more = torch.full_like(ids_BL, value)
+            longer[name] = torch.cat([inputs[name], more], dim=1)
+    return longer
+
+
+def _load(settings: IdentifierSettings, device: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor  # seconds
+    from transformers.utils import logging as noise
+
+    noise.disable_progress_bar()
+    where = str(EMBEDDED.get(settings.model, settings.model))
+    options = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
+    dtype = torch.float32 if (settings.dtype, device) == ("auto", "cpu") else DTYPES[settings.dtype]
+    try:
+        processor = AutoProcessor.from_pretrained(where)
+        model = AutoModelForImageTextToText.from_pretrained(where, dtype=dtype, **options)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"identifier.model={settings.model}: cannot be loaded ({reason}); give mllm-tiny, a"
+            " directory or the id of an image-text-to-text model on the hub"
+        ) from error
+    return processor, model.eval().to(device)
+
+
+def _digest(model: torch.nn.Module) -> str:
+    """12 hex digits of names, shapes and a sample of every weight: quick for large models too."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        few = flat[:: max(1, len(flat) // 64)].float().cpu().numpy()
+        total.update(f"{name}{tuple(tensor.shape)}".encode() + few.tobytes())
+    return total.hexdigest()[:12]

@@ -1,0 +1,201 @@
+"""What an identifier that looks remembers of held-out folds, and what it learns from them.
+
+A fold is scored once, when its task is learned, against the tasks known by then: no image of an
+earlier task is ever needed again. A few rows of scores stay with the task; temperature, weight and
+margin are fitted on the rows of all learned tasks, so that forgetting one is exact.
+
+Shapes: n rows of a fold, T tasks known when it was scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+TEMPERATURES = np.geomspace(0.125, 64.0, 28)
+CENTRES = (0.0, 0.5, 1.0)
+WEIGHTS = np.linspace(0.0, 1.0, 11)
+CUTS = 8  # margins that are tried, up to the share that may be asked
+FLOOR = 1e-6  # no share is believed to be below it
+ENOUGH = 0.98  # of the best gain in log-likelihood: what remains is not worth more calls
+DIGITS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Scores of some held-out rows of one task.
+
+    Attributes:
+        task: the true task of all rows.
+        options: tasks known when they were scored, `task` among them.
+        signature: (n, T) log shares by the signature alone.
+        scores: (n, T) of the model, larger = fits better; NaN rows were not answered.
+        margins: quantiles of the signature's margin over the whole fold.
+    """
+
+    task: str
+    options: tuple[str, ...]
+    signature: np.ndarray
+    scores: np.ndarray
+    margins: np.ndarray
+
+    def asdict(self) -> dict[str, Any]:
+        """Plain data for `task.json`."""
+        return {
+            "options": list(self.options),
+            "signature": np.round(self.signature, DIGITS).tolist(),
+            "scores": [
+                None if np.isnan(row).any() else np.round(row, DIGITS).tolist()
+                for row in self.scores.astype(float)
+            ],
+            "margins": np.round(self.margins, 8).tolist(),
+        }
+
+    @classmethod
+    def load(cls, task: str, values: dict[str, Any]) -> Fold:
+        """From what `asdict` gave."""
+        width = len(values["options"])
+        rows = [np.full(width, np.nan) if row is None else row for row in values["scores"]]
+        return cls(
+            task,
+            tuple(values["options"]),
+            np.array(values["signature"], float).reshape(-1, width),
+            np.array(rows, float).reshape(-1, width),
+            np.array(values["margins"], float),
+        )
+
+    def among(self, tasks: Sequence[str]) -> Fold:
+        """Without the options that are not among `tasks`, and without unanswered rows."""
+        kept = [i for i, option in enumerate(self.options) if option in tasks]
+        answered = ~np.isnan(self.scores).any(axis=1)
+        signature = self.signature[answered][:, kept]
+        signature = signature - logsumexp(signature)
+        options = tuple(self.options[i] for i in kept)
+        return Fold(self.task, options, signature, self.scores[answered][:, kept], self.margins)
+
+    @property
+    def truth(self) -> int:
+        """Column of the true task."""
+        return self.options.index(self.task)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the model's scores are read.
+
+    Attributes:
+        temperature: scores are divided by it.
+        centre: how much of a description's usual score on its own task is taken off.
+        usual: task -> mean score of its own held-out rows.
+    """
+
+    temperature: float = 1.0
+    centre: float = 0.0
+    usual: dict[str, float] | None = None
+
+    def log_shares(self, scores: np.ndarray, options: Sequence[str]) -> np.ndarray:
+        """Calibrated log shares (n, T) of the model."""
+        offsets = np.array([(self.usual or {}).get(option, 0.0) for option in options])
+        z = (scores - self.centre * offsets) / self.temperature
+        return floored(z - logsumexp(z))
+
+
+def fit_reading(folds: Sequence[Fold], centred: bool) -> Reading:
+    """Temperature and centring of the lowest cross-entropy over all folds with a choice."""
+    usual = {f.task: float(f.scores[:, f.truth].mean()) for f in folds if len(f.scores)}
+    useful = [fold for fold in folds if len(fold.options) > 1 and len(fold.scores)]
+    best, lowest = Reading(1.0, 0.0, usual), np.inf
+    if not useful:
+        return best
+    for centre in CENTRES if centred else (0.0,):
+        for temperature in TEMPERATURES:
+            reading = Reading(float(temperature), centre, usual)
+            losses = [
+                -reading.log_shares(fold.scores, fold.options)[:, fold.truth].mean()
+                for fold in useful
+            ]
+            if np.mean(losses) < lowest - 1e-9:
+                best, lowest = reading, float(np.mean(losses))
+    return best
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When the cascade asks, and how much it believes the answer.
+
+    Attributes:
+        margin: images below this margin of the signature's shares are asked about.
+        weight: of the model's log share; 1 - weight is the signature's.
+    """
+
+    margin: float = 0.0
+    weight: float = 0.0
+
+
+def fit_rule(folds: Sequence[Fold], reading: Reading, share: float) -> Rule:
+    """The weight of the best log-likelihood, and the least margin that has nearly all of the gain.
+
+    At most `share` of the held-out images are below the margin. Where the model does not help, the
+    weight is 0 and nobody is asked.
+    """
+    useful = [fold for fold in folds if len(fold.options) > 1]
+    if not useful or share <= 0:
+        return Rule()
+    pooled = np.concatenate([fold.margins for fold in useful])
+    cuts = np.quantile(pooled, share * np.arange(1, CUTS + 1) / CUTS, method="lower")
+    parts = [
+        (
+            margins_of(fold.signature),
+            np.stack(
+                [
+                    combined(fold.signature, reading.log_shares(fold.scores, fold.options), weight)[
+                        :, fold.truth
+                    ]
+                    for weight in WEIGHTS
+                ],
+                axis=1,
+            ),
+        )
+        for fold in useful
+        if len(fold.scores)
+    ]
+    if not parts:
+        return Rule()
+    margins = np.concatenate([margin for margin, _ in parts])
+    logs = np.concatenate([log for _, log in parts])  # (n, weights) log share of the truth
+    below = margins[None] < cuts[:, None]
+    gains = np.einsum("cn,nw->cw", below, logs - logs[:, :1])  # (cuts, weights) over weight 0
+    weight = int(np.argmax(gains[-1]))
+    if gains[-1, weight] <= 0:
+        return Rule()
+    cut = int(np.argmax(gains[:, weight] >= ENOUGH * gains[:, weight].max()))
+    return Rule(float(cuts[cut]), float(WEIGHTS[weight]))
+
+
+def combined(signature: np.ndarray, model: np.ndarray, weight: float) -> np.ndarray:
+    """Weighted log shares (n, T), normalised again."""
+    mixed = (1.0 - weight) * floored(signature) + weight * floored(model)
+    return mixed - logsumexp(mixed)
+
+
+def margins_of(log_shares: np.ndarray) -> np.ndarray:
+    """Distance of the two largest shares, (n,); 1 where there is one task only."""
+    if log_shares.shape[1] < 2:
+        return np.ones(len(log_shares))
+    top = np.sort(np.exp(log_shares), axis=1)
+    return top[:, -1] - top[:, -2]
+
+
+def floored(log_shares: np.ndarray) -> np.ndarray:
+    """No share below `FLOOR`: a certain error must stay correctable."""
+    return np.maximum(log_shares, np.log(FLOOR))
+
+
+def logsumexp(z: np.ndarray) -> np.ndarray:
+    """Row by row, (n, 1)."""
+    top = z.max(axis=1, keepdims=True, initial=-np.inf)
+    top = np.where(np.isfinite(top), top, 0.0)
+    return top + np.log(np.maximum(np.exp(z - top).sum(axis=1, keepdims=True), 1e-300))

@@ -1,0 +1,155 @@
+"""What a multimodal model does for identifiers, whatever runs it: write and compare descriptions.
+
+A driver is one file in `pipeline/identifiers/drivers/` that registers itself by name. A scorer may
+run in this process, behind an HTTP endpoint or in a pool of replicas; the contract is the same.
+
+Shapes: B images, T descriptions.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.settings import IdentifierSettings
+
+
+class ScorerError(RuntimeError):
+    """A model or its endpoint did not answer, after all retries."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Answers about some images.
+
+    Attributes:
+        values: (B, T + 1) log scores, the last column is "none of these"; a row of NaN was not
+            answered. `likelihood`: log p(description | image) - log p(description), summed over
+            its tokens, and 0 for none. `choice`, `generate`: log probabilities of the options.
+        parse_failures: answers that were no option.
+    """
+
+    values: np.ndarray
+    parse_failures: int = 0
+
+
+class Scorer(Protocol):
+    """A multimodal model, here or elsewhere.
+
+    Attributes:
+        model: its name with the digest of its weights, `mllm-tiny@0123456789ab`.
+        parallel: calls of `score` that it can use at once.
+        remote: whether it works while this process does something else.
+    """
+
+    model: str
+    parallel: int
+    remote: bool
+
+    def describe(self, images: np.ndarray, classes: Sequence[str], seed: int) -> str:
+        """One sentence on what kind of pictures these are.
+
+        Args:
+            images: (S, H, W, 3) uint8, some training images of one task.
+            classes: its class names; data, never instructions.
+            seed: of whatever chance is in it.
+
+        Raises:
+            ScorerError: no answer after all retries.
+        """
+        ...
+
+    def score(
+        self, images: np.ndarray, descriptions: Sequence[str], scoring: str, seed: int
+    ) -> Scores:
+        """How well each description fits each image; every image on its own.
+
+        Args:
+            images: (B, H, W, 3) uint8.
+            descriptions: T texts.
+            scoring: `likelihood`, `choice` or `generate`.
+            seed: of the order in which options are shown.
+
+        Raises:
+            UserError: the model cannot score in this way.
+        """
+        ...
+
+
+Factory = Callable[[IdentifierSettings, int], Scorer]
+_DRIVERS: dict[str, Factory] = {}
+
+
+def register_driver(name: str) -> Callable[[Factory], Factory]:
+    """Decorator of a driver: a class or function of (settings, threads)."""
+
+    def add(factory: Factory) -> Factory:
+        _DRIVERS[name] = factory
+        return factory
+
+    return add
+
+
+def drivers() -> dict[str, Factory]:
+    """All drivers by name; each file is imported once, what it drives only when it is built."""
+    package = importlib.import_module("pipeline.identifiers.drivers")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return dict(sorted(_DRIVERS.items()))
+
+
+def check_driver(settings: IdentifierSettings) -> None:
+    """Refuse what can never work, before anything starts.
+
+    Raises:
+        UserError: unknown driver, or settings that it lacks.
+    """
+    known = drivers()
+    if settings.driver not in known:
+        raise UserError(
+            f"identifier.driver={settings.driver}: unknown; choose one of {', '.join(known)}"
+        )
+    if settings.driver == "openai" and not settings.endpoint:
+        raise UserError(
+            "identifier.endpoint: must be given for identifier.driver=openai, as"
+            " identifier.endpoint=http://host:8000/v1"
+        )
+    if settings.driver == "openai" and settings.scoring == "likelihood":
+        raise UserError(
+            "identifier.scoring=likelihood: an endpoint does not give the likelihood of a text;"
+            " use choice (needs logprobs) or generate"
+        )
+
+
+def build_scorer(settings: IdentifierSettings, threads: int = 0) -> Scorer:
+    """The driver that the settings name, in this process.
+
+    Args:
+        settings: driver, model and how to run it.
+        threads: of torch; 0 = leave as it is.
+
+    Raises:
+        UserError: unknown driver, or a model that cannot be loaded.
+    """
+    check_driver(settings)
+    return drivers()[settings.driver](settings, threads)
+
+
+def one_hot(found: Sequence[int | None], options: int, doubt: float = 0.05) -> np.ndarray:
+    """Log scores (B, options) of plain answers; None becomes a row of NaN.
+
+    An answer without probabilities is believed up to `doubt`; calibration does the rest.
+    """
+    values = np.full((len(found), options), np.log(doubt / max(1, options - 1)), np.float32)
+    for row, option in enumerate(found):
+        if option is None:
+            values[row] = np.nan
+        else:
+            values[row, option] = np.log(1.0 - doubt)
+    return values

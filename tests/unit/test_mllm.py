@@ -1,0 +1,230 @@
+"""Identifiers that look, on whole runs: what is asked, kept, counted and decided.
+
+The model here reads mean colours: a description is the mean colour of its samples, and an image
+fits it the better, the nearer its own mean is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation.records import read_records
+from pipeline.evaluation.report import build_report, write_report
+from pipeline.identifiers import Evidence, Looker, Shown
+from pipeline.identifiers.description import Description
+from pipeline.identifiers.scorer import Scores
+from pipeline.learner import Learner
+from pipeline.redact import redacted
+from pipeline.settings import Settings
+from pipeline.store import RunFolder
+from tests.unit.tiny_run import (
+    TASKS,
+    World,
+    group_hashes,
+    learn_stream,
+    make_learner,
+    make_world,
+    run_settings,
+)
+
+N, IMAGES = len(TASKS), 24  # tasks, test images of each
+
+
+class Colours:
+    """A scorer that can be told to fail."""
+
+    model, parallel, remote = "colours@0", 2, True
+
+    def __init__(self, broken: float = 0.0) -> None:
+        self.broken = broken
+        self.pairs = 0
+        self.seen: list[tuple[int, int]] = []
+
+    def describe(self, images: np.ndarray, classes: Sequence[str], seed: int) -> str:
+        return " ".join(f"{value:.1f}" for value in images.mean(axis=(0, 1, 2)))
+
+    def score(
+        self, images: np.ndarray, descriptions: Sequence[str], scoring: str, seed: int
+    ) -> Scores:
+        self.seen.append((len(images), len(descriptions)))
+        self.pairs += len(images) * len(descriptions)
+        wanted = np.array([[float(v) for v in text.split()] for text in descriptions])
+        means = images.mean(axis=(1, 2))
+        near = -0.1 * np.abs(means[:, None] - wanted[None]).sum(axis=2)
+        values = np.concatenate([near, np.zeros((len(images), 1))], axis=1).astype(np.float32)
+        if scoring != "likelihood":
+            values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
+        bad = (means.sum(axis=1) * 7919 % 1.0) < self.broken
+        values[bad] = np.nan
+        return Scores(values, int(bad.sum()) if scoring == "generate" else 0)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def _settings(world: World, name: str, **more: Any) -> Settings:
+    identifier = {"name": name, "model": "colours", "batch_size": 7, "calibration_images": 8} | more
+    return run_settings(world, identifier=identifier, training={"steps": 2})
+
+
+def _learner(world: World, run: RunFolder, settings: Settings, scorer: Colours | None) -> Learner:
+    facts = {
+        "backbone": {}, "stream": {"tasks": list(TASKS)}, "kernels": {}, "versions": {},
+        "tracking": {},
+    }  # fmt: skip
+    with run.lock():
+        run.open_run(redacted(settings), facts)
+    if scorer is None:
+        return make_learner(world, run, settings)
+    looker = Looker(scorer, settings.identifier, settings.seed, run.folder.child("identifier"))
+    return make_learner(world, run, settings, looker=looker)
+
+
+def _learn(
+    world: World, path: Path, name: str, scorer: Colours | None = None, **more: Any
+) -> RunFolder:
+    run = RunFolder(path)
+    learn_stream(_learner(world, run, _settings(world, name, **more), scorer))
+    return run
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Colours:
+    return Colours()
+
+
+@pytest.fixture(scope="module")
+def run(world: World, scorer: Colours, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return _learn(world, tmp_path_factory.mktemp("runs") / "mllm", "mllm", scorer)
+
+
+def test_every_pair_is_scored_once_in_all_stages(run: RunFolder, scorer: Colours) -> None:
+    """N tasks over N stages: N x images scorings, not N x N x images."""
+    report = build_report(run)["identifier"]
+    # With one task there is nothing to choose: the first stage asks nothing.
+    assert report["calls"] == (N - 1) * N * IMAGES
+    assert report["scorings"] == N * (N * IMAGES)
+    assert report["fallbacks"] == report["parse_failures"] == 0
+    held = sum(e["work"]["scorings"] for e in run.journal.events() if e["event"] == "described")
+    assert scorer.pairs == report["scorings"] + held, "what is reported is what was done"
+    assert held < 0.5 * report["scorings"]
+
+
+def test_the_report_says_who_identified_and_how_well(run: RunFolder) -> None:
+    report = write_report(run, pictures=False)["identifier"]
+    assert (report["backend"], report["model"], report["scoring"]) == (
+        "mllm", "colours@0", "likelihood",
+    )  # fmt: skip
+    assert list(report["accuracy_per_task"]) == list(TASKS)
+    assert np.mean(list(report["accuracy_per_task"].values())) > 35, "four tasks: chance is 25"
+    assert report["images_per_second"] > 0
+
+
+def test_task_files_hold_the_description_and_where_it_comes_from(run: RunFolder) -> None:
+    cards = [json.loads(run.groups.read(ref, "task.json")) for ref in run.groups.list()]
+    for card in cards:
+        description = card["description"]
+        assert set(description) == {"text", "prompt_version", "model", "seed", "samples", "by"}
+        assert (description["by"], description["model"]) == ("mllm", "colours@0")
+        assert len(description["samples"]) == 6 and len(set(description["samples"])) == 6
+    assert len({card["description"]["text"] for card in cards}) == N
+    traces = run.folder.read_json("identifier/traces/001-held-out.json")
+    assert {trace["kind"] for trace in traces} == {"describe", "likelihood"}
+    assert {trace["task"] for trace in traces} <= set(TASKS)
+
+
+def test_an_interrupted_run_asks_nothing_twice(
+    world: World, run: RunFolder, tmp_path: Path
+) -> None:
+    first, again = Colours(), Colours()
+    other = RunFolder(tmp_path / "run")
+    settings = _settings(world, "mllm")
+    learn_stream(_learner(world, other, settings, first), stages=2)
+    learn_stream(_learner(world, other, settings, again))
+    whole = [read_records(r).matrix("identified") for r in (run, other)]  # type: ignore[union-attr]
+    np.testing.assert_array_equal(*whole)
+    assert group_hashes(other) == group_hashes(run)
+    held = sum(e["work"]["scorings"] for e in other.journal.events() if e["event"] == "described")
+    assert first.pairs + again.pairs == N * N * IMAGES + held
+    silent = Colours()
+    learner = _learner(world, other, settings, silent)
+    learner.restore()
+    learner.evaluator.stage(N - 1)
+    assert silent.pairs == 0, "all scores are in the run folder"
+
+
+def test_choice_asks_per_set_of_options_and_failures_fall_back(
+    world: World, tmp_path: Path
+) -> None:
+    scorer = Colours(broken=0.4)
+    run = _learn(world, tmp_path / "run", "mllm", scorer, scoring="generate")
+    report = build_report(run)["identifier"]
+    assert report["scorings"] == report["calls"] == (N - 1) * N * IMAGES
+    assert 0.2 * report["calls"] < report["fallbacks"] == report["parse_failures"]
+    assert report["fallbacks"] < 0.6 * report["calls"]
+    plain = _learn(world, tmp_path / "plain", "prototype")
+    dead = _learn(world, tmp_path / "dead", "mllm", Colours(broken=1.1), scoring="generate")
+    matrices = [read_records(r).matrix("identified") for r in (plain, dead)]  # type: ignore[union-attr]
+    np.testing.assert_array_equal(*matrices, "without answers it is the signature's")
+
+
+def test_the_cascade_asks_few_and_is_not_worse(
+    world: World, run: RunFolder, tmp_path: Path
+) -> None:
+    scorer = Colours()
+    cascade = _learn(world, tmp_path / "run", "cascade", scorer, share=0.3)
+    plain = _learn(world, tmp_path / "plain", "prototype")
+    found = {name: build_report(r)["identifier"] for name, r in
+             (("cascade", cascade), ("mllm", run), ("prototype", plain))}  # fmt: skip
+    assert found["cascade"]["calls"] <= 0.3 * N * N * IMAGES
+    best = max(found["mllm"]["closed_accuracy"], found["prototype"]["closed_accuracy"])
+    assert found["cascade"]["closed_accuracy"] >= best - 2.1, "one image in 48 is noise"
+    assert found["prototype"]["calls"] == 0 and found["prototype"]["model"] is None
+
+
+def test_words_by_hand_are_used_and_recorded(world: World, tmp_path: Path) -> None:
+    hand = {TASKS[1]: "1 2\n 3"}
+    run = _learn(world, tmp_path / "run", "mllm", Colours(), descriptions=hand)
+    cards = {r.name: json.loads(run.groups.read(r, "task.json")) for r in run.groups.list()}
+    description = Description.load(cards[TASKS[1]]["description"])
+    assert description is not None and (description.by, description.text) == ("hand", "1 2 3")
+    assert description.samples == () and cards[TASKS[0]]["description"]["by"] == "mllm"
+
+
+@pytest.mark.parametrize("name", ["mllm", "cascade"])
+def test_each_image_is_decided_alone_and_forgetting_is_exact(
+    name: str, world: World, run: RunFolder, tmp_path: Path
+) -> None:
+    settings = _settings(world, name, share=1.0)
+    first = _learner(world, RunFolder(tmp_path / "a"), settings, Colours())
+    learn_stream(first)
+    evidence = first.evaluator.evidence(TASKS[2])
+    whole = first.identifier.identify(evidence)
+    assert evidence.shown is not None
+    read = evidence.shown.read
+    for row in (0, 5):
+        shown = Shown(lambda at, row=row: read(at + row))  # unknown to the memory
+        alone = first.identifier.identify(
+            Evidence(evidence.features[row : row + 1], TASKS[2], shown)
+        )
+        np.testing.assert_allclose(alone.probabilities[0], whole.probabilities[row], atol=1e-5)
+    first.identifier.forget(TASKS[1])
+    without = first.identifier.identify(evidence)
+    ref = {r.name: r for r in first.run.groups.list()}[TASKS[1]]
+    card = json.loads(first.run.groups.read(ref, "task.json"))
+    first.identifier.restore(
+        TASKS[1], first.signatures[TASKS[1]], card["calibration"]["identifier"],
+        Description.load(card["description"]),
+    )  # fmt: skip
+    first.identifier.forget(TASKS[1])
+    again = first.identifier.identify(evidence)
+    assert np.array_equal(again.probabilities, without.probabilities)
+    assert without.options == tuple(t for t in TASKS if t != TASKS[1])
