@@ -31,7 +31,7 @@ from pipeline.evaluation.report import write_report
 from pipeline.identifiers import build_identifier
 from pipeline.identifiers.background import find_background, load_background
 from pipeline.identifiers.signature import Background
-from pipeline.learner import Learner
+from pipeline.learner import Learner, stages_of
 from pipeline.methods.base import method_class
 from pipeline.model.kernels import Kernels
 from pipeline.settings import Settings, TrackingSettings
@@ -118,6 +118,8 @@ class Session:
             self.pool = self._stack.enter_context(EncoderPool(settings))
         else:
             self.domains, self.pool = self.parent.domains, self.parent.pool
+        tasks = [domain.name for domain in self.domains]
+        stages = stages_of(settings, tasks)
         self.run.journal.append(
             "run-started", pid=os.getpid(), host=socket.gethostname(), job=_job_id()
         )
@@ -131,7 +133,7 @@ class Session:
             redacted(settings),
             {
                 "backbone": facts,
-                "stream": {"tasks": [domain.name for domain in self.domains]},
+                "stream": {"tasks": tasks, "stages": [list(stage.tasks) for stage in stages]},
                 "kernels": kernels.asdict(),
                 "versions": versions(),
                 "tracking": {},
