@@ -36,6 +36,12 @@ def load_settings(arguments: Sequence[str]) -> Settings:
     return settings.model_copy(update={"run_dir": where})
 
 
+def reference_methods(settings: Settings) -> list[str]:
+    """Methods that are learned beside this one: as configured, and its baseline if it has one."""
+    wanted = [*settings.evaluation.references, settings.method.options.get("baseline")]
+    return list(dict.fromkeys(name for name in wanted if name and name != settings.method.name))
+
+
 def reference_settings(arguments: Sequence[str], method: str, settings: Settings) -> Settings:
     """The same run by another method, with that method's own defaults and this run's experts."""
     kept = [a for a in arguments if not a.startswith(("method=", "method."))]

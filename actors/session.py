@@ -32,7 +32,7 @@ from pipeline.identifiers import Looker, build_identifier, identifier_class
 from pipeline.identifiers.background import find_background, load_background
 from pipeline.identifiers.scorer import Scorer, build_scorer, check_driver
 from pipeline.identifiers.signature import Background
-from pipeline.learner import Learner
+from pipeline.learner import Learner, stages_of
 from pipeline.methods.base import method_class
 from pipeline.model.kernels import Kernels
 from pipeline.settings import Settings, TrackingSettings
@@ -123,6 +123,8 @@ class Session:
         else:
             self.domains, self.pool = self.parent.domains, self.parent.pool
             self.scorer = self.parent.scorer
+        tasks = [domain.name for domain in self.domains]
+        stages = stages_of(settings, tasks)
         self.run.journal.append(
             "run-started", pid=os.getpid(), host=socket.gethostname(), job=_job_id()
         )
@@ -136,7 +138,7 @@ class Session:
             redacted(settings),
             {
                 "backbone": facts,
-                "stream": {"tasks": [domain.name for domain in self.domains]},
+                "stream": {"tasks": tasks, "stages": [list(stage.tasks) for stage in stages]},
                 "kernels": kernels.asdict(),
                 "versions": versions(),
                 "tracking": {},

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from actors.arguments import load_settings, reference_settings
+from actors.arguments import load_settings, reference_methods, reference_settings
 from actors.session import Session, Stopped
 from pipeline.errors import (
     EXIT_DONE,
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         settings = load_settings(arguments)
         with Session(settings) as session:
             learn_stream(session)
-            for name in settings.evaluation.references:
+            for name in reference_methods(settings):
                 with session.reference(reference_settings(arguments, name, settings)) as other:
                     learn_stream(other)
             report = session.finish()

@@ -21,15 +21,15 @@ from pipeline.identifiers.signature import Background, task_distance
 from pipeline.methods.base import Neighbour, method_class
 from pipeline.model.kernels import Kernels
 from pipeline.settings import Settings
-from pipeline.store import GroupRef, RunFolder
+from pipeline.store import GroupRef, RunFolder, sha256
 from pipeline.store.tensors import dump, load
-from pipeline.streams import ImageTable, PreparedDomain, stratified_fold
+from pipeline.streams import ImageTable, PreparedDomain, Stage, plan_stages, stratified_fold
 from pipeline.training.launch import train_stage
 from pipeline.training.stage import GROUP, PROBE, Outcome, StageSpec
 
 log = logging.getLogger(__name__)
 
-IDENTITY, TASK = "identity.safetensors", "task.json"
+IDENTITY, TASK, EXPERTS = "identity.safetensors", "task.json", "experts.json"
 
 
 class Look(NamedTuple):
@@ -86,7 +86,10 @@ class Learner:
         self.kernels = kernels
         self.threads = threads
         self.method = method_class(settings.method.name)
-        self.evaluator = Evaluator(run, settings, self.method, domains, encoder, identifier, shared)
+        self.stages = stages_of(settings, [domain.name for domain in domains])
+        self.evaluator = Evaluator(
+            run, settings, self.method, domains, encoder, identifier, shared, self.stages
+        )
         self.signatures: dict[str, Signature] = {}
         self._done: dict[int, GroupRef] = {}
         self._train = train
@@ -101,10 +104,10 @@ class Learner:
         a measurement (all do when a task was appended), `learn` takes up each stored group in turn.
         """
         self._done = self.run.completed_stages() if self.method.trains else {}
-        for stage in range(len(self.domains)):
+        for stage in range(len(self.stages)):
             ready = stage in self._done or not self.method.trains
             if not ready or not self._measured(stage):
-                return list(range(stage, len(self.domains)))
+                return list(range(stage, len(self.stages)))
             self.learn(stage)
         return []
 
@@ -115,30 +118,34 @@ class Learner:
         return self.run.folder.read_json(name)["tasks"] == [d.name for d in self.domains]
 
     def _recall(self, ref: GroupRef) -> None:
-        task = json.loads(self.run.groups.read(ref, TASK))
+        card = json.loads(self.run.groups.read(ref, TASK))
         arrays = load(self.run.groups.read(ref, IDENTITY), IDENTITY)
-        prefix = "signature/"
-        stored = {
-            k.removeprefix(prefix): v.numpy() for k, v in arrays.items() if k.startswith(prefix)
-        }
-        self._admit(ref, task["calibration"])
-        if stored:
-            self.signatures[ref.name] = Signature.load(stored)
-            self.identifier.restore(
-                ref.name, self.signatures[ref.name], task["calibration"]["identifier"],
-                Description.load(task["description"]),
-            )  # fmt: skip
+        for task in self.stages[ref.stage].tasks:
+            alone = task == ref.name
+            prefix = "signature/" if alone else f"signature/{task}/"
+            calibration = card["calibration"] if alone else card["calibration"][task]
+            description = card["description"] if alone else card["description"][task]
+            stored = {
+                k.removeprefix(prefix): v.numpy() for k, v in arrays.items() if k.startswith(prefix)
+            }
+            self._admit(ref, task, calibration)
+            if stored:
+                self.signatures[task] = Signature.load(stored)
+                self.identifier.restore(
+                    task, self.signatures[task], calibration["identifier"],
+                    Description.load(description),
+                )  # fmt: skip
 
-    def _admit(self, ref: GroupRef, calibration: dict[str, Any]) -> None:
+    def _admit(self, ref: GroupRef, task: str, calibration: dict[str, Any]) -> None:
         self.evaluator.learned(
-            TaskFacts(ref, calibration["temperature"], calibration["lambda_accuracy"])
+            TaskFacts(ref, calibration["temperature"], calibration["lambda_accuracy"], task)
         )
 
     # -- one stage ---------------------------------------------------------------------------
 
     def learn(self, stage: int) -> None:
-        """Learn one task or take up its stored group; afterwards it is frozen for ever."""
-        domain = self.domains[stage]
+        """Learn a stage or take up its stored group; afterwards it is frozen for ever."""
+        name, domains = self.stages[stage].name, self._domains(stage)
         if not self.method.trains:
             return
         if stage in self._done:
@@ -148,21 +155,21 @@ class Learner:
         journal = self.run.journal
         events = journal.events()
         attempt = 1 + sum(e["event"] == "stage-started" and e["stage"] == stage for e in events)
-        journal.append("stage-started", stage=stage, task=domain.name, attempt=attempt)
+        journal.append("stage-started", stage=stage, task=name, attempt=attempt)
         clock = time.perf_counter()
-        signature, held, lambdas = self._look(domain) if self.method.identifies else NOTHING_SEEN
+        looks = [self._look(d) if self.method.identifies else NOTHING_SEEN for d in domains]
         looked = time.perf_counter() - clock
         if self.method.identifies:
-            self._describer.begin(domain)
-            self._describer.begin(*self.domains[stage + 1 : stage + 2])
+            coming = self._domains(stage + 1) if stage + 1 < len(self.stages) else []
+            self._describer.begin(*domains, *coming)
         fit = time.perf_counter()
-        outcome = self._train(self._spec(stage, attempt, signature))
+        outcome = self._train(self._spec(stage, attempt, [look.signature for look in looks]))
         fit = time.perf_counter() - fit
         facts = outcome.facts
         journal.append(
             "stage-trained",
             stage=stage,
-            task=domain.name,
+            task=name,
             attempt=attempt,
             steps=facts["best_step"],
             images_per_second=facts["images_per_second"],
@@ -175,34 +182,45 @@ class Learner:
                 "steps": facts["seconds"]["steps"],
             },
         )
-        calibration = {
-            "temperature": facts["temperature"],
-            "lambda_accuracy": lambdas,
-            "identifier": None,
-        }
-        description = None
-        if signature is not None:
-            self.signatures[domain.name] = signature
-            description = self._describer.description(domain)
-            calibration["identifier"] = self.identifier.learn(
-                domain.name, signature, held.features, Study(held, description)
-            )
-            self._note_work(stage, domain.name, description)
-        ref = self._store(stage, domain, outcome, signature, calibration, description)
-        self._admit(ref, calibration)
+        calibrations: dict[str, dict[str, Any]] = {}
+        descriptions: dict[str, Description | None] = {}
+        for domain, (signature, held, lambdas) in zip(domains, looks, strict=True):
+            calibration = {
+                "temperature": facts["temperatures"][domain.name],
+                "lambda_accuracy": lambdas,
+                "identifier": None,
+            }
+            description = None
+            if signature is not None:
+                self.signatures[domain.name] = signature
+                description = self._describer.description(domain)
+                calibration["identifier"] = self.identifier.learn(
+                    domain.name, signature, held.features, Study(held, description)
+                )
+                self._note_work(stage, domain.name, description)
+            calibrations[domain.name] = calibration
+            descriptions[domain.name] = description
+        signatures = [look.signature for look in looks]
+        ref = self._store(stage, outcome, signatures, calibrations, descriptions)
+        for domain in domains:
+            self._admit(ref, domain.name, calibrations[domain.name])
         manifest = self.run.models.publish(self._learned())
         journal.append(
             "stage-done",
             stage=stage,
-            task=domain.name,
+            task=name,
             sha256=ref.sha256,
             manifest=manifest,
             seconds={**facts["seconds"], "fit": fit, "stage": time.perf_counter() - clock},
         )
         self._drop_checkpoints(stage)
 
+    def _domains(self, stage: int) -> list[PreparedDomain]:
+        known = {domain.name: domain for domain in self.domains}
+        return [known[task] for task in self.stages[stage].tasks]
+
     def _drop_checkpoints(self, stage: int) -> None:
-        self.run.folder.delete_tree(f"train/{stage:03d}-{self.domains[stage].name}")
+        self.run.folder.delete_tree(f"train/{stage:03d}-{self.stages[stage].name}")
 
     def evaluate(self, stage: int) -> dict[str, Any]:
         """Measure all tasks after a stage."""
@@ -212,7 +230,7 @@ class Learner:
         ):
             self.evaluator.zero_shot()
         record = self.evaluator.stage(stage)
-        self.run.journal.append("evaluated", stage=stage, task=self.domains[stage].name)
+        self.run.journal.append("evaluated", stage=stage, task=self.stages[stage].name)
         return record
 
     def _look(self, domain: PreparedDomain) -> Look:
@@ -243,15 +261,18 @@ class Learner:
             model=description.model, work=work.asdict(),
         )  # fmt: skip
 
-    def _spec(self, stage: int, attempt: int, signature: Signature | None) -> StageSpec:
-        neighbours = () if signature is None else self._neighbours(signature)
+    def _spec(self, stage: int, attempt: int, signatures: Sequence[Signature | None]) -> StageSpec:
+        """What the stage's worker is told. Tasks of one stage help each other by their experts, so
+        only a task that is alone in its stage borrows from earlier ones."""
+        only = signatures[0] if len(signatures) == 1 else None
+        neighbours = () if only is None else self._neighbours(only)
         learned = self._learned()
         if self.method.borrows:
             earlier = self._with_lenders({neighbour.task for neighbour in neighbours}, learned)
         else:
             earlier = learned[-1:]
         return StageSpec(
-            self.settings, self.run.uri, self.kernels, stage, self.domains[stage],
+            self.settings, self.run.uri, self.kernels, stage, tuple(self._domains(stage)),
             tuple(earlier), neighbours, attempt, self.threads,
         )  # fmt: skip
 
@@ -259,7 +280,7 @@ class Learner:
         """The wanted groups and those that they borrow from, by stage."""
         found = []
         for ref in reversed(learned):  # a group borrows from earlier ones only
-            if ref.name in wanted:
+            if wanted.intersection(self.stages[ref.stage].tasks):
                 found.append(ref)
                 card = json.loads(self.run.groups.read(ref, TASK))
                 wanted = wanted | {neighbour["task"] for neighbour in card["neighbours"]}
@@ -278,36 +299,37 @@ class Learner:
         return tuple(near[: rule.count])
 
     def _learned(self) -> list[GroupRef]:
-        order = [domain.name for domain in self.domains]
-        refs = [facts.ref for facts in self.evaluator.facts.values()]
-        return sorted(refs, key=lambda ref: order.index(ref.name))
+        """The groups learned so far, one a stage."""
+        return sorted({facts.ref for facts in self.evaluator.facts.values()}, key=_by_stage)
 
     def _store(
         self,
         stage: int,
-        domain: PreparedDomain,
         outcome: Outcome,
-        signature: Signature | None,
-        calibration: dict[str, Any],
-        description: Description | None,
+        signatures: Sequence[Signature | None],
+        calibrations: dict[str, dict[str, Any]],
+        descriptions: dict[str, Description | None],
     ) -> GroupRef:
-        arrays = {} if signature is None else signature.arrays()
-        identity = {f"signature/{k}": v for k, v in arrays.items()}
+        domains, name = self._domains(stage), self.stages[stage].name
+        identity: dict[str, Any] = {}
+        several = len(domains) > 1
+        for domain, signature in zip(domains, signatures, strict=True):
+            ending = f"{domain.name}/" if several else ""
+            arrays = {} if signature is None else signature.arrays()
+            identity |= {f"signature/{ending}{k}": v for k, v in arrays.items()}
         files = {
             GROUP: dump(outcome.group),
-            IDENTITY: dump({**identity, "classes": outcome.classes}),
+            IDENTITY: dump({**identity, **outcome.classes}),
             PROBE: dump(outcome.probe),
         }
-        learned = {ref.name: ref for ref in self._learned()}
-        parent = self._learned()[-1].sha256 if learned else None
+        learned = {task: facts.ref for task, facts in self.evaluator.facts.items()}
+        before = self._learned()
+        told = {task: d.asdict() if d else None for task, d in descriptions.items()}
         card = {
             "schema": 1,
             "stage": stage,
-            "name": domain.name,
-            "classes": list(domain.classes),
-            "templates": list(domain.templates),
-            "digests": dict(domain.digests),
-            "counts": dict(domain.counts),
+            "name": name,
+            **_described(domains),
             "method": self.method.name,
             "neighbours": [
                 {
@@ -319,16 +341,56 @@ class Learner:
             ],
             "parameters": {
                 "group": outcome.facts["parameters"],
-                "identifier": 0 if signature is None else signature.numbers(),
+                "identifier": sum(s.numbers() for s in signatures if s is not None),
             },
             "bytes": {
                 "group": len(files[GROUP]),
                 "identity": len(files[IDENTITY]),
                 "probe": len(files[PROBE]),
             },
-            "calibration": calibration,
-            "description": None if description is None else description.asdict(),
-            "parent": parent,
+            "calibration": calibrations if several else calibrations[name],
+            "description": told if several else told[name],
+            "parent": before[-1].sha256 if before else None,
         }
         files[TASK] = json.dumps(card, sort_keys=True, indent=1).encode()
-        return self.run.groups.write(stage, domain.name, files, replace=True)
+        if outcome.facts["experts"] is not None:
+            files[EXPERTS] = json.dumps(outcome.facts["experts"], sort_keys=True).encode()
+        return self.run.groups.write(stage, name, files, replace=True)
+
+
+def stages_of(settings: Settings, tasks: Sequence[str]) -> list[Stage]:
+    """The stages in which the settings' method learns these tasks.
+
+    Raises:
+        UserError: `stream.stages` does not hold the tasks in their order.
+    """
+    method = method_class(settings.method.name)
+    return plan_stages(tasks, settings.stream.stages, joint=method.joint, alone=method.alone)
+
+
+def _by_stage(ref: GroupRef) -> int:
+    return ref.stage
+
+
+def _described(domains: Sequence[PreparedDomain]) -> dict[str, Any]:
+    """What a card says of a stage's data; of several tasks, each apart under `tasks` as well."""
+    cards = [
+        {
+            "name": domain.name,
+            "classes": list(domain.classes),
+            "templates": list(domain.templates),
+            "digests": dict(domain.digests),
+            "counts": dict(domain.counts),
+        }
+        for domain in domains
+    ]
+    if len(cards) == 1:
+        return {key: value for key, value in cards[0].items() if key != "name"}
+    splits = domains[0].digests
+    return {
+        "tasks": cards,
+        "classes": [name for domain in domains for name in domain.classes],
+        "templates": [],
+        "digests": {k: sha256("".join(d.digests[k] for d in domains).encode()) for k in splits},
+        "counts": {k: sum(domain.counts[k] for domain in domains) for k in domains[0].counts},
+    }

@@ -33,6 +33,7 @@ class StreamSettings(Strict):
     reader: str
     root: str | None = None
     order: list[str] | None = None
+    stages: list[list[str]] | None = None
     held_out: float = Field(0.1, gt=0.0, lt=0.5)
     max_pixels: PositiveInt = 50_000_000
     options: dict[str, Any] = Field(default_factory=dict)
@@ -176,6 +177,7 @@ class TrainingSettings(Strict):
     weight_decay: NonNegativeFloat = 0.0
     warmup: NonNegativeInt = 40
     label_smoothing: float = Field(0.2, ge=0.0, lt=1.0)
+    weighting: Literal["equal", "uncertainty"] = "equal"
     clip_norm: NonNegativeFloat = 1.0
     views: PositiveInt = 2
     crop: tuple[float, float] = (0.8, 1.0)

@@ -22,8 +22,9 @@ def summary_table(report: dict[str, Any]) -> Table:
     table.add_row("zero-shot", *_row(report["zero_shot"]), style="dim", end_section=True)
     for stage, row in enumerate(report["matrix"]):
         if any(value is not None for value in row):
-            cells = [Text(f"{stage} {report['tasks'][stage]}"), *_row(row, stage)]
-            table.add_row(*cells, end_section=stage == len(report["tasks"]) - 1)
+            known = sum(len(tasks) for tasks in report["stages"][: stage + 1])
+            label = Text(f"{stage} {'+'.join(report['stages'][stage])}", overflow="ellipsis")
+            table.add_row(label, *_row(row, known), end_section=stage == len(report["stages"]) - 1)
     for name, key in (("fine-tuning", "finetune"), ("upper bound", "upper_bound")):
         if report[key] is not None:
             table.add_row(name, *_row(report[key]), style="dim")
@@ -35,9 +36,9 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _row(values: list[float | None], learned: int | None = None) -> list[Text]:
-    """Cells; with `learned`, tasks learned up to that stage are bold."""
-    bold = [learned is not None and column <= learned for column in range(len(values))]
+def _row(values: list[float | None], learned: int = 0) -> list[Text]:
+    """Cells; those of the first `learned` tasks are bold."""
+    bold = [column < learned for column in range(len(values))]
     return [
         Text(percent(value), style="bold" if strong else "")
         for value, strong in zip(values, bold, strict=True)
@@ -49,6 +50,9 @@ def _caption(report: dict[str, Any]) -> Text:
     scores = "/".join(percent(report[key]) for key in ("transfer", "average", "last"))
     text.append(f"Transfer/Average/Last {scores}", style="bold")
     text.append(f"   ({report['setting']}, {report['status']})")
+    if report["delta_m"] is not None:
+        single = report["baseline"]["method"]
+        text.append(f"\nDelta_m {report['delta_m']:+.2f} % over single tasks ({single})")
     gap = report["intervals"]["transfer_minus_zero_shot"]
     if gap is not None:
         text.append(

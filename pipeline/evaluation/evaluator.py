@@ -23,7 +23,7 @@ from pipeline.model.fusion import fuse, softmax, unseen_weight
 from pipeline.settings import Settings
 from pipeline.store import GroupRef, RunFolder
 from pipeline.store.tensors import dump, load
-from pipeline.streams import ImageTable, PreparedDomain
+from pipeline.streams import ImageTable, PreparedDomain, Stage, plan_stages
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +54,13 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """What evaluation needs to know of a learned task."""
+    """What evaluation needs to know of a learned task; `task` is not the group's name where a
+    stage held several."""
 
     ref: GroupRef
     temperature: float
     lambda_accuracy: list[float] | None
+    task: str
 
 
 class Evaluator:
@@ -72,6 +74,7 @@ class Evaluator:
         encoder: computes features and logits that are not stored yet.
         identifier: recognises tasks.
         shared: run whose stored features and logits are used and added to; default `run`.
+        stages: which tasks are learned together; default one a stage.
     """
 
     def __init__(
@@ -83,7 +86,9 @@ class Evaluator:
         encoder: Encoder,
         identifier: Identifier,
         shared: RunFolder | None = None,
+        stages: Sequence[Stage] | None = None,
     ) -> None:
+        self.stages = list(stages or plan_stages([domain.name for domain in domains]))
         self.run = run
         self.settings = settings
         self.method = method
@@ -97,9 +102,9 @@ class Evaluator:
         self._features: dict[str, np.ndarray] = {}
 
     def learned(self, facts: TaskFacts) -> None:
-        """A stage is done: its function may answer from now on."""
-        self.facts[facts.ref.name] = facts
-        self.logits.hashes[facts.ref.name] = facts.ref.sha256
+        """A task is learned: its function may answer from now on."""
+        self.facts[facts.task] = facts
+        self.logits.hashes[facts.task] = facts.ref.sha256
         self.encoder.install([facts.ref])
 
     # -- pieces ------------------------------------------------------------------------------
@@ -215,7 +220,8 @@ class Evaluator:
     def stage(self, stage: int) -> dict[str, Any]:
         """Measure all tasks after a stage and store the record."""
         clock = time.perf_counter()
-        learned = list(self.domains)[: stage + 1] if not self.method.trains else list(self.facts)
+        so_far = [task for each in self.stages[: stage + 1] for task in each.tasks]
+        learned = list(self.facts) if self.method.trains else so_far
         right: dict[str, np.ndarray] = {}
         found: dict[str, Identification] = {}
         for task in self.domains:
@@ -228,7 +234,7 @@ class Evaluator:
             right[f"identified/{task}"] = self.correct(task, found[task])
         record = {
             "stage": stage,
-            "task": learned[-1],
+            "task": self.stages[stage].name,
             "tasks": list(self.domains),
             "accuracy": {
                 kind: [100.0 * float(right[f"{kind}/{task}"].mean()) for task in self.domains]

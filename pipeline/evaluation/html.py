@@ -8,6 +8,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from pipeline.evaluation.drawings import expert_panels
+
 WIDTH, HEIGHT, LEFT, BOTTOM = 200, 104, 22, 12
 """A panel's size and margins, in SVG units."""
 
@@ -18,13 +20,14 @@ def render(report: dict[str, Any]) -> str:
     identifier = report["identifier"]
     return _template().render(
         r=report,
-        measured=sum(any(value is not None for value in row) for row in report["matrix"]),
+        measured=_measured(report),
         seen=_latest(identifier["seen_acceptance"]) if identifier else None,
         zero_shot=_zero_shot(report),
         panels=[_panel(report, column) for column in range(len(tasks))],
         comparison=_comparison(report),
         confusion=_confusion(report) if identifier else [],
         growth=_growth(report),
+        experts=expert_panels(report),
     )
 
 
@@ -64,6 +67,12 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def _measured(report: dict[str, Any]) -> int:
+    """Tasks of the stages that were measured."""
+    pairs = zip(report["stages"], report["matrix"], strict=True)
+    return sum(len(tasks) for tasks, row in pairs if any(value is not None for value in row))
+
+
 def _latest(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return known[-1] if known else None
@@ -76,8 +85,8 @@ def _mean(values: list[float | None]) -> float | None:
 
 def _zero_shot(report: dict[str, Any]) -> dict[str, float | None]:
     """Frozen CLIP's constant matrix: its Transfer leaves out the first task, as ours does."""
-    row = report["zero_shot"]
-    return {"transfer": _mean(row[1:]), "average": _mean(row), "last": _mean(row)}
+    row, first = report["zero_shot"], len(report["stages"][0])
+    return {"transfer": _mean(row[first:]), "average": _mean(row), "last": _mean(row)}
 
 
 def _comparison(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -154,7 +163,10 @@ def _growth(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _panel(report: dict[str, Any], column: int) -> dict[str, Any]:
     """One task's accuracy over the stages as a small drawing."""
-    stages = len(report["tasks"])
+    stages = len(report["stages"])
+    learned = next(
+        i for i, names in enumerate(report["stages"]) if report["tasks"][column] in names
+    )
     right, top = WIDTH - 6, 6
 
     def x(stage: float) -> float:
@@ -165,7 +177,7 @@ def _panel(report: dict[str, Any], column: int) -> dict[str, Any]:
 
     ours = [row[column] for row in report["matrix"]]
     oracle = [row[column] for row in report["matrix_oracle"]]
-    parts = [f'<rect class="unseen" x="{LEFT}" y="{top}" width="{x(column) - LEFT:.1f}" '
+    parts = [f'<rect class="unseen" x="{LEFT}" y="{top}" width="{x(learned) - LEFT:.1f}" '
              f'height="{HEIGHT - BOTTOM - top}"/>']  # fmt: skip
     for tick in (0, 50, 100):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y(tick)}" y2="{y(tick)}"/>')
@@ -177,9 +189,9 @@ def _panel(report: dict[str, Any], column: int) -> dict[str, Any]:
     for values, kind in ((oracle, "oracle"), (ours, "ours")):
         points = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(values) if v is not None)
         parts.append(f'<polyline class="{kind}" points="{points}"/>')
-    if ours[column] is not None:
-        title = f"<title>{ours[column]:.1f} when learned</title>"
-        at = f'cx="{x(column):.1f}" cy="{y(ours[column]):.1f}"'
+    if ours[learned] is not None:
+        title = f"<title>{ours[learned]:.1f} when learned</title>"
+        at = f'cx="{x(learned):.1f}" cy="{y(ours[learned]):.1f}"'
         parts.append(f'<circle class="dot" {at} r="3.6">{title}</circle>')
     for stage in range(stages):
         parts.append(

@@ -4,6 +4,8 @@ An accuracy matrix `A` has a row per stage and a column per task: `A[i, j]` is t
 `j` after stage `i`, in any unit (percent in this package); NaN means "not measured". Rows still
 missing at the end may be left out or be NaN: figures are then those *so far*.
 
+A stage may teach several tasks: `learned` is then the stage of each task (default: its index).
+
 Legend: S stages measured, N tasks.
 """
 
@@ -20,6 +22,9 @@ class Score(NamedTuple):
 
     columns: np.ndarray
     mean: float
+
+
+Learned = Sequence[int] | None
 
 
 class Interval(NamedTuple):
@@ -50,10 +55,17 @@ def _score(columns: Sequence[float]) -> Score:
     return Score(array, _mean(array))
 
 
-def transfer(accuracy: Sequence[Sequence[float]] | np.ndarray) -> Score:
-    """Zero-shot ability kept: `mean_{i<j} A[i, j]`, undefined for the first task."""
+def _stages(count: int, learned: Learned) -> list[int]:
+    """Stage in which each of `count` tasks is learned."""
+    return list(range(count)) if learned is None else list(learned)
+
+
+def transfer(accuracy: Sequence[Sequence[float]] | np.ndarray, learned: Learned = None) -> Score:
+    """Zero-shot ability kept: mean of `A[i, j]` over the stages i before task j was learned;
+    undefined for tasks of the first stage."""
     matrix = _matrix(accuracy)
-    return _score([_mean(matrix[:j, j]) for j in range(np.shape(accuracy)[1])])
+    stages = _stages(np.shape(accuracy)[1], learned)
+    return _score([_mean(matrix[:stage, j]) for j, stage in enumerate(stages)])
 
 
 def average(accuracy: Sequence[Sequence[float]] | np.ndarray) -> Score:
@@ -69,21 +81,25 @@ def last(accuracy: Sequence[Sequence[float]] | np.ndarray) -> Score:
     return _score(newest.tolist())
 
 
-def forgetting(accuracy: Sequence[Sequence[float]] | np.ndarray) -> float:
+def _before_the_last(matrix: np.ndarray, tasks: int, learned: Learned) -> list[tuple[int, int]]:
+    """(task, its stage) of the tasks learned before the last measured stage."""
+    stages = enumerate(_stages(tasks, learned))
+    return [(j, stage) for j, stage in stages if stage < len(matrix) - 1]
+
+
+def forgetting(accuracy: Sequence[Sequence[float]] | np.ndarray, learned: Learned = None) -> float:
     """`mean_{j<S-1} (max_{j<=i<S-1} A[i, j] - A[S-1, j])`; NaN before the second stage."""
     matrix = _matrix(accuracy)
-    stages = len(matrix)
-    drops = [
-        np.fmax.reduce(matrix[j : stages - 1, j]) - matrix[-1, j] for j in range(max(stages - 1, 0))
-    ]
+    earlier = _before_the_last(matrix, np.shape(accuracy)[1], learned)
+    drops = [np.fmax.reduce(matrix[stage:-1, j]) - matrix[-1, j] for j, stage in earlier]
     return _mean(np.array(drops))
 
 
-def bwt(accuracy: Sequence[Sequence[float]] | np.ndarray) -> float:
+def bwt(accuracy: Sequence[Sequence[float]] | np.ndarray, learned: Learned = None) -> float:
     """Backward transfer `mean_{j<S-1} (A[S-1, j] - A[j, j])`; NaN before the second stage."""
     matrix = _matrix(accuracy)
-    gains = [matrix[-1, j] - matrix[j, j] for j in range(max(len(matrix) - 1, 0))]
-    return _mean(np.array(gains))
+    earlier = _before_the_last(matrix, np.shape(accuracy)[1], learned)
+    return _mean(np.array([matrix[-1, j] - matrix[stage, j] for j, stage in earlier]))
 
 
 def delta_m(
@@ -96,7 +112,9 @@ def delta_m(
 
 
 def transfer_gain(
-    correct: Sequence[Sequence[np.ndarray | None]], zero_shot: Sequence[np.ndarray | None]
+    correct: Sequence[Sequence[np.ndarray | None]],
+    zero_shot: Sequence[np.ndarray | None],
+    learned: Learned = None,
 ) -> list[np.ndarray]:
     """Percent that every image adds to Transfer minus zero-shot, task by task (the first has none).
 
@@ -104,8 +122,10 @@ def transfer_gain(
     None = not measured, and tasks without a pair are left out.
     """
     gains = []
-    for j, frozen in enumerate(zero_shot):
-        rows = [np.asarray(row[j], np.float64) for row in correct[:j] if row[j] is not None]
+    for j, (frozen, stage) in enumerate(
+        zip(zero_shot, _stages(len(zero_shot), learned), strict=True)
+    ):
+        rows = [np.asarray(row[j], np.float64) for row in correct[:stage] if row[j] is not None]
         if rows and frozen is not None:
             gains.append(100.0 * (np.mean(rows, axis=0) - np.asarray(frozen, np.float64)))
     return gains

@@ -67,12 +67,18 @@ def _matrix(report: dict[str, Any]) -> Figure:
         2.6 + 0.72 * size, 1.5 + 0.36 * size, f"Accuracy, {report['setting']} (percent)"
     )
     axes = figure.subplots()
-    _grid(axes, values, tasks, ["zero-shot", *(f"{i} {task}" for i, task in enumerate(tasks))])
+    _grid(axes, values, tasks, ["zero-shot", *_stages(report)])
     axes.axhline(0.5, color=INK, linewidth=1)
     scores = ("transfer", "average", "last")
     text = "   ".join(f"{s.capitalize()} {_percent(report[s])}" for s in scores)
     axes.set_xlabel(text, color=INK, fontsize=9, fontweight="bold", labelpad=8)
     return figure
+
+
+def _stages(report: dict[str, Any]) -> list[str]:
+    """Labels of the matrix's rows."""
+    names = ["+".join(tasks) for tasks in report["stages"]]
+    return [f"{i} {name if len(name) < 25 else name[:24] + '…'}" for i, name in enumerate(names)]
 
 
 def _tasks(report: dict[str, Any]) -> Figure:
@@ -84,19 +90,22 @@ def _tasks(report: dict[str, Any]) -> Figure:
         2.3 * columns + 0.4, 1.65 * lines + 0.5, "Accuracy of each task over the stages"
     )
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    stages = np.arange(len(tasks))
+    stages = np.arange(len(matrix))
+    learned = [stage for stage, names in enumerate(report["stages"]) for _ in names]
     for j, axes in enumerate(grid.flat):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=7, colors=SOFT)
         if j >= len(tasks):
             axes.set_visible(False)
             continue
-        axes.axvspan(0, j, color="#eef3f3", linewidth=0)
+        axes.axvspan(0, learned[j], color="#eef3f3", linewidth=0)
         if report["zero_shot"][j] is not None:
             axes.axhline(report["zero_shot"][j], color=ROCK, linewidth=1, linestyle="--")
         axes.plot(stages, oracle[:, j], color=LEAF, linewidth=1.3, linestyle=":")
         axes.plot(stages, matrix[:, j], color=SEA, linewidth=1.8)
-        axes.plot(j, matrix[j, j], "o", mfc="white", mec=SAND, mew=1.6, markersize=5.5)
+        axes.plot(
+            learned[j], matrix[learned[j], j], "o", mfc="white", mec=SAND, mew=1.6, markersize=5.5
+        )
         axes.set(ylim=(-3, 103), xticks=stages, yticks=(0, 50, 100))
         axes.set_title(tasks[j], fontsize=9, color=INK, loc="left", pad=3)
     figure.supxlabel(

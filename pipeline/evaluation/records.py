@@ -7,13 +7,14 @@ columns they lack are NaN (accuracy) or None (per-image correctness).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load
 
 from pipeline.store import GroupRef, RunFolder
+from pipeline.streams import Stage
 
 SETTINGS = ("identified", "oracle")
 
@@ -30,11 +31,22 @@ class Records:
     zero_correct: dict[str, np.ndarray]
     groups: list[tuple[GroupRef, dict[str, Any]]]
     events: list[dict[str, Any]]
+    experts: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
         """Every stage of the stream was evaluated."""
-        return bool(self.tasks) and len(self.evaluations) == len(self.tasks)
+        return bool(self.tasks) and len(self.evaluations) == len(self.stages)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages of the stream; runs from before there were stages had one task in each."""
+        return recorded_stages(self.run)
+
+    @property
+    def learned(self) -> list[int]:
+        """Stage in which each task is learned."""
+        return [stage.number for stage in self.stages for _ in stage.tasks]
 
     @property
     def newest(self) -> dict[str, Any] | None:
@@ -42,9 +54,8 @@ class Records:
         return self.evaluations[max(self.evaluations)] if self.evaluations else None
 
     def matrix(self, setting: str) -> np.ndarray:
-        """(N, N) percent; rows of stages that were not measured are NaN."""
-        size = len(self.tasks)
-        accuracy = np.full((size, size), np.nan)
+        """(stages, N) percent; rows of stages that were not measured are NaN."""
+        accuracy = np.full((len(self.stages), len(self.tasks)), np.nan)
         for stage, record in self.evaluations.items():
             accuracy[stage] = self._aligned(record["tasks"], record["accuracy"][setting])
         return accuracy
@@ -67,6 +78,13 @@ class Records:
         return [float("nan") if value is None else float(value) for value in found]
 
 
+def recorded_stages(facts: dict[str, Any]) -> list[Stage]:
+    """The stages that a run.json names."""
+    stream = facts["stream"]
+    listed = stream.get("stages") or [[task] for task in stream["tasks"]]
+    return [Stage(number, tuple(tasks)) for number, tasks in enumerate(listed)]
+
+
 def read_records(run: RunFolder) -> Records | None:
     """Read a run folder; None if there is no run in it yet."""
     folder = run.folder
@@ -75,7 +93,7 @@ def read_records(run: RunFolder) -> Records | None:
     facts = run.read()
     tasks = list(facts["stream"]["tasks"])
     evaluations, correct = {}, {}
-    for stage in range(len(tasks)):
+    for stage in range(len(recorded_stages(facts))):
         name = f"evaluation/{stage:03d}"
         if folder.exists(f"{name}.json"):
             evaluations[stage] = folder.read_json(f"{name}.json")
@@ -89,6 +107,12 @@ def read_records(run: RunFolder) -> Records | None:
     if folder.exists("evaluation/zero-shot.safetensors"):
         zero_correct = load(folder.read("evaluation/zero-shot.safetensors"))
     groups = [(ref, json.loads(run.groups.read(ref, "task.json"))) for ref in run.groups.list()]
+    experts = {
+        ref.stage: json.loads(run.groups.read(ref, "experts.json"))
+        for ref, _ in groups
+        if "experts.json" in run.groups.files(ref)
+    }
     return Records(
-        facts, tasks, evaluations, correct, zero_shot, zero_correct, groups, run.journal.events()
-    )
+        facts, tasks, evaluations, correct, zero_shot, zero_correct, groups, run.journal.events(),
+        experts,
+    )  # fmt: skip

@@ -11,8 +11,10 @@ from importlib import resources
 from typing import Any
 
 import jsonschema
+import numpy as np
 
 from pipeline.evaluation import cost, metrics, tables
+from pipeline.evaluation.joint import comparison, experts
 from pipeline.evaluation.records import Records, read_records
 from pipeline.methods.base import methods
 from pipeline.store import RunFolder
@@ -60,7 +62,8 @@ def _build(records: Records, references: dict[str, Records]) -> dict[str, Any]:
     config = records.run["config"]
     matrix, oracle = records.matrix("identified"), records.matrix("oracle")
     others = {name: _reference(name, other, records) for name, other in references.items()}
-    scores = {name: getattr(metrics, name)(matrix) for name in ("transfer", "average", "last")}
+    scores, given = _scores(matrix, records), _scores(oracle, records)
+    joint = comparison(records, references)
     report = {
         "schema": SCHEMA_VERSION,
         "status": "complete" if records.complete else "partial",
@@ -68,6 +71,7 @@ def _build(records: Records, references: dict[str, Records]) -> dict[str, Any]:
         "setting": _setting(records),
         "stream": config["stream"]["reader"],
         "tasks": records.tasks,
+        "stages": [list(stage.tasks) for stage in records.stages],
         "images": records.images(),
         "matrix": matrix,
         "matrix_oracle": oracle,
@@ -76,22 +80,32 @@ def _build(records: Records, references: dict[str, Records]) -> dict[str, Any]:
         "upper_bound": others.get("lora_per_task", {}).get("row"),
         "references": others,
         **{name: score.mean for name, score in scores.items()},
-        **{f"{name}_oracle": getattr(metrics, name)(oracle).mean for name in scores},
+        **{f"{name}_oracle": score.mean for name, score in given.items()},
         "columns": {name: score.columns for name, score in scores.items()},
-        "forgetting": metrics.forgetting(matrix),
-        "bwt": metrics.bwt(matrix),
+        "forgetting": metrics.forgetting(matrix, records.learned),
+        "bwt": metrics.bwt(matrix, records.learned),
+        **joint,
         "intervals": _intervals(records),
         "identifier": _identifier(records),
         "parameters": cost.parameters(records),
         "bytes": cost.stored_bytes(records),
         "seconds": cost.seconds(records),
         "groups": [cost.lineage(ref, card) for ref, card in records.groups],
+        "experts": experts(records),
         "backbone": records.run["backbone"],
         "seed": records.run.get("seed"),
         "kernels": records.run.get("kernels"),
         "versions": records.run["versions"],
     }
     return _rounded(plain(report))
+
+
+def _scores(matrix: np.ndarray, records: Records) -> dict[str, metrics.Score]:
+    return {
+        "transfer": metrics.transfer(matrix, records.learned),
+        "average": metrics.average(matrix),
+        "last": metrics.last(matrix),
+    }
 
 
 def _opened(run: RunFolder) -> Records:
@@ -110,7 +124,7 @@ def _references(run: RunFolder) -> dict[str, Records]:
 def _reference(name: str, other: Records, records: Records) -> dict[str, Any]:
     """A reference's figures; its last row only once it has learned the same tasks."""
     matrix = other.matrix(REFERENCES.get(name, "identified"))
-    scores = {key: getattr(metrics, key)(matrix).mean for key in ("transfer", "average", "last")}
+    scores = {key: score.mean for key, score in _scores(matrix, other).items()}
     same = other.complete and other.tasks == records.tasks
     return {"row": metrics.last(matrix).columns if same else None, "matrix": matrix, **scores}
 
@@ -121,7 +135,9 @@ def _setting(records: Records) -> str:
     method = methods().get(config["method"]["name"])
     if config["identifier"]["name"] == "oracle" or (method is not None and method.given_id):
         return "MTIL, given id"
-    if method is not None and not method.fuses:
+    if method is not None and method.joint and len(records.stages) == 1:
+        return "all tasks learned at once, identified"
+    if method is not None and not method.identifies:
         return "MTIL, one model for all tasks"
     return "MTIL, identified"
 
@@ -131,7 +147,7 @@ def _identifier(records: Records) -> dict[str, Any] | None:
     if records.newest is None or records.newest["identifier"] is None:
         return None
     newest = records.newest["identifier"]
-    stages = [records.evaluations.get(i, {}) for i in range(len(records.tasks))]
+    stages = [records.evaluations.get(i, {}) for i in range(len(records.stages))]
     answers = [stage.get("identifier") or {} for stage in stages]
     return {
         **_model(records),
@@ -182,12 +198,12 @@ def _own_accuracy(identifier: dict[str, Any], tasks: list[str]) -> dict[str, flo
 def _intervals(records: Records) -> dict[str, Any]:
     """Paired-bootstrap intervals over the test images, in points; null without per-image files."""
     samples = records.run["config"]["evaluation"]["bootstrap"]
-    stages = range(len(records.tasks))
+    stages = range(len(records.stages))
     rows = [records.row(stage, "identified") for stage in stages]
     frozen = [records.zero_correct.get(task) for task in records.tasks]
     last = max(records.evaluations, default=0)
     gains = {
-        "transfer_minus_zero_shot": metrics.transfer_gain(rows, frozen),
+        "transfer_minus_zero_shot": metrics.transfer_gain(rows, frozen, records.learned),
         "last_minus_zero_shot": metrics.row_gain(rows[last], frozen),
         "last_minus_oracle": metrics.row_gain(rows[last], records.row(last, "oracle")),
     }

@@ -10,6 +10,7 @@ Shapes: B batch, L tokens, D width, C classes, F embedding.
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -54,9 +56,11 @@ class Adapter(nn.Module, ABC):
 
     Attributes:
         watch: looks on while a training pass runs, None otherwise.
+        log_variance: (T,) learned weights of the losses of a stage's tasks; only where wanted.
     """
 
     watch: Watch | None = None
+    log_variance: nn.Parameter
 
     @abstractmethod
     def image(self, x_BLD: Tensor, task: int | Tensor = 0) -> Tensor:
@@ -164,6 +168,23 @@ class Method(ABC):
         tower = self.backbone.image
         x_BD = tower.pooled(x_BLD, self.first_blocks[0], record=record)
         return F.normalize(tower.finish(x_BD), dim=-1)
+
+
+def pack(value: Any) -> Tensor:
+    """Plain data as bytes in a tensor, to be stored in `group.safetensors`."""
+    return torch.frombuffer(
+        bytearray(json.dumps(value, sort_keys=True).encode()), dtype=torch.uint8
+    ).clone()
+
+
+def unpack(tensor: Tensor) -> Any:
+    """Inverse of `pack`."""
+    return json.loads(bytes(tensor.numpy().tobytes()).decode() or "[]")
+
+
+def read_tasks(tensors: Mapping[str, Tensor], stage: str) -> list[str]:
+    """The tasks that a stored group was trained on, in the order of the stage."""
+    return unpack(tensors["tasks"]) if "tasks" in tensors else [stage]
 
 
 def register(method: type[Method]) -> type[Method]:

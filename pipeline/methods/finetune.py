@@ -13,7 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.methods.base import Adapter, Method, StageContext, register
+from pipeline.methods.base import Adapter, Method, StageContext, pack, read_tasks, register
 from pipeline.model.backbone import Backbone
 from pipeline.model.experts import trunk_blocks
 from pipeline.model.towers import ImageTower, TextTower
@@ -43,6 +43,7 @@ class TunedTowers(Adapter):
             towers.append(tower)
         self._towers: tuple[ImageTower, TextTower] = (towers[0], towers[1])
         self.names = names
+        self.tasks: list[str] = []
         self.tuned = nn.ParameterList(tensors)
 
     def image(self, x_BLD: Tensor, task: int | Tensor = 0) -> Tensor:
@@ -60,12 +61,15 @@ class TunedTowers(Adapter):
     def export(self) -> dict[str, Tensor]:
         """All tuned weights by name."""
         pairs = zip(self.names, self.tuned, strict=True)
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in pairs}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in pairs}
+        if len(self.tasks) > 1:
+            tensors["tasks"] = pack(self.tasks)
+        return tensors
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over stored weights; raises ValueError if they do not fit."""
-        if set(tensors) != set(self.names):
-            odd = sorted(set(tensors) ^ set(self.names))[0]
+        if set(tensors) - {"tasks"} != set(self.names):
+            odd = sorted((set(tensors) - {"tasks"}) ^ set(self.names))[0]
             raise ValueError(f"tuned weights do not fit: '{odd}'")
         for name, tensor in zip(self.names, self.tuned, strict=True):
             tensor.data.copy_(tensors[name])
@@ -94,13 +98,15 @@ class Finetune(Method):
         adapter = self._fresh()
         if self.stages:
             adapter.load(list(self.stages.values())[-1].export())
+        adapter.tasks = list(context.tasks)
         return adapter
 
     def install(self, task: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep the weights of one finished stage."""
         adapter = self._fresh()
         adapter.load(tensors)
-        self.stages[task] = adapter.requires_grad_(False)
+        for name in read_tasks(tensors, task):
+            self.stages[name] = adapter.requires_grad_(False)
 
     @classmethod
     def function(cls, task: str | None, learned: Sequence[str]) -> str | None:

@@ -7,7 +7,6 @@ never changes again.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.methods.base import Adapter, Method, Neighbour, StageContext, register
+from pipeline.methods.base import (
+    Adapter,
+    Method,
+    Neighbour,
+    StageContext,
+    pack,
+    read_tasks,
+    register,
+    unpack,
+)
 from pipeline.model.backbone import Backbone
 from pipeline.model.experts import ExpertGroup, Experts, expert_shapes, trunk_blocks
 from pipeline.model.growing import GrowingModel
@@ -152,25 +160,16 @@ class GroupAdapter(Adapter):
                 tensors[f"{name}.{key}"] = tensor.detach().cpu().contiguous()
             mix = self.weights(name, experts.shape.blocks)
             tensors[f"{name}.mix"] = mix.detach().cpu().contiguous()
-        text = json.dumps(self.borrowed(), sort_keys=True).encode()
-        tensors["neighbours"] = torch.frombuffer(bytearray(text), dtype=torch.uint8).clone()
+        tensors["neighbours"] = pack(self.borrowed())
         if len(self.tasks) > 1:
-            names = json.dumps(self.tasks).encode()
-            tensors["tasks"] = torch.frombuffer(bytearray(names), dtype=torch.uint8).clone()
+            tensors["tasks"] = pack(self.tasks)
         return tensors
 
 
 def read_neighbours(tensors: Mapping[str, Tensor]) -> list[Neighbour]:
     """The neighbours that a stored group borrows from."""
-    listed = json.loads(bytes(tensors["neighbours"].numpy().tobytes()).decode() or "[]")
+    listed = unpack(tensors["neighbours"])
     return [Neighbour(item["distance"], item["task"]) for item in listed]
-
-
-def read_tasks(tensors: Mapping[str, Tensor], stage: str) -> list[str]:
-    """The tasks that a stored group was trained on, in the order of its routers."""
-    if "tasks" not in tensors:
-        return [stage]
-    return json.loads(bytes(tensors["tasks"].numpy().tobytes()).decode())
 
 
 @register

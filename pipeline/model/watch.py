@@ -7,6 +7,7 @@ stage, N watched routers (image blocks, then text blocks).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,3 +93,65 @@ def mutual_information(sums_NTE: Tensor) -> Tensor:
     joint = sums_NTE / sums_NTE.sum(dim=(1, 2), keepdim=True)
     apart = joint.sum(dim=2, keepdim=True) * joint.sum(dim=1, keepdim=True)
     return (joint * (joint / apart + EPSILON).log()).sum(dim=(1, 2))
+
+
+def describe_experts(watch: Watch, shared: int) -> dict[str, Any] | None:
+    """How tasks use the experts of each router, as plain data; None where there is no router.
+
+    Returns:
+        `routers`: names such as `image 2`, the third adapted image block; `load[n][t][e]`: mean
+        gate of expert e on tokens of task t; `shared_gate[n]`: gates of the `shared` shared experts
+        of a token, summed; `information[n]`: mutual information of task and expert, nats.
+    """
+    if not watch.routers:
+        return None
+    loads, tokens = watch.loads()
+    mean_NTE = loads / tokens[..., None].clamp(min=1)
+    gate_N = loads[..., loads.shape[-1] - shared :].sum(dim=(1, 2)) / tokens.sum(dim=1)
+    information_N = mutual_information(watch.probabilities().detach())
+    return {
+        "routers": [f"{encoder} {block}" for encoder, block in watch.routers],
+        "load": [[[round(x, 5) for x in row] for row in task] for task in mean_NTE.tolist()],
+        "shared": shared,
+        "shared_gate": [round(x, 5) for x in gate_N.tolist()],
+        "information": [round(max(x, 0.0), 6) for x in information_N.tolist()],
+    }
+
+
+class GateLog:
+    """Gates of some training steps in short: the weight of shared experts, the information.
+
+    Args:
+        tasks: number of tasks T of the stage.
+    """
+
+    def __init__(self, tasks: int) -> None:
+        self._tasks = tasks
+        self._loads: Tensor | None = None
+        self._tokens: Tensor | None = None
+        self._information: list[Tensor] = []
+
+    def add(self, watch: Watch) -> None:
+        """Count one step."""
+        if not watch.routers:
+            return
+        loads, tokens = watch.loads()
+        self._loads = loads if self._loads is None else self._loads + loads
+        self._tokens = tokens if self._tokens is None else self._tokens + tokens
+        if self._tasks > 1:
+            self._information.append(mutual_information(watch.probabilities().detach()).mean())
+
+    def take(self, shared: int) -> dict[str, float]:
+        """Means over the steps since the last call, then empty; nothing where there is nothing.
+
+        `shared_gate`: gates of the `shared` shared experts of a token, summed, mean over routers.
+        `information`: mutual information of task and expert in nats, mean over routers.
+        """
+        found = {}
+        if self._loads is not None and self._tokens is not None and shared:
+            part = self._loads[..., -shared:].sum(dim=(1, 2)) / self._tokens.sum(dim=1)
+            found["shared_gate"] = float(part.mean())
+        if self._information:
+            found["information"] = float(torch.stack(self._information).mean())
+        self._loads, self._tokens, self._information = None, None, []
+        return found

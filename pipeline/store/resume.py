@@ -27,6 +27,7 @@ CHANGEABLE: tuple[str, ...] = (
     "identifier.timeout_s",
     "stream.order",
     "stream.root",
+    "stream.stages",
     "run_dir",
 )
 """Config keys, each with all below it, that leave the learned groups as they are."""
@@ -43,6 +44,7 @@ def merge(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     the stored ones.
     """
     _check_tasks(stored["stream"]["tasks"], new["stream"]["tasks"])
+    _check_stages(stored["stream"], new["stream"])
     _check_same("", stored["config"], new["config"], CHANGEABLE)
     _check_same("backbone.", stored["backbone"], new["backbone"], ())
     if stored["versions"] != new["versions"]:
@@ -68,6 +70,19 @@ def _check_tasks(stored: Sequence[str], new: Sequence[str]) -> None:
             f"stream.order: this run learned [{', '.join(stored)}] and the new order is "
             f"[{', '.join(new)}]; append new tasks to the old order or use another run_dir"
         )
+
+
+def _check_stages(stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    old, now = (s.get("stages") or [[task] for task in s["tasks"]] for s in (stored, new))
+    if now[: len(old)] != old:
+        raise UserError(
+            f"stream.stages: this run learned {_shown(old)} and is now {_shown(now)}; append new"
+            " stages to the old ones or use another run_dir"
+        )
+
+
+def _shown(stages: Sequence[Sequence[str]]) -> str:
+    return "[" + ", ".join(f"[{', '.join(stage)}]" for stage in stages) + "]"
 
 
 def _check_same(

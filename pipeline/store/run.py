@@ -148,6 +148,7 @@ class RunFolder:
         same sha256, and the neighbours named in its task.json are done too.
         """
         done: dict[int, GroupRef] = {}
+        learned: set[str] = set()
         hashes = {
             event["stage"]: event.get("sha256")
             for event in self.journal.events()
@@ -158,7 +159,8 @@ class RunFolder:
                 continue
             try:
                 self.groups.verify(ref)
-                missing = self._neighbours(ref) - {other.name for other in done.values()}
+                card = self._card(ref)
+                missing = {neighbour["task"] for neighbour in card.get("neighbours", ())} - learned
             except IntegrityError as error:
                 log.warning("stage %d is learned again: %s", ref.stage, error)
                 continue
@@ -167,6 +169,7 @@ class RunFolder:
                 log.warning("stage %d is learned again: it borrows from %s", ref.stage, names)
                 continue
             done[ref.stage] = ref
+            learned |= {task["name"] for task in card.get("tasks", ())} or {ref.name}
         return done
 
     def reference(self, method: str) -> RunFolder:
@@ -181,11 +184,10 @@ class RunFolder:
         runs = {name: self.reference(name) for name in names}
         return {name: run for name, run in runs.items() if run.exists()}
 
-    def _neighbours(self, ref: GroupRef) -> set[str]:
+    def _card(self, ref: GroupRef) -> dict[str, Any]:
         if TASK_FILE not in self.groups.files(ref):
-            return set()
-        task = json.loads(self.groups.read(ref, TASK_FILE))
-        return {neighbour["task"] for neighbour in task.get("neighbours", ())}
+            return {}
+        return json.loads(self.groups.read(ref, TASK_FILE))
 
     def _sweep(self) -> None:
         folders = [self.folder, self.folder.child("journal"), self.folder.child("models")]

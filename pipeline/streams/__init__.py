@@ -5,6 +5,7 @@ from pipeline.streams.dense import DenseTable
 from pipeline.streams.domain import Chunk, Domain, RawRow, Reader, Split
 from pipeline.streams.folds import stratified_fold
 from pipeline.streams.registry import reader, register
+from pipeline.streams.stages import Stage, plan_stages
 from pipeline.streams.stream import open_stream
 from pipeline.streams.targets import Target, Unusable
 
@@ -17,9 +18,11 @@ __all__ = [
     "RawRow",
     "Reader",
     "Split",
+    "Stage",
     "Target",
     "Unusable",
     "open_stream",
+    "plan_stages",
     "prepare",
     "reader",
     "register",

@@ -14,7 +14,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 def open_stream(settings: StreamSettings, seed: int, dense: bool = False) -> list[Domain]:
-    """The domains of `settings.order` (default: all, alphabetical).
+    """The domains of `settings.order` (default: those of `settings.stages`, or all, alphabetical).
 
     Args:
         settings: the stream.
@@ -31,13 +31,16 @@ def open_stream(settings: StreamSettings, seed: int, dense: bool = False) -> lis
             f"stream.root: no domains for reader {settings.reader!r} in {settings.root}"
         )
     order = list(names) if settings.order is None else settings.order
+    if settings.stages is not None and settings.order is None:
+        order = [task for stage in settings.stages for task in stage]
     if not order:
         raise UserError("stream.order: is empty; name at least one domain, or null for all")
+    key = "stages" if settings.order is None and settings.stages is not None else "order"
     for i, name in enumerate(order):
         if name not in names:
-            raise UserError(f"stream.order: no domain {name!r}; known are {', '.join(names)}")
+            raise UserError(f"stream.{key}: no domain {name!r}; known are {', '.join(names)}")
         if name in order[:i]:
-            raise UserError(f"stream.order: {name!r} is listed twice")
+            raise UserError(f"stream.{key}: {name!r} is listed twice")
     domains = [source.domain(name) for name in order]
     for domain in domains:
         check_domain(domain)

@@ -102,8 +102,9 @@ def fill_child(client: MlflowClient, run: Run, snapshot: Snapshot, stage: int) -
             "data.train": card["digests"]["train"],
         }
         sha = ref.sha256
-        card_file = {"task.json": snapshot.run.groups.read(ref, "task.json")}
-        log_files(client, run.info.run_id, card_file)
+        kept = {"task.json", "experts.json"} & snapshot.run.groups.files(ref).keys()
+        files = {name: snapshot.run.groups.read(ref, name) for name in sorted(kept)}
+        log_files(client, run.info.run_id, files)
     set_status(client, run, "FINISHED", snapshot.time(stage))
     marks = tags(sha256=sha, digest=child_digest(snapshot, stage))
     log(client, run, params, _child_metrics(snapshot, stage), marks)
@@ -191,7 +192,7 @@ def _row(snapshot: Snapshot, stage: int, step: int) -> list[Metric]:
 def _sequence_metrics(snapshot: Snapshot) -> list[Metric]:
     found = [metric for stage in snapshot.stages for metric in _row(snapshot, stage, stage)]
     step = max(snapshot.stages, default=0)
-    for name in ("transfer", "average", "last", "forgetting", "bwt", "last_oracle"):
+    for name in ("transfer", "average", "last", "forgetting", "bwt", "last_oracle", "delta_m"):
         found += _metric(name, snapshot.report.get(name), snapshot.time(step), step)
     for name, value in snapshot.report.get("seconds", {}).items():
         found += _metric(f"seconds/{name}", value, snapshot.time(step), step)

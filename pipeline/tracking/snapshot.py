@@ -83,7 +83,8 @@ class Snapshot:
 
     def task(self, stage: int) -> str:
         """Name of a stage's task."""
-        return self.facts["stream"]["tasks"][stage]
+        listed = self.facts["stream"].get("stages")
+        return "+".join(listed[stage]) if listed else self.facts["stream"]["tasks"][stage]
 
     def event(self, name: str, stage: int) -> dict[str, Any]:
         """The latest event of that name about a stage, or an empty one."""

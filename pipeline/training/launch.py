@@ -49,7 +49,7 @@ def train_stage(spec: StageSpec) -> Outcome:
     previous = checkpoints.newest(folder)
     spec = replace(spec, resume=None if previous is None else previous.uri)
     if previous is not None:
-        log.info("stage %d %s: continues from %s", spec.stage, spec.domain.name, previous.shown())
+        log.info("stage %d %s: continues from %s", spec.stage, spec.name, previous.shown())
     final = _in_process(spec, folder) if workers == 0 else _on_ray(spec, folder)
     return read_outcome(final)
 
@@ -65,7 +65,7 @@ def read_outcome(folder: Folder) -> Outcome:
         return Outcome(
             load(folder.read(GROUP), GROUP),
             load(folder.read(PROBE), PROBE),
-            load(folder.read(CLASSES), CLASSES)["classes"],
+            load(folder.read(CLASSES), CLASSES),
             facts,
         )
     except FileNotFoundError as error:
@@ -131,12 +131,12 @@ def _on_ray(spec: StageSpec, folder: Folder) -> Folder:
     except (rt.WorkerGroupError, rt.ControllerError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise RuntimeError(
-            f"stage {spec.stage} {spec.domain.name}: the workers failed"
+            f"stage {spec.stage} {spec.name}: the workers failed"
             f" {cluster.max_failures + 1} times, last: {reason}"
         ) from error
     checkpoint = result.checkpoint
     if checkpoint is None:
-        raise RuntimeError(f"stage {spec.stage} {spec.domain.name}: no checkpoint was reported")
+        raise RuntimeError(f"stage {spec.stage} {spec.name}: no checkpoint was reported")
     return Folder(checkpoint.path, checkpoint.filesystem)
 
 

@@ -1,49 +1,28 @@
 """The training loop of one stage on one rank: same code in process and under Ray Train.
 
-Shapes: B local batch, L tokens, D width, C classes, P templates.
+Shapes: L tokens, D width, N routers, T tasks of the stage, E experts.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.methods.base import Adapter, Method
-from pipeline.model.backbone import Backbone
+from pipeline.model.watch import GateLog, Watch, mutual_information
 from pipeline.settings import TrainingSettings
+from pipeline.training.objectives import Objective, judge, predict_all
 from pipeline.training.trunk import TrunkCache, batch_rows
 
 Report = Callable[[dict[str, Any], "TrainingState | None"], None]
-EVALUATION_BATCH = 128
-
-
-@dataclass
-class StageData:
-    """What one rank trains on.
-
-    Attributes:
-        trunk: activations of the rank's training rows.
-        labels: labels of these rows (n,).
-        held_x: activations of the held-out fold (m, L, D).
-        held_y: its labels (m,).
-        text: per template the prompts' activations (C, L, D) at the first adapted text block,
-            and the routing position (C,).
-    """
-
-    trunk: TrunkCache
-    labels: Tensor
-    held_x: Tensor
-    held_y: Tensor
-    text: list[tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -59,26 +38,15 @@ class TrainingState:
     best_loss: float = math.inf
 
 
-@torch.no_grad()
-def text_activations(
-    backbone: Backbone, first: int, classes: list[str], templates: list[str]
-) -> list[tuple[Tensor, Tensor]]:
-    """Prompt activations at the first adapted text block, one pair a template; computed once."""
-    tower = backbone.text
-    pairs = []
-    for template in templates:
-        tokens = backbone.tokenize([template.format(name) for name in classes])
-        position = tower.positions(tokens)
-        with backbone.kernels.exact():
-            pairs.append((tower.run(tower.embed(tokens), 0, first, None, position), position))
-    return pairs
+def planned_steps(settings: TrainingSettings, *rows: int) -> int:
+    """Steps of a stage whose tasks have so many rows: what they would take one by one.
 
-
-def planned_steps(settings: TrainingSettings, rows: int) -> int:
-    """Steps of a stage of so many rows: `steps`, but no more than `max_epochs` passes."""
+    That is `steps` for each task, but no more than `max_epochs` passes over its rows.
+    """
     if settings.max_epochs == 0:
-        return settings.steps
-    return max(1, min(settings.steps, settings.max_epochs * rows // settings.batch_size))
+        return settings.steps * len(rows)
+    passes = [settings.max_epochs * count // settings.batch_size for count in rows]
+    return sum(max(1, min(settings.steps, wanted)) for wanted in passes)
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
@@ -90,39 +58,62 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
     return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def class_features(adapter: Adapter, text: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """(C, F): normalised mean over templates."""
-    features = [adapter.text(x, position) for x, position in text]
-    return F.normalize(torch.stack(features).mean(dim=0), dim=-1)
+class StepLoss:
+    """The loss of a stage's step from the losses of its tasks, and what the routers add to it.
 
+    `equal`: their mean. `uncertainty`: the mean of `exp(-s_t) L_t + s_t / 2` with a learned `s_t`.
+    Several tasks are also to use different experts: minus the mutual information of task and
+    expert, summed over routers (method 3). A noisy step is a pure function of its arguments.
+    """
 
-@torch.no_grad()
-def held_out(
-    backbone: Backbone, adapter: Adapter, data: StageData, rank: int = 0, world: int = 1
-) -> tuple[float, float]:
-    """Accuracy (fraction) and mean cross-entropy on the held-out fold; ranks share the work."""
-    sums = torch.zeros(3, dtype=torch.float64)
-    with backbone.kernels.exact():
-        u_CF = class_features(adapter, data.text)
-        for start in range(rank * EVALUATION_BATCH, len(data.held_y), world * EVALUATION_BATCH):
-            stop = start + EVALUATION_BATCH
-            y = data.held_y[start:stop].to(backbone.device)
-            x = data.held_x[start:stop].to(backbone.device, torch.float32)
-            logits = backbone.logit_scale * adapter.image(x) @ u_CF.T
-            sums[0] += (logits.argmax(dim=1) == y).sum().item()
-            sums[1] += F.cross_entropy(logits, y, reduction="sum").item()
-            sums[2] += len(y)
-    if world > 1:
-        shared = sums.to(backbone.device)
-        dist.all_reduce(shared)
-        sums = shared.cpu()
-    return float(sums[0] / sums[2]), float(sums[1] / sums[2])
+    def __init__(self, method: Method, adapter: Adapter, tasks: int, rank: int, world: int) -> None:
+        settings = method.settings
+        self.seed, self.rank, self.world = settings.seed, rank, world
+        self.tasks = tasks
+        self.noise = settings.experts.noise
+        self.information = settings.experts.information if tasks > 1 else 0.0
+        self.weighted = tasks > 1 and settings.training.weighting == "uncertainty"
+        if self.weighted:
+            adapter.log_variance = nn.Parameter(torch.zeros(tasks, device=method.backbone.device))
+        self._adapter = adapter
+
+    def watch(self, stage: int, step: int) -> Watch:
+        """What looks on during one step."""
+        generator = None
+        if self.noise:
+            key = np.random.SeedSequence((self.seed, stage, step, self.rank))
+            generator = torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
+        return Watch(self.tasks, self.noise, generator)
+
+    def total(self, losses: list[Tensor]) -> Tensor:
+        """One loss of all tasks' losses."""
+        if len(losses) == 1:
+            return losses[0]
+        stacked = torch.stack(losses)
+        if self.weighted:
+            s_T = self._adapter.log_variance
+            stacked = (-s_T).exp() * stacked + 0.5 * s_T
+        return stacked.mean()
+
+    def shared_information(self, watch: Watch) -> Tensor | None:
+        """Mutual information over all workers' samples, summed over routers; None where unused.
+
+        The gradient is of this worker's part; times `world`, its mean over workers is the whole.
+        """
+        if not self.information or not watch.routers:
+            return None
+        sums_NTE = watch.probabilities()
+        if self.world > 1:
+            everybody = sums_NTE.detach().clone()
+            dist.all_reduce(everybody)
+            sums_NTE = sums_NTE + (everybody - sums_NTE.detach())
+        return mutual_information(sums_NTE).sum()
 
 
 def train(
     method: Method,
     adapter: Adapter,
-    data: StageData,
+    objectives: Sequence[Objective],
     *,
     stage: int,
     steps: int,
@@ -132,12 +123,12 @@ def train(
     resume: TrainingState | None = None,
     report: Report = lambda metrics, state: None,
 ) -> TrainingState:
-    """Train one stage with cross-entropy over the task's classes (method 2.9).
+    """Train one group on the tasks of a stage.
 
     Args:
         method: gives the backbone, the settings and the learning rate.
         adapter: what is trained; holds the best weights on return.
-        data: this rank's rows.
+        objectives: the stage's tasks with this rank's rows.
         stage: index of the stage, part of the batch order's seed.
         steps: optimisation steps, the same on every rank.
         rank: this worker.
@@ -147,10 +138,13 @@ def train(
         report: called every `checkpoint_every` steps with metrics and a state to store.
 
     Returns:
-        The last state; `best` is the adapter at its best held-out accuracy (ties: lower loss).
+        The last state; `best` is the adapter at its best held-out accuracy, in the mean over tasks
+        (ties: lower loss).
     """
     settings, backbone = method.settings.training, method.backbone
     local = settings.batch_size // world
+    count = len(objectives)
+    step_loss = StepLoss(method, adapter, count, rank, world)
     parameters = [p for p in adapter.parameters() if p.requires_grad]
     peak = method.learning_rate
     optimizer = torch.optim.AdamW(
@@ -162,29 +156,43 @@ def train(
         optimizer.load_state_dict(resume.optimizer)
     model = wrap(adapter)
     clock, seen, losses = time.perf_counter(), 0, []
+    gates = GateLog(count)
     for step in range(state.step, steps):
-        chosen = batch_rows(method.settings.seed, stage, rank, len(data.labels), step, local)
-        x_BLD = _gather(data.trunk, chosen).to(backbone.device, torch.float32)
-        y_B = data.labels[chosen[:, 0]].to(backbone.device)
+        chosen = [
+            batch_rows(method.settings.seed, stage, rank, task.rows, step, local, number, count)
+            for number, task in enumerate(objectives)
+        ]
+        inputs = [
+            _gather(task.trunk, rows).to(backbone.device, torch.float32)
+            for task, rows in zip(objectives, chosen, strict=True)
+        ]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, settings.warmup, peak)
+        watch = adapter.watch = step_loss.watch(stage, step)
         with backbone.kernels.training():
-            text = data.text[step % len(data.text)]
-            cosine_BC = model(lambda a, x=x_BLD, text=text: a.image(x) @ a.text(*text).T)
-        loss = F.cross_entropy(
-            backbone.logit_scale * cosine_BC.float(), y_B, label_smoothing=settings.label_smoothing
+            outputs = model(lambda a, x=inputs, at=step: predict_all(a, objectives, x, at))
+        adapter.watch = None
+        loss = step_loss.total(
+            [
+                task.loss(output, rows[:, 0], settings.label_smoothing)
+                for task, output, rows in zip(objectives, outputs, chosen, strict=True)
+            ]
         )
+        losses.append(loss.item())
+        shared = step_loss.shared_information(watch)
+        if shared is not None:
+            loss = loss - step_loss.information * world * shared
+        gates.add(watch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if settings.clip_norm > 0:
             torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         optimizer.step()
-        losses.append(loss.item())
         seen += local * world
         done = step + 1
         last = done == steps
         if done % settings.validate_every == 0 or last:
-            accuracy, nll = held_out(backbone, adapter, data, rank, world)
+            accuracy, nll = judge(adapter, objectives, rank, world)
             if (accuracy, -nll) > (state.best_accuracy, -state.best_loss):
                 state.best = _copy(adapter.state_dict())
                 state.best_step, state.best_accuracy, state.best_loss = done, accuracy, nll
@@ -199,6 +207,7 @@ def train(
                 "held_out_accuracy": 100.0 * state.best_accuracy,
                 "best_step": state.best_step,
                 "images_per_second": seen / elapsed,
+                **gates.take(method.settings.experts.shared_count),
             }
             losses = []
             report(metrics, state)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from pipeline.errors import UserError
 from pipeline.methods.base import Adapter, Method, Neighbour, StageContext, build_method
 from pipeline.model.backbone import load_backbone
 from pipeline.model.kernels import Kernels
+from pipeline.model.watch import Watch, describe_experts
 from pipeline.settings import Settings
 from pipeline.store import GroupRef, RunFolder
 from pipeline.store.tensors import dump, load
-from pipeline.streams import ImageTable, PreparedDomain, stratified_fold
-from pipeline.training.loop import (
-    StageData,
-    TrainingState,
+from pipeline.streams import ImageTable, PreparedDomain, Stage, stratified_fold
+from pipeline.training.loop import TrainingState, planned_steps, train
+from pipeline.training.objectives import (
+    Classification,
+    Objective,
     class_features,
-    held_out,
-    planned_steps,
+    judge,
     text_activations,
-    train,
 )
 from pipeline.training.trunk import TrunkCache
 from pipeline.training.views import Views
@@ -53,12 +54,17 @@ class StageSpec:
     run: str
     kernels: Kernels
     stage: int
-    domain: PreparedDomain
+    domains: tuple[PreparedDomain, ...]
     earlier: tuple[GroupRef, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     attempt: int = 1
     threads: int = 0
     resume: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the stage."""
+        return Stage(self.stage, tuple(domain.name for domain in self.domains)).name
 
     def plain(self) -> dict[str, Any]:
         """As plain data, so that who only passes it on need not import what it is made of."""
@@ -72,7 +78,7 @@ class StageSpec:
                 **plain,
                 "settings": Settings.model_validate(plain["settings"]),
                 "kernels": Kernels(**plain["kernels"]),
-                "domain": PreparedDomain(**plain["domain"]),
+                "domains": tuple(PreparedDomain(**domain) for domain in plain["domains"]),
                 "earlier": tuple(GroupRef(**ref) for ref in plain["earlier"]),
                 "neighbours": tuple(Neighbour(**n) for n in plain["neighbours"]),
             }
@@ -81,18 +87,21 @@ class StageSpec:
 
 @dataclass
 class Outcome:
-    """What rank 0 brings home: files of the group, and facts for the journal."""
+    """What rank 0 brings home: files of the group, and facts for the journal.
+
+    Where a stage has several tasks, names in `probe` and `classes` end in `/<task>`.
+    """
 
     group: dict[str, torch.Tensor]
     probe: dict[str, torch.Tensor]
-    classes: torch.Tensor
+    classes: dict[str, torch.Tensor]
     facts: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write beside a checkpoint."""
         (folder / GROUP).write_bytes(dump(self.group))
         (folder / PROBE).write_bytes(dump(self.probe))
-        (folder / CLASSES).write_bytes(dump({"classes": self.classes}))
+        (folder / CLASSES).write_bytes(dump(self.classes))
         (folder / FACTS).write_text(json.dumps(self.facts))
 
 
@@ -101,7 +110,7 @@ Save = Callable[[dict[str, Any], TrainingState | None, Outcome | None], None]
 
 def stage_folder(run: RunFolder, spec: StageSpec) -> Any:
     """Where all attempts of a stage keep their checkpoints until the stage is done."""
-    return run.folder.child(f"train/{spec.stage:03d}-{spec.domain.name}")
+    return run.folder.child(f"train/{spec.stage:03d}-{spec.name}")
 
 
 def run_stage(
@@ -118,30 +127,36 @@ def run_stage(
         torch.set_num_threads(spec.threads)
     clock = time.perf_counter()
     method, adapter = build(spec)
-    data, train_rows = load_data(spec, method, rank, world)
+    objectives = load_data(spec, method, rank, world)
     loaded = time.perf_counter()
     curve: list[dict[str, Any]] = []
-    steps = planned_steps(spec.settings.training, len(train_rows))
+    rows = [len(_folds(spec, domain)[1]) for domain in spec.domains]
+    steps = planned_steps(spec.settings.training, *rows)
+    if len(objectives) > spec.settings.training.batch_size // world:
+        raise UserError(
+            f"training.batch_size: {spec.settings.training.batch_size} over {world} workers is less"
+            f" than one image for each of the {len(objectives)} tasks of a stage; raise it"
+        )
 
     def report(metrics: dict[str, Any], state: TrainingState | None) -> None:
         if rank == 0:
             log.info(
                 "stage %d %s: step %d/%d, loss %.3f, held-out %.1f %%, %.0f images/s",
-                spec.stage, spec.domain.name, metrics["step"], steps,
+                spec.stage, spec.name, metrics["step"], steps,
                 metrics["loss"], metrics["held_out_accuracy"], metrics["images_per_second"],
             )  # fmt: skip
         curve.append(metrics)
         save(metrics, state, None)
 
     state = train(
-        method, adapter, data, stage=spec.stage, steps=steps, rank=rank, world=world,
+        method, adapter, objectives, stage=spec.stage, steps=steps, rank=rank, world=world,
         wrap=wrap, resume=resume, report=report,
     )  # fmt: skip
     trained = time.perf_counter()
-    gains = _prune(method, adapter, data, rank, world)
-    outcome = _outcome(spec, method, adapter, data, train_rows) if rank == 0 else None
+    gains = _prune(method, adapter, objectives, rank, world)
+    outcome = _outcome(spec, method, adapter, objectives) if rank == 0 else None
     if outcome is not None:
-        trunk = data.trunk.seconds
+        trunk = sum(task.trunk.seconds for task in objectives)
         outcome.facts |= {
             "best_step": state.best_step,
             "held_out_accuracy": 100.0 * state.best_accuracy,
@@ -167,40 +182,52 @@ def build(spec: StageSpec) -> tuple[Method, Adapter]:
     run = RunFolder(spec.run, read_only=True)
     for ref in spec.earlier:
         method.install(ref.name, load(run.groups.read(ref, GROUP), ref.name))
-    context = StageContext(spec.stage, spec.domain.name, spec.neighbours)
+    names = tuple(domain.name for domain in spec.domains)
+    context = StageContext(spec.stage, spec.name, spec.neighbours, names)
     return method, method.adapter(context)
 
 
-def load_data(
-    spec: StageSpec, method: Method, rank: int, world: int
-) -> tuple[StageData, np.ndarray]:
-    """This rank's rows, the held-out fold and the prompts; also all training rows."""
-    settings, domain, backbone = spec.settings, spec.domain, method.backbone
+def _folds(spec: StageSpec, domain: PreparedDomain) -> tuple[ImageTable, np.ndarray, np.ndarray]:
+    """A task's training split: its table, the rows to train on, the held-out rows."""
+    settings = spec.settings
     table = ImageTable.open(domain.tables["train"])
     rows, held = stratified_fold(table.labels, settings.stream.held_out, settings.seed, domain.name)
+    return table, rows, held
+
+
+def load_data(spec: StageSpec, method: Method, rank: int, world: int) -> list[Objective]:
+    """The tasks of a stage with this rank's rows, the held-out folds and the prompts."""
+    return [_classification(spec, domain, method, rank, world) for domain in spec.domains]
+
+
+def _classification(
+    spec: StageSpec, domain: PreparedDomain, method: Method, rank: int, world: int
+) -> Classification:
+    settings, backbone = spec.settings, method.backbone
+    table, rows, held = _folds(spec, domain)
     mine = rows[rank::world]
     views = Views(settings.training, settings.seed, domain.name, len(table))
     first_image, first_text = method.first_blocks
     options = settings.training
+    budget = options.cache_gib / len(spec.domains)
 
     def cache(chosen: np.ndarray) -> TrunkCache:
-        return TrunkCache(
-            backbone, first_image, table.images, chosen, views, options.views, options.cache_gib
-        )
+        return TrunkCache(backbone, first_image, table.images, chosen, views, options.views, budget)
 
     text = text_activations(backbone, first_text, list(domain.classes), list(domain.templates))
-    data = StageData(
+    return Classification(
         cache(mine),
         torch.from_numpy(table.labels[mine].copy()),
         cache(held).view(None),
         torch.from_numpy(table.labels[held].copy()),
         text,
+        backbone,
+        domain.name,
     )
-    return data, rows
 
 
 def _prune(
-    method: Method, adapter: Adapter, data: StageData, rank: int, world: int
+    method: Method, adapter: Adapter, objectives: Sequence[Objective], rank: int, world: int
 ) -> dict[str, float]:
     """Drop neighbours without which the held-out fold does as well; gains in points."""
     gains: dict[str, float] = {}
@@ -208,11 +235,11 @@ def _prune(
     kept = adapter.optional_neighbours()
     if not kept:
         return gains
-    reference, _ = held_out(method.backbone, adapter, data, rank, world)
+    reference = judge(adapter, objectives, rank, world).score
     dropped: list[str] = []
     for task in kept:
         with adapter.without([*dropped, task]):
-            accuracy, _ = held_out(method.backbone, adapter, data, rank, world)
+            accuracy = judge(adapter, objectives, rank, world).score
         gains[task] = 100.0 * (reference - accuracy)
         if gains[task] <= floor:
             dropped.append(task)
@@ -223,33 +250,59 @@ def _prune(
 
 @torch.no_grad()
 def _outcome(
-    spec: StageSpec, method: Method, adapter: Adapter, data: StageData, rows: np.ndarray
+    spec: StageSpec, method: Method, adapter: Adapter, objectives: Sequence[Objective]
 ) -> Outcome:
-    backbone = method.backbone
-    table = ImageTable.open(spec.domain.tables["train"])
+    group = adapter.export()
+    facts: dict[str, Any] = {
+        "parameters": sum(t.numel() for k, t in group.items() if t.is_floating_point()),
+        "temperatures": {},
+    }
+    outcome = Outcome(group, {}, {}, facts)
+    watch = adapter.watch = Watch(len(objectives))
+    for number, (domain, task) in enumerate(zip(spec.domains, objectives, strict=True)):
+        assert isinstance(task, Classification)
+        _export_classes(outcome, spec, method, adapter, domain, task, number)
+    adapter.watch = None
+    facts["experts"] = describe_experts(watch, spec.settings.experts.shared_count)
+    facts["temperature"] = next(iter(facts["temperatures"].values()))
+    return outcome
+
+
+def _export_classes(
+    outcome: Outcome,
+    spec: StageSpec,
+    method: Method,
+    adapter: Adapter,
+    domain: PreparedDomain,
+    task: Classification,
+    number: int,
+) -> None:
+    """Probes, class features and temperature of one task."""
+    backbone, watch = method.backbone, adapter.watch
+    table, rows, _ = _folds(spec, domain)
     probes = rows[np.linspace(0, len(rows) - 1, min(PROBES, len(rows))).astype(int)]
     images = table.images(probes)
     with backbone.kernels.exact():
-        u_CF = class_features(adapter, data.text)
+        adapter.watch = None
         x_BLD = method.trunk(backbone.normalise(images))
-        reference = backbone.logit_scale * adapter.image(x_BLD) @ u_CF.T
+        reference_BF = adapter.image(x_BLD, number)
+        adapter.watch = watch  # the expert load is that of the held-out fold and the class names
+        u_CF = class_features(adapter, task.text, number)
+        reference = backbone.logit_scale * reference_BF @ u_CF.T
         parts = [
-            backbone.logit_scale * adapter.image(x.to(backbone.device, torch.float32)) @ u_CF.T
-            for x in data.held_x.split(128)
+            backbone.logit_scale
+            * adapter.image(x.to(backbone.device, torch.float32), number)
+            @ u_CF.T
+            for x in task.held_x.split(128)
         ]
     held = torch.cat(parts).cpu()
-    losses = [F.cross_entropy(held / float(t), data.held_y).item() for t in TEMPERATURES]
-    group = adapter.export()
-    return Outcome(
-        group,
-        {
-            "images": torch.from_numpy(images.copy()),
-            "labels": torch.from_numpy(table.labels[probes].copy()),
-            "logits": reference.cpu(),
-        },
-        u_CF.cpu(),
-        {
-            "temperature": float(TEMPERATURES[int(np.argmin(losses))]),
-            "parameters": sum(t.numel() for k, t in group.items() if t.is_floating_point()),
-        },
-    )
+    losses = [F.cross_entropy(held / float(t), task.held_y).item() for t in TEMPERATURES]
+    ending = f"/{domain.name}" if len(spec.domains) > 1 else ""
+    outcome.probe |= {
+        f"images{ending}": torch.from_numpy(images.copy()),
+        f"labels{ending}": torch.from_numpy(table.labels[probes].copy()),
+        f"logits{ending}": reference.cpu(),
+    }
+    outcome.classes[f"classes{ending}"] = u_CF.cpu()
+    temperature = float(TEMPERATURES[int(np.argmin(losses))])
+    outcome.facts["temperatures"][domain.name] = temperature

@@ -85,16 +85,33 @@ class TrunkCache:
         return out
 
 
-def batch_rows(seed: int, stage: int, rank: int, count: int, step: int, size: int) -> np.ndarray:
-    """Positions and epochs of one local batch, (size, 2): a pure function of its arguments.
+def batch_rows(
+    seed: int,
+    stage: int,
+    rank: int,
+    count: int,
+    step: int,
+    size: int,
+    task: int = 0,
+    tasks: int = 1,
+) -> np.ndarray:
+    """Positions and epochs of one task's part of a local batch, (n, 2): a pure function.
 
-    Each rank walks its own rows in a new random order every epoch; a batch may span two epochs.
+    Each rank walks its own rows of a task in a new random order every epoch; a batch may span two
+    epochs. The places of all batches, one after another, go round the tasks of the stage: each has
+    `size / tasks` in a step, one more in some where that is no whole number, and none is starved.
     """
-    first = step * size
-    out = np.empty((size, 2), dtype=np.int64)
-    for i in range(size):
+    first, end = (_places(at * size, task, tasks) for at in (step, step + 1))
+    out = np.empty((end - first, 2), dtype=np.int64)
+    own = (task,) if task else ()
+    for i in range(end - first):
         epoch, position = divmod(first + i, count)
         if i == 0 or position == 0:
-            order = np.random.default_rng((seed, stage, rank, epoch)).permutation(count)
+            order = np.random.default_rng((seed, stage, rank, epoch, *own)).permutation(count)
         out[i] = order[position], epoch
     return out
+
+
+def _places(before: int, task: int, tasks: int) -> int:
+    """How many of the first `before` places belong to a task."""
+    return max(0, (before - task + tasks - 1) // tasks)

@@ -64,7 +64,7 @@ def _resume(spec: StageSpec) -> TrainingState | None:
     if newest.uri != spec.resume and rt.get_context().get_world_rank() == 0:
         log.warning(
             "stage %d %s: a worker was lost, goes on after step %d",
-            spec.stage, spec.domain.name, state.step,
+            spec.stage, spec.name, state.step,
         )  # fmt: skip
     return state
 
@@ -77,7 +77,7 @@ class _Gauges:
     """What the Ray dashboard shows of a running stage."""
 
     def __init__(self, spec: StageSpec) -> None:
-        tags = {"task": spec.domain.name, "method": spec.settings.method.name}
+        tags = {"task": spec.name, "method": spec.settings.method.name}
         self._gauges = {}
         for key, name, about in (
             ("loss", "archipelago_loss", "Training loss of the stage"),

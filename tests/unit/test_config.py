@@ -140,7 +140,7 @@ def test_a_reader_s_options_are_those_of_its_file(name: str) -> None:
         ("hydra.run.dir=x", ["hydra.run.dir: unknown key"]),
         ("stream=parqet", ["stream=parqet: unknown", "atlas, folder", "did you mean parquet?"]),
         ("training=fast", ["training=fast: unknown", "choose one of default"]),
-        ("method={name: trge}", ["method=", "choose one of finetune"]),
+        ("method={name: trge}", ["method=", "choose one of ase, finetune"]),
         ("cluster=local@x", ["cluster=local@x"]),
         ("training.steps=abc", ["training.steps=abc: expected a whole number"]),
         ("training.steps=1.5", ["training.steps=1.5: expected a whole number"]),

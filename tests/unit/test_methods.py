@@ -13,7 +13,7 @@ from pipeline.methods.base import Neighbour, method_class
 from pipeline.methods.trge import GroupAdapter, Trge, read_neighbours
 from pipeline.model.backbone import Backbone
 from pipeline.store.tensors import dump, load
-from pipeline.training.loop import StageData, text_activations
+from pipeline.training.objectives import Judgement, text_activations
 from pipeline.training.stage import _prune
 from tests.unit.tiny_clip import images, randomise, settings, tiny_backbone
 
@@ -44,8 +44,8 @@ def _context(task: str, *neighbours: Neighbour) -> StageContext:
 
 
 def test_all_methods_are_known_by_name() -> None:
-    assert list(methods()) == ["finetune", "lora_per_task", "trge", "trge_ase", "zero_shot"]
-    with pytest.raises(UserError, match=r"'magic' is unknown; choose one of finetune, lora_per"):
+    assert list(methods()) == ["ase", "finetune", "lora_per_task", "trge", "trge_ase", "zero_shot"]
+    with pytest.raises(UserError, match=r"'magic' is unknown; choose one of ase, finetune, lora"):
         method_class("magic")
 
 
@@ -269,15 +269,13 @@ def test_neighbours_that_do_not_help_are_dropped(
 ) -> None:  # fmt: skip
     """Ten points of held-out accuracy for each helper that is heard, the rest changes nothing."""
     method, adapter = _neighbourhood(backbone, min_gain=floor)
-    empty = torch.zeros(0)
-    data = StageData(None, empty, empty, empty, [])  # type: ignore[arg-type]
 
-    def accuracy(*_: Any) -> tuple[float, float]:
+    def judge(*_: Any) -> Judgement:
         heard = {n.task for n in adapter.neighbours} - adapter._silent
-        return 0.5 + 0.1 * len(heard & helping), 1.0
+        return Judgement(0.5 + 0.1 * len(heard & helping), 1.0)
 
-    monkeypatch.setattr("pipeline.training.stage.held_out", accuracy)
-    gains = _prune(method, adapter, data, 0, 1)
+    monkeypatch.setattr("pipeline.training.stage.judge", judge)
+    gains = _prune(method, adapter, [], 0, 1)
     assert [n.task for n in adapter.neighbours] == kept
     assert set(gains) == {"a", "b"}
     for task, gain in gains.items():

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pipeline.settings import TrainingSettings
-from pipeline.training.loop import _gather, learning_rate, planned_steps, text_activations
+from pipeline.training.loop import _gather, learning_rate, planned_steps
+from pipeline.training.objectives import text_activations
 from pipeline.training.trunk import CACHE_DTYPE, TrunkCache, batch_rows
 from pipeline.training.views import ASPECT, Views
 from tests.unit.tiny_clip import images, tiny_backbone

@@ -11,7 +11,8 @@ from pipeline.methods.trge import GroupAdapter, Trge
 from pipeline.model.backbone import load_backbone
 from pipeline.settings import TrainingSettings
 from pipeline.store.tensors import dump, load
-from pipeline.training.loop import StageData, text_activations, train
+from pipeline.training.loop import train
+from pipeline.training.objectives import Classification, text_activations
 from pipeline.training.trunk import TrunkCache
 from pipeline.training.views import Views
 from tests.unit.tiny_clip import images, settings
@@ -34,14 +35,14 @@ def test_one_step_and_one_mixed_batch_at_vit_b_16() -> None:
     assert trunk.view(0).shape == (4, 197, 768)
     text = text_activations(backbone, 6, CLASSES, TEMPLATES)
     labels = torch.tensor([0, 1, 0, 1])
-    data = StageData(trunk, labels, trunk.view(None)[:2], labels[:2], text)
+    data = Classification(trunk, labels, trunk.view(None)[:2], labels[:2], text, backbone)
 
     for stage, task in enumerate(("a", "b")):
         near = (Neighbour(0.3, "a"),) if stage else ()
         adapter = method.adapter(StageContext(stage, task, near))
         assert isinstance(adapter, GroupAdapter)
         before = load(dump(adapter.export()))
-        state = train(method, adapter, data, stage=stage, steps=1)
+        state = train(method, adapter, [data], stage=stage, steps=1)
         assert state.step == 1 and state.best_step == 1
         after = adapter.export()
         moved = {k for k in after if k != "neighbours" and not torch.equal(after[k], before[k])}

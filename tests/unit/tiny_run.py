@@ -64,7 +64,7 @@ def run_settings(world: World, **parts: Any) -> Settings:
 
 def stage_spec(world: World, run: Path, chosen: Settings, stage: int = 0) -> StageSpec:
     """What trains one stage without earlier groups."""
-    return StageSpec(chosen, str(run), Kernels(), stage, world.domains[stage])
+    return StageSpec(chosen, str(run), Kernels(), stage, (world.domains[stage],))
 
 
 def make_learner(

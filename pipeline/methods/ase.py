@@ -1,0 +1,20 @@
+"""ASE: all tasks in one stage, one group with adaptive shared experts, a router for each task."""
+
+from __future__ import annotations
+
+from pipeline.methods.base import register
+from pipeline.methods.trge import Trge
+
+
+@register
+class Ase(Trge):
+    """Adaptive shared experts in a mixture of LoRA experts (arXiv 2510.00570).
+
+    Joint training: no task comes later, so no group borrows and no image is of an unseen task; the
+    identifier chooses whose router, embedding and class names an image gets.
+    """
+
+    name = "ase"
+    fuses = False
+    borrows = False
+    joint = True

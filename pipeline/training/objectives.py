@@ -1,0 +1,172 @@
+"""What one task of a stage asks of the adapter: rows, a prediction, a loss, a judgement.
+
+Several tasks of a stage train one group together. The images of all tasks that need only pooled
+features run as one batch, each under its task's routers and embedding.
+
+Shapes: B batch of a task, L tokens, D width, C classes, F embedding, T tasks of the stage.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.methods.base import Adapter
+from pipeline.model.backbone import Backbone
+from pipeline.training.trunk import TrunkCache
+
+EVALUATION_BATCH = 128
+
+
+class Judgement(NamedTuple):
+    """How well a task does on its held-out fold: `score` in [0, 1], the larger the better."""
+
+    score: float
+    loss: float
+
+
+class Objective(ABC):
+    """One task of a stage, as the training loop sees it.
+
+    Attributes:
+        name: the task.
+        trunk: activations of this rank's rows.
+        pooled: True if the task reads the pooled feature, False if it reads token maps.
+    """
+
+    name: str
+    trunk: TrunkCache
+    pooled: bool = True
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """Rows of this rank."""
+
+    def head(self) -> nn.Module | None:
+        """Parameters of this task's own that train with the group and are stored with it."""
+        return None
+
+    @abstractmethod
+    def predict(self, adapter: Adapter, seen: Tensor, task: int, step: int) -> Tensor:
+        """From what the image encoder gave (pooled features (B, F)) to a prediction."""
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, positions: np.ndarray, smoothing: float) -> Tensor:
+        """Mean loss of the rank's rows at `positions` (B,)."""
+
+    @abstractmethod
+    def judge(self, adapter: Adapter, task: int, rank: int = 0, world: int = 1) -> Judgement:
+        """Score and mean loss on the held-out fold; ranks share the work."""
+
+
+@dataclass
+class Classification(Objective):
+    """Cross-entropy over a task's classes, whose features come from the text encoder (method 2.9).
+
+    Attributes:
+        trunk: activations of the rank's training rows.
+        labels: labels of these rows (n,).
+        held_x: activations of the held-out fold (m, L, D).
+        held_y: its labels (m,).
+        text: per template the prompts' activations (C, L, D) at the first adapted text block,
+            and the routing position (C,).
+        backbone: gives the temperature of the logits.
+        name: the task.
+    """
+
+    trunk: TrunkCache
+    labels: Tensor
+    held_x: Tensor
+    held_y: Tensor
+    text: list[tuple[Tensor, Tensor]]
+    backbone: Backbone
+    name: str = ""
+    pooled: bool = field(default=True, init=False)
+
+    @property
+    def rows(self) -> int:
+        """Rows of this rank."""
+        return len(self.labels)
+
+    def predict(self, adapter: Adapter, seen: Tensor, task: int, step: int) -> Tensor:
+        """Cosines (B, C) with the class features of one template."""
+        return seen @ adapter.text(*self.text[step % len(self.text)], task).T
+
+    def loss(self, prediction: Tensor, positions: np.ndarray, smoothing: float) -> Tensor:
+        """Cross-entropy of `exp(logit_scale) <v, u>`."""
+        y_B = self.labels[positions].to(self.backbone.device)
+        logits = self.backbone.logit_scale * prediction.float()
+        return F.cross_entropy(logits, y_B, label_smoothing=smoothing)
+
+    @torch.no_grad()
+    def judge(self, adapter: Adapter, task: int, rank: int = 0, world: int = 1) -> Judgement:
+        """Accuracy (fraction) and mean cross-entropy on the held-out fold."""
+        backbone, sums = self.backbone, torch.zeros(3, dtype=torch.float64)
+        with backbone.kernels.exact():
+            u_CF = class_features(adapter, self.text, task)
+            for start in range(rank * EVALUATION_BATCH, len(self.held_y), world * EVALUATION_BATCH):
+                stop = start + EVALUATION_BATCH
+                y = self.held_y[start:stop].to(backbone.device)
+                x = self.held_x[start:stop].to(backbone.device, torch.float32)
+                logits = backbone.logit_scale * adapter.image(x, task) @ u_CF.T
+                sums[0] += (logits.argmax(dim=1) == y).sum().item()
+                sums[1] += F.cross_entropy(logits, y, reduction="sum").item()
+                sums[2] += len(y)
+        if world > 1:
+            shared = sums.to(backbone.device)
+            dist.all_reduce(shared)
+            sums = shared.cpu()
+        return Judgement(float(sums[0] / sums[2]), float(sums[1] / sums[2]))
+
+
+def class_features(adapter: Adapter, text: list[tuple[Tensor, Tensor]], task: int = 0) -> Tensor:
+    """(C, F): normalised mean over templates."""
+    features = [adapter.text(x, position, task) for x, position in text]
+    return F.normalize(torch.stack(features).mean(dim=0), dim=-1)
+
+
+@torch.no_grad()
+def text_activations(
+    backbone: Backbone, first: int, classes: list[str], templates: list[str]
+) -> list[tuple[Tensor, Tensor]]:
+    """Prompt activations at the first adapted text block, one pair a template; computed once."""
+    tower = backbone.text
+    pairs = []
+    for template in templates:
+        tokens = backbone.tokenize([template.format(name) for name in classes])
+        position = tower.positions(tokens)
+        with backbone.kernels.exact():
+            pairs.append((tower.run(tower.embed(tokens), 0, first, None, position), position))
+    return pairs
+
+
+def judge(
+    adapter: Adapter, objectives: Sequence[Objective], rank: int = 0, world: int = 1
+) -> Judgement:
+    """Mean score and mean loss over the tasks of a stage, each on its held-out fold."""
+    found = [task.judge(adapter, number, rank, world) for number, task in enumerate(objectives)]
+    return Judgement(*(float(np.mean(values)) for values in zip(*found, strict=True)))
+
+
+def predict_all(
+    adapter: Adapter, objectives: Sequence[Objective], inputs: Sequence[Tensor], step: int
+) -> list[Any]:
+    """Predictions of all tasks: one pass through the image encoder, split by task."""
+    sizes = [len(x) for x in inputs]
+    if len(inputs) == 1:
+        seen = [adapter.image(inputs[0])]
+    else:
+        x_BLD = torch.cat(list(inputs))
+        number = torch.arange(len(inputs)).repeat_interleave(torch.tensor(sizes))
+        seen = list(adapter.image(x_BLD, number.to(x_BLD.device)).split(sizes))
+    pairs = enumerate(zip(objectives, seen, strict=True))
+    return [task.predict(adapter, part, number, step) for number, (task, part) in pairs]
