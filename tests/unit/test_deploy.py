@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import re
 import shlex
 import shutil
@@ -143,8 +144,10 @@ def test_what_serve_is_told_is_legal(index: int) -> None:
     assert document["http_options"].keys() <= {"host", "port", "request_timeout_s"}
     assert (app.route_prefix, app.import_path) == ("/", "actors.endpoint:build")
     assert app.args["run_dir"] == job_settings().run_dir, "another run than the one that is learned"
-    endpoint = pytest.importorskip("actors.endpoint", reason="the endpoint is not in this tree")
-    assert endpoint.build(app.args) is not None
+    module, _, name = app.import_path.partition(":")
+    if not (ROOT / f"{module.replace('.', '/')}.py").exists():
+        pytest.skip("the endpoint is not in this tree")
+    assert getattr(importlib.import_module(module), name)(app.args) is not None
 
 
 def test_the_replicas_fit_the_pods_and_find_the_run() -> None:
