@@ -81,7 +81,7 @@ def answer(state: State, data: bytes, asked: dict[str, Any]) -> dict[str, Any]:
     task = asked["task"] or (ranked[0] if ranked and far[ranked[0]] < 40 else None)
     groups = [{"task": task, "weight": 1.0}]
     if task is None:
-        groups = [{"task": n, "weight": w} for n, w in zip(ranked, (0.7, 0.3), strict=False)]
+        groups = [{"task": n, "weight": w} for n, w in zip(ranked, (0.28, 0.12), strict=False)]
     labels = asked["labels"] or CLASSES[task or ranked[0]]
     scores = np.exp(-np.arange(len(labels)) * 1.3)
     scores /= scores.sum()
@@ -132,6 +132,7 @@ def application(state: State, page: Path | None = None) -> FastAPI:
             {
                 "name": name,
                 "description": ABOUT[name],
+                "neighbours": ["digits"] if name == "flowers" else [],
                 "classes": CLASSES[name],
                 "lineage": f"https://mlflow.example/{name}",
                 "examples": [f"/v1/tasks/{name}/examples/{i}" for i in range(3)],

@@ -66,7 +66,7 @@ function fail(problem) {
 
 function drawSea() {
   const result = answer?.result ?? null;
-  sea.show(tasks.map((task) => task.name), result);
+  sea.show(tasks, result);
   $("sea-text").textContent = seaText(tasks, result);
 }
 

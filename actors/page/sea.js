@@ -53,6 +53,18 @@ function chance(name, salt) {
   return ((hash ^ (hash >>> 16)) >>> 0) / 4294967296;
 }
 
+// From the group that had most in the answer to the others.
+function answering(shown) {
+  const [first, ...others] = shown.filter((one) => one.share > 0.005).sort((a, b) => b.share - a.share);
+  return others.slice(0, 4).map((one) => [first.name, one.name]);
+}
+
+// From each group to the earlier ones that it was learned with.
+function borrowing(shown) {
+  const there = new Set(shown.map((one) => one.name));
+  return shown.flatMap((one) => (one.neighbours ?? []).filter((name) => there.has(name)).map((name) => [one.name, name]));
+}
+
 export class Sea {
   constructor(svg) {
     this.svg = svg;
@@ -70,7 +82,7 @@ export class Sea {
     new ResizeObserver(() => this.draw()).observe(svg);
   }
 
-  /** Show these domains (names in order) and an answer's result, or none. */
+  /** Show these domains ({name, neighbours} in order) and an answer's result, or none. */
   show(tasks, result) {
     this.tasks = tasks;
     this.result = result;
@@ -80,7 +92,9 @@ export class Sea {
   draw() {
     const width = this.svg.clientWidth || 320;
     const part = this.result ? shares(this.result) : null;
-    const shown = this.tasks.map((name, index) => ({ name, index, share: part?.groups.get(name) ?? 0 }))
+    const shown = this.tasks.map(({ name, neighbours }, index) => ({
+      name, index, neighbours, share: part?.groups.get(name) ?? 0,
+    }))
       .filter((one) => one.index < SHOWN || one.share > 0);
     const inOneRow = shown.length <= Math.floor(width / 128);
     const most = inOneRow ? shown.length : Math.min(Math.floor(width / 104), Math.ceil(Math.sqrt(shown.length * 2)));
@@ -107,7 +121,7 @@ export class Sea {
       if (!places.has(name)) { node.remove(); this.isles.delete(name); }
     }
     for (const one of shown) this.place(one, places.get(one.name), size, part);
-    this.drawBridges(shown, places);
+    this.drawBridges(part ? answering(shown) : borrowing(shown), places);
     this.clip.style.transform = `translate(22px, ${height - 20}px)`;
     const answers = Boolean(part && part.clip > 0.005);
     this.clip.classList.toggle("answers", answers);
@@ -137,11 +151,9 @@ export class Sea {
     node.children[2].textContent = both ? percent(share) : "";
   }
 
-  drawBridges(shown, places) {
-    const [first, ...others] = shown.filter((one) => one.share > 0.005).sort((a, b) => b.share - a.share);
-    this.bridges.replaceChildren(...others.slice(0, 4).map((one) => {
-      const a = places.get(first.name);
-      const b = places.get(one.name);
+  drawBridges(pairs, places) {
+    this.bridges.replaceChildren(...pairs.map((pair) => {
+      const [a, b] = pair.map((name) => places.get(name));
       const lift = 14 + Math.abs(a.x - b.x) / 12;
       return make("path", { d: `M${a.x} ${a.y}Q${(a.x + b.x) / 2} ${(a.y + b.y) / 2 - lift} ${b.x} ${b.y}` });
     }));

@@ -129,6 +129,7 @@ function card(task, index, fresh, pick) {
     node("p", { class: "faint" }, task.classes.join(", ")));
   return node("li", { class: `task ${isle(index)}${fresh ? " fresh" : ""}` }, title,
     task.description ? node("p", { class: "about" }, task.description) : null,
+    task.neighbours?.length ? node("p", { class: "faint bridged" }, `bridged to ${task.neighbours.join(", ")}`) : null,
     task.examples.length ? thumbs : null,
     node("div", { class: "below" }, classes, lineage(task)));
 }

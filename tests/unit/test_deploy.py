@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import re
 import shlex
 import shutil
@@ -20,7 +21,8 @@ from pydantic import ValidationError
 
 from actors import preflight
 from pipeline import config
-from tests.unit.kuberay import Cluster, RayJob, check_object
+from pipeline.settings import Settings
+from tests.unit.kuberay import Cluster, RayJob, RayService, check_object
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -35,8 +37,18 @@ def job() -> RayJob:
     return RayJob.model_validate(documents("rayjob.yaml")[0])
 
 
+def service() -> RayService:
+    return RayService.model_validate(documents("rayservice.yaml")[0])
+
+
 def clusters() -> list[Cluster]:
-    return [job().spec.rayClusterSpec]
+    return [job().spec.rayClusterSpec, service().spec.rayClusterConfig]
+
+
+def declared() -> list[dict[str, Any]]:
+    """What Serve is told: on machines, and on Kubernetes."""
+    texts = [(DEPLOY / "serve.yaml").read_text(), service().spec.serveConfigV2]
+    return [yaml.safe_load(text) for text in texts]
 
 
 def pods(cluster: Cluster) -> list[dict[str, Any]]:
@@ -92,13 +104,17 @@ def test_clusters_run_the_tested_ray_and_the_image_that_is_built() -> None:
             assert "/dev/shm" in {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
+def job_settings() -> Settings:
+    return config.load(shlex.split(job().spec.entrypoint)[2:])
+
+
 def test_the_job_s_command_is_right_and_fits_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = job().spec
-    program, script, *overrides = shlex.split(spec.entrypoint)
+    program, script, *_ = shlex.split(spec.entrypoint)
     home = re.search(r"^WORKDIR (\S+)$", DOCKERFILE, re.M)
     assert program == "python" and home
     assert (ROOT / Path(script).relative_to(home[1])).exists()
-    settings = config.load(overrides)
+    settings = job_settings()
     mounted = {
         mount["mountPath"]: mount.get("readOnly", False)
         for mount in pods(spec.rayClusterSpec)[1]["containers"][0]["volumeMounts"]
@@ -117,6 +133,38 @@ def test_the_job_s_command_is_right_and_fits_its_workers(monkeypatch: pytest.Mon
     monkeypatch.setattr(preflight.ray, "nodes", lambda: nodes)
     preflight.check_batch(settings)
     preflight.check_resources(settings.cluster)
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["serve.yaml", "rayservice.yaml"])
+def test_what_serve_is_told_is_legal(index: int) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    document = declared()[index]
+    (app,) = ServeDeploySchema.model_validate(document).applications
+    assert document["http_options"].keys() <= {"host", "port", "request_timeout_s"}
+    assert (app.route_prefix, app.import_path) == ("/", "actors.endpoint:build")
+    assert app.args["run_dir"] == job_settings().run_dir, "another run than the one that is learned"
+    module, _, name = app.import_path.partition(":")
+    if not (ROOT / f"{module.replace('.', '/')}.py").exists():
+        pytest.skip("the endpoint is not in this tree")
+    assert getattr(importlib.import_module(module), name)(app.args) is not None
+
+
+def test_the_replicas_fit_the_pods_and_find_the_run() -> None:
+    cluster, args = service().spec.rayClusterConfig, declared()[1]["applications"][0]["args"]
+    (group,) = cluster.workerGroupSpecs
+    (container,) = group.template["spec"]["containers"]
+    limits = container["resources"]["limits"]
+    ingress = 0.1
+    assert args["num_gpus"] <= float(limits["nvidia.com/gpu"])
+    assert args["num_cpus"] + (args["ingresses"] + 1) * ingress <= float(limits["cpu"])
+    assert (group.minReplicas, group.maxReplicas) == (args["replicas_min"], args["replicas_max"])
+    for pod in pods(cluster):
+        environment = {one["name"] for one in pod["containers"][0]["env"]}
+        assert environment == {"ARCHIPELAGO_ADMIN_TOKEN"}
+        assert "/runs" in {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        ports = {port["containerPort"] for port in pod["containers"][0]["ports"]}
+        assert declared()[1]["http_options"]["port"] in ports
 
 
 def broken(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize(("document", "words"), COMMANDS, ids=lambda value: str(value)[:60])
 def test_programs_and_targets_exist(document: str, words: list[str]) -> None:
-    known = {"make", "python", "ray", "curl", "docker", "kubectl"}
+    known = {"make", "python", "ray", "curl", "docker", "kubectl", "serve"}
     program = words[0]
     assert program in known or program.startswith(".venv/bin/"), f"{document}: {program}?"
     if program == "make":
