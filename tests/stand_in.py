@@ -179,11 +179,16 @@ def application(state: State, page: Path | None = None) -> FastAPI:
 
 
 @contextmanager
-def serving(state: State, page: Path | None = None, port: int = 0) -> Iterator[str]:
+def serving(
+    state: State, page: Path | None = None, port: int = 0, below: str = ""
+) -> Iterator[str]:
     """Serve on a loopback port, by default a free one; the value is the address."""
-    config = uvicorn.Config(
-        application(state, page), host="127.0.0.1", port=port, log_level="warning"
-    )
+    app = application(state, page)
+    if below:
+        outer = FastAPI()
+        outer.mount(below, app)
+        app = outer
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -138,7 +138,7 @@ def test_images_are_chosen_dropped_and_pasted(visit: Callable[..., Any], state: 
     large = png((120, 120, 120), size=1300, noise=110)
     assert len(large) > 4 * 2**20
     page.set_input_files("#camera", {"name": "a.png", "mimeType": "image/png", "buffer": large})
-    page.wait_for_function("document.querySelector('#answer').ariaBusy === 'false'")
+    page.locator("#answer[aria-busy=false]").wait_for()
     page.locator("#seen.unseen").wait_for()
     assert len(state.asked[-1]["images"][0]) < len(large), "a large photo was not shrunk"
 
@@ -212,7 +212,7 @@ def test_problems_are_one_friendly_line(visit: Callable[..., Any], state: State)
 
     state.fail(429, "the queue is full", **{"Retry-After": "1"})
     page.get_by_title("Try an example of flowers").first.click()
-    page.wait_for_function("document.querySelector('#answer').ariaBusy === 'true'")
+    page.locator("#answer[aria-busy=true]").wait_for()
     page.clock.run_for(1100)
     page.locator("#recognised strong", has_text="flowers").wait_for()
 
@@ -242,6 +242,17 @@ def test_everything_has_a_name_and_works_by_keyboard(visit: Callable[..., Any]) 
     assert reached == ["skip", "file", "thumb"]
     page.keyboard.press("Enter")
     page.locator("#result").wait_for()
+
+
+def test_it_works_below_a_prefix_of_a_host(browser: Any, state: State) -> None:
+    with serving(state, PAGE, below="/models/mine") as address:
+        page = browser.new_page()
+        page.goto(f"{address}/models/mine/")
+        page.get_by_title("Try an example of digits").first.click()
+        page.locator("#recognised strong", has_text="digits").wait_for()
+        assert page.locator(".thumb img").first.evaluate("(image) => image.naturalWidth") == 56
+        page.close()
+    assert len(state.asked) == 1
 
 
 def luminance(colour: str) -> float:

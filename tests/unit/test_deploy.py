@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -165,6 +166,21 @@ def test_the_replicas_fit_the_pods_and_find_the_run() -> None:
         assert "/runs" in {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
         ports = {port["containerPort"] for port in pod["containers"][0]["ports"]}
         assert declared()[1]["http_options"]["port"] in ports
+
+
+def test_the_board_shows_what_is_measured() -> None:
+    board = json.loads((DEPLOY / "grafana.json").read_text())
+    asked = " ".join(t["expr"] for panel in board["panels"] for t in panel["targets"])
+    shown = {
+        re.sub(r"_(total|bucket)$", "", name)
+        for name in re.findall(r"ray_(archipelago_\w+)", asked)
+    }
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"]) >= 6
+    if not (ROOT / "actors" / "endpoint.py").exists():
+        pytest.skip("the endpoint is not in this tree")
+    made = r'(?:Counter|Gauge|Histogram)\(\s*"(archipelago_\w+)"'
+    sources = " ".join(file.read_text() for file in (ROOT / "actors").rglob("*.py"))
+    assert shown == set(re.findall(made, sources))
 
 
 def broken(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
