@@ -31,7 +31,7 @@ ALLOWED = {
     "dense": COMMON | {"streams"},
     "tracking": COMMON | {"redact", "store"},
     "model": COMMON,
-    "identifiers": COMMON | {"model", "store", "streams"},
+    "identifiers": COMMON | {"redact", "model", "store", "streams"},
     "methods": COMMON | {"model", "identifiers", "store", "streams"},
     "training": COMMON | {"model", "identifiers", "methods", "store", "streams"},
     "evaluation": COMMON | {"model", "identifiers", "methods", "store", "streams"},
