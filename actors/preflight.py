@@ -22,8 +22,12 @@ def check_batch(settings: Settings) -> None:
         )
 
 
-def check_resources(cluster: ClusterSettings) -> None:
+def check_resources(cluster: ClusterSettings, identify: bool = False) -> None:
     """Compare what a run holds at once with what the cluster has.
+
+    Args:
+        cluster: what the run asks for.
+        identify: whether replicas of a multimodal model run beside it.
 
     Raises:
         UserError: not enough CPUs or GPUs in all, or one worker fits no node, after
@@ -31,7 +35,7 @@ def check_resources(cluster: ClusterSettings) -> None:
     """
     deadline = time.monotonic() + cluster.wait_s
     while True:
-        problem = _problem(cluster)
+        problem = _problem(cluster, identify)
         if problem is None:
             return
         if time.monotonic() >= deadline:
@@ -39,9 +43,14 @@ def check_resources(cluster: ClusterSettings) -> None:
         time.sleep(1.0)
 
 
-def _problem(cluster: ClusterSettings) -> str | None:
+def _problem(cluster: ClusterSettings, identify: bool) -> str | None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     kinds = {"train": cluster.train, "encode": cluster.encode}
+    if identify:
+        pool = cluster.identify
+        kinds["identify"] = WorkerSettings(
+            num_workers=pool.min_replicas, num_cpus=pool.num_cpus, num_gpus=pool.num_gpus
+        )
     for resource, attribute in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
         total = sum(node.get(resource, 0.0) for node in nodes)
         held = {name: w.num_workers * getattr(w, attribute) for name, w in kinds.items()}

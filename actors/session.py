@@ -22,6 +22,7 @@ import ray
 
 from actors.arguments import cache_dir
 from actors.encoders import EncoderPool, worker_threads
+from actors.identify import IdentifierPool, in_pool
 from actors.logs import SETUP_HOOK, show_logs
 from actors.preflight import check_batch, check_resources
 from pipeline.config import load, redacted
@@ -30,7 +31,7 @@ from pipeline.evaluation.engine import EngineSpec
 from pipeline.evaluation.report import write_report
 from pipeline.identifiers import Looker, build_identifier, identifier_class
 from pipeline.identifiers.background import find_background, load_background
-from pipeline.identifiers.scorer import Scorer, build_scorer, check_driver
+from pipeline.identifiers.scorer import Scorer, check_driver
 from pipeline.identifiers.signature import Background
 from pipeline.learner import Learner, stages_of
 from pipeline.methods.base import method_class
@@ -113,11 +114,11 @@ class Session:
             self.domains = open_stream(settings.stream, settings.seed)
             self._stack.enter_context(self.run.lock(wait_s=0))
             self._stack.enter_context(self._stoppable())
-            if _connect(settings):
+            if _connect(settings, self._looks):
                 self._stack.callback(ray.shutdown)
                 self._listen()  # Ray has put its own handler there
-            if _uses_ray(settings):
-                check_resources(settings.cluster)
+            if _uses_ray(settings, self._looks):
+                check_resources(settings.cluster, self._looks and in_pool(settings))
             self.pool = self._stack.enter_context(EncoderPool(settings))
             self.scorer = self._scorer()
         else:
@@ -169,7 +170,7 @@ class Session:
         """The multimodal model: in this process or in a pool of replicas."""
         if not self._looks:
             return None
-        return build_scorer(self.settings.identifier)
+        return self._stack.enter_context(IdentifierPool(self.settings)).scorer
 
     def _looker(self) -> Looker | None:
         """The model with the scores that the run has already; its references share them."""
@@ -331,8 +332,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _uses_ray(settings: Settings) -> bool:
+def _uses_ray(settings: Settings, looks: bool) -> bool:
     cluster = settings.cluster
+    if looks and in_pool(settings):
+        return True
     return any(w.num_workers for w in (cluster.train, cluster.encode, cluster.data))
 
 
@@ -342,12 +345,12 @@ def _job_id() -> str | None:
     return ray.get_runtime_context().get_job_id()
 
 
-def _connect(settings: Settings) -> bool:
+def _connect(settings: Settings, looks: bool = False) -> bool:
     """Join the cluster of the submitted job or the configured one, else start a local Ray.
 
     Returns whether there is a connection now that has to be ended.
     """
-    if not _uses_ray(settings) or ray.is_initialized():
+    if not _uses_ray(settings, looks) or ray.is_initialized():
         return False
     cluster = settings.cluster
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

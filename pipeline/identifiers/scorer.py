@@ -12,6 +12,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -114,6 +115,12 @@ def check_driver(settings: IdentifierSettings) -> None:
     if settings.driver not in known:
         raise UserError(
             f"identifier.driver={settings.driver}: unknown; choose one of {', '.join(known)}"
+        )
+    local = settings.driver == "transformers" and settings.model.startswith(("/", ".", "~"))
+    if local and not Path(settings.model).is_dir():
+        raise UserError(
+            f"identifier.model={settings.model}: there is no such directory; give mllm-tiny, a"
+            " directory or the id of an image-text-to-text model on the hub"
         )
     if settings.driver == "openai" and not settings.endpoint:
         raise UserError(

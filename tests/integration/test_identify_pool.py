@@ -1,0 +1,87 @@
+"""The pool of multimodal models on a real Serve: same answers, lost replicas, leases."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import ray
+from ray import serve
+
+from actors.identify import IdentifierPool, PooledScorer
+from pipeline.identifiers import Looker, Shown
+from pipeline.identifiers.scorer import build_scorer
+from pipeline.settings import IdentifierSettings, IdentifyPoolSettings, Settings
+from tests.unit.tiny_clip import settings as tiny_settings
+from tests.unit.tiny_mllm import save_mllm
+
+pytestmark = pytest.mark.timeout(300, method="signal")
+IMAGES = np.random.default_rng(0).integers(0, 256, (96, 32, 32, 3), dtype=np.uint8)
+TEXTS = ["grey noise", "a cat", "a map seen from above"]
+LEASE_S = 2
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    model = str(save_mllm(tmp_path_factory.mktemp("pool") / "mllm"))
+    settings = tiny_settings(identifier={"name": "mllm", "model": model, "batch_size": 4})
+    pool = IdentifyPoolSettings(num_cpus=0.25, threads=1, lease_s=LEASE_S)
+    cluster = settings.cluster.model_copy(update={"identify": pool})
+    return settings.model_copy(update={"cluster": cluster})
+
+
+@pytest.fixture(scope="module")
+def pool(local_ray: str, chosen: Settings) -> Iterator[IdentifierPool]:
+    with IdentifierPool(chosen) as pool:
+        yield pool
+    serve.shutdown()
+
+
+def look(scorer: object, settings: IdentifierSettings) -> tuple[np.ndarray, Looker]:
+    looker = Looker(scorer, settings)  # type: ignore[arg-type]
+    return looker.look(Shown(lambda at: IMAGES[at]), np.arange(len(IMAGES)), TEXTS), looker
+
+
+def test_a_replica_killed_in_mid_run_changes_nothing(
+    pool: IdentifierPool, chosen: Settings
+) -> None:
+    scorer = pool.scorer
+    assert isinstance(scorer, PooledScorer)
+    here = build_scorer(chosen.identifier)
+    assert scorer.model == here.model
+    wanted, _ = look(here, chosen.identifier)
+    assert scorer.describe(IMAGES[:2], ["cat"], 0) == here.describe(IMAGES[:2], ["cat"], 0)
+    facts = scorer._handle.facts.remote().result()
+    threading.Timer(0.15, os.kill, (facts["pid"], signal.SIGKILL)).start()
+    found, looker = look(scorer, chosen.identifier)
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    assert looker.work.fallbacks == 0 and looker.work.scorings == len(IMAGES) * len(TEXTS)
+    assert scorer._handle.facts.remote().result()["pid"] != facts["pid"], "it was replaced"
+    assert scorer.retried > 0, "something was lost and asked again"
+
+
+def test_jobs_share_a_pool_and_it_goes_with_the_last_lease(
+    pool: IdentifierPool, chosen: Settings
+) -> None:
+    pid = pool.scorer._handle.facts.remote().result()["pid"]  # type: ignore[attr-defined]
+    with IdentifierPool(chosen) as other:
+        assert other.name == pool.name
+        assert other.scorer._handle.facts.remote().result()["pid"] == pid  # type: ignore[attr-defined]
+    bigger = chosen.cluster.identify.model_copy(update={"max_replicas": 2})
+    cluster = chosen.cluster.model_copy(update={"identify": bigger})
+    assert IdentifierPool(chosen.model_copy(update={"cluster": cluster})).name != pool.name
+    time.sleep(2 * LEASE_S)
+    assert pool.name in serve.status().applications, "a holder that lives keeps it"
+    assert pool._lease is not None
+    pool._lease._over.set()  # as if its process had been killed: no more signs of life
+    deadline = time.monotonic() + 30
+    while pool.name in serve.status().applications and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert pool.name not in serve.status().applications
+    with pytest.raises(ValueError, match="keeper"):
+        ray.get_actor(f"{pool.name}-keeper", namespace="archipelago")
