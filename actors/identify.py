@@ -218,7 +218,8 @@ class IdentifierPool:
         if cluster.memory_gib:
             actor["memory"] = int(cluster.memory_gib * 2**30)
         threads = cluster.threads or max(1, (os.cpu_count() or 1) // cluster.max_replicas)
-        deployment = serve.deployment(Model, name=DEPLOYMENT).options(
+        plain: Any = serve.deployment(Model, name=DEPLOYMENT)
+        deployment = plain.options(
             ray_actor_options=actor,
             autoscaling_config=AutoscalingConfig(
                 min_replicas=cluster.min_replicas,
