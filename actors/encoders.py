@@ -141,12 +141,24 @@ class PooledEngine:
             rows, lambda part: ("logits", (table, part, function, classes, templates))
         )
 
+    def dense(
+        self, table: str, rows: np.ndarray, task: str, kind: str, classes: int
+    ) -> dict[str, np.ndarray]:
+        """Sums of a dense task's metric over some rows, see `Engine.dense`."""
+        found = self._answers(rows, lambda part: ("dense", (table, part, task, kind, classes)))
+        return {name: sum(sums[name] for sums in found) for name in found[0]}
+
     def _spread(
         self, rows: np.ndarray, request: Callable[[np.ndarray], tuple[str, tuple[Any, ...]]]
     ) -> np.ndarray:
+        return np.concatenate(self._answers(rows, request))
+
+    def _answers(
+        self, rows: np.ndarray, request: Callable[[np.ndarray], tuple[str, tuple[Any, ...]]]
+    ) -> list[Any]:
         parts = [part for part in np.array_split(rows, self._pool.size) if len(part)]
         calls = [(self._spec, tuple(self._refs), *request(part)) for part in parts]
-        return np.concatenate(self._pool.call_each(calls))
+        return self._pool.call_each(calls)
 
 
 def worker_threads(settings: Settings, kind: str) -> int:

@@ -111,7 +111,8 @@ class Session:
             find_background(settings.backbone)
             if self._looks:
                 check_driver(settings.identifier)
-            self.domains = open_stream(settings.stream, settings.seed)
+            dense = method_class(settings.method.name).dense
+            self.domains = open_stream(settings.stream, settings.seed, dense)
             self._stack.enter_context(self.run.lock(wait_s=0))
             self._stack.enter_context(self._stoppable())
             if _connect(settings, self._looks):
@@ -249,7 +250,10 @@ class Session:
         """One line about a measured stage, and the dashboard's gauges."""
         stage, name = record["stage"], self.settings.method.name
         pairs = zip(record["tasks"], record["accuracy"]["identified"], strict=True)
-        line = ", ".join(f"{task} {accuracy:.1f}" for task, accuracy in pairs)
+        line = ", ".join(
+            f"{task} {accuracy:.1f}" if accuracy is not None else _first(record, task)
+            for task, accuracy in pairs
+        )
         log.info("%s after stage %d (%s): %s", name, stage, record["task"], line)
         if not ray.is_initialized():
             return
@@ -330,6 +334,16 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
+
+
+def _first(record: dict[str, Any], task: str) -> str:
+    """A dense task's own figure in words."""
+    name = record["own"].get(task)
+    if name is None:
+        return f"{task} -"
+    score = record["metrics"][task][name]
+    value = "-" if score["value"] is None else f"{score['value']:.1f}"
+    return f"{task} {name} {value} {score['unit']}"
 
 
 def _uses_ray(settings: Settings, looks: bool) -> bool:

@@ -1,18 +1,23 @@
 """Compare ways to build expert groups: shared experts, their grain, TRGE with and without them.
 
-    python jobs/bench_experts.py run_dir=DIR
-    python jobs/bench_experts.py run_dir=DIR parts=shared,grain seeds=0,1 stream=parquet ...
+    python jobs/bench_experts.py
+    python jobs/bench_experts.py parts=shared,grain seeds=0,1 stream=scenes training.steps=100
+    python jobs/bench_experts.py parts=trge run_dir=DIR
     python jobs/bench_experts.py parts=cost
 
-Parts: `shared` (joint training of all domains: none, naive, adaptive at equal active experts and
-parameters), `grain` (coarse, medium, fine at equal parameters), `trge` (TRGE with and without
-adaptive shared experts, one domain a stage), `cost` (time of a training step and of inference).
-Everything else is a setting of the runs. A run that is done is read, not repeated.
+Parts: `shared` (none, naive, adaptive at equal parameters and equally many active experts) and
+`grain` (coarse, medium, fine at equal parameters), both joint training of all tasks, judged on the
+test split with the task given; `trge` (TRGE with and without adaptive shared experts, one domain a
+stage, whole runs kept in run_dir); `cost` (time of a training step and of inference). Everything
+else is a setting. The frozen trunk runs once a seed for all variants.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,12 +32,19 @@ from actors.session import Session
 from jobs.sequence import learn_stream
 from pipeline.config import load
 from pipeline.errors import EXIT_DONE, EXIT_USER, UserError
+from pipeline.evaluation.metrics import delta_m
 from pipeline.evaluation.report import build_report
-from pipeline.methods.base import StageContext, build_method
-from pipeline.model.backbone import load_backbone
+from pipeline.methods.base import Adapter, StageContext, build_method
+from pipeline.model.backbone import Backbone, load_backbone
 from pipeline.model.kernels import Kernels
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
+from pipeline.streams import DenseTable, ImageTable, PreparedDomain, open_stream, prepare
+from pipeline.training.dense import DenseObjective
+from pipeline.training.loop import planned_steps, train
+from pipeline.training.objectives import Classification, Objective
+from pipeline.training.stage import StageSpec, attach_heads, load_data
+from pipeline.training.trunk import CHUNK
 
 PARTS: dict[str, dict[str, list[str]]] = {
     "shared": {
@@ -69,8 +81,10 @@ def main(arguments: Sequence[str]) -> int:
         for part in parts:
             if part == "cost":
                 console.print(cost_table(rest))
+            elif part == "trge":
+                console.print(compare_runs(seeds, rest))
             elif part in PARTS:
-                console.print(compare(part, seeds, rest))
+                console.print(compare_joint(part, seeds, rest))
             else:
                 raise UserError(f"parts={part}: choose from {', '.join([*PARTS, 'cost'])}")
     except (UserError, ValueError) as error:
@@ -79,22 +93,140 @@ def main(arguments: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def compare(part: str, seeds: Sequence[int], arguments: Sequence[str]) -> Table:
-    """Run each variant of a part with each seed; mean and standard deviation over seeds."""
-    table = Table(
-        title=f"{part}: mean over tasks of the last accuracy, percent; {len(seeds)} seeds"
-    )
-    for name in ("variant", "given id", "identified", "transfer", "shared gate", "parameters"):
+def compare_joint(part: str, seeds: Sequence[int], arguments: Sequence[str]) -> Table:
+    """Train all tasks jointly with each variant and seed; mean and standard deviation over seeds.
+
+    `gain` is Delta_m over the first variant, seed by seed.
+    """
+    found = [joint(seed, PARTS[part], arguments) for seed in seeds]
+    first = next(iter(PARTS[part]))
+    tasks = list(found[0][first]["figures"])
+    table = Table(title=f"{part}: joint training, test split, task given; {len(seeds)} seeds")
+    columns = [f"{task} ({found[0][first]['figures'][task][1]})" for task in tasks]
+    for name in ("variant", *columns, "gain, %", "shared gate", "parameters"):
         table.add_column(name, justify="left" if name == "variant" else "right")
-    for variant, overrides in PARTS[part].items():
-        reports = [_run(variant, overrides, seed, arguments) for seed in seeds]
-        gates = [_shared_gate(report) for report in reports]
+    for variant in PARTS[part]:
+        figures = [seed[variant]["figures"] for seed in found]
+        gains = [
+            _gain(ours, seed[first]["figures"]) for ours, seed in zip(figures, found, strict=True)
+        ]
+        curves = [seed[variant]["gate"] for seed in found]
         table.add_row(
             variant,
-            _spread([report["last_oracle"] for report in reports]),
-            _spread([report["last"] for report in reports]),
-            _spread([report["transfer"] for report in reports]),
-            _spread(gates, 2),
+            *(_spread([each[task][0] for each in figures]) for task in tasks),
+            "-" if variant == first else _spread(gains, signed=True),
+            " to ".join(_spread([curve[i] for curve in curves], 2) for i in (0, -1))
+            if all(curves) else "-",
+            f"{found[0][variant]['parameters']:,}",
+        )  # fmt: skip
+    return table
+
+
+def _gain(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    pairs = [(ours[task], theirs[task]) for task in ours]
+    return delta_m([a[0] for a, _ in pairs], [b[0] for _, b in pairs], [a[2] for a, _ in pairs])
+
+
+def joint(
+    seed: int, variants: dict[str, list[str]], arguments: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Per variant: `figures` task -> (value, unit, lower is better), `gate`, `parameters`."""
+    common = [*IN_PROCESS, "tracking=off", *arguments, f"seed={seed}"]
+    settings = {name: load([*common, *words]) for name, words in variants.items()}
+    one = next(iter(settings.values()))
+    backbone = load_backbone(one.backbone, "cpu", Kernels())
+    with tempfile.TemporaryDirectory() as folder:
+        domains = prepare(
+            open_stream(one.stream, seed, dense=True),
+            size=backbone.image_size,
+            run=folder,
+            cache_dir=one.cluster.cache_dir or f"{folder}/cache",
+            cache_gib=one.cluster.cache_gib,
+            cluster=one.cluster,
+            max_pixels=one.stream.max_pixels,
+            use_ray=False,
+        )
+        spec = StageSpec(one, folder, Kernels(), 0, tuple(domains))
+        objectives = load_data(spec, build_method(backbone, one), 0, 1)
+        heads = [copy.deepcopy(h.state_dict()) if (h := o.head()) else None for o in objectives]
+        first = build_method(backbone, one).first_blocks[0]
+        tests = {d.tables["test"]: _trunk(backbone, first, d.tables["test"]) for d in domains}
+        found = {}
+        for name, chosen in settings.items():
+            for objective, state in zip(objectives, heads, strict=True):
+                head = objective.head()
+                if head is not None and state is not None:
+                    head.load_state_dict(state, strict=True)
+            found[name] = _train_jointly(chosen, backbone, domains, objectives, tests)
+    return found
+
+
+def _train_jointly(
+    settings: Settings,
+    backbone: Backbone,
+    domains: Sequence[PreparedDomain],
+    objectives: Sequence[Objective],
+    tests: dict[str, torch.Tensor],
+) -> dict[str, Any]:
+    method = build_method(backbone, settings)
+    names = tuple(domain.name for domain in domains)
+    adapter = method.adapter(StageContext(0, "+".join(names), (), names))
+    attach_heads(adapter, objectives)
+    gate: list[float] = []
+
+    def report(metrics: dict[str, Any], state: object) -> None:
+        gate.extend([metrics["shared_gate"]] if "shared_gate" in metrics else [])
+
+    steps = planned_steps(settings.training, *(objective.rows for objective in objectives))
+    train(method, adapter, objectives, stage=0, steps=steps, report=report)
+    figures = {
+        domain.name: _figure(adapter, objective, number, domain, tests[domain.tables["test"]])
+        for number, (domain, objective) in enumerate(zip(domains, objectives, strict=True))
+    }
+    parameters = sum(p.numel() for p in adapter.parameters())
+    return {"figures": figures, "gate": gate, "parameters": parameters}
+
+
+@torch.no_grad()
+def _trunk(backbone: Backbone, first: int, path: str) -> torch.Tensor:
+    """Activations (N, L, D) of a test split at the first adapted block."""
+    table, tower, parts = ImageTable.open(path), backbone.image, []
+    for start in range(0, len(table), CHUNK):
+        pixels = table.images(np.arange(start, min(start + CHUNK, len(table))))
+        parts.append(tower.run(tower.embed(backbone.normalise(pixels)), 0, first))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def _figure(
+    adapter: Adapter, objective: Objective, number: int, domain: PreparedDomain, x: torch.Tensor
+) -> tuple[float, str, bool]:
+    """A task's own figure on its test split: value, unit, whether lower is better."""
+    path = domain.tables["test"]
+    if isinstance(objective, Classification):
+        labels = torch.from_numpy(ImageTable.open(path).labels)
+        there = dataclasses.replace(objective, held_x=x, held_y=labels)
+        return 100.0 * there.judge(adapter, number).score, "%", False
+    assert isinstance(objective, DenseObjective)
+    table, metric, head = DenseTable.open(path), objective.task.metric(), objective.head()
+    for rows in np.array_split(np.flatnonzero(table.usable(domain.name)), -(-len(table) // CHUNK)):
+        output = head(adapter.maps(x[torch.from_numpy(rows)], number))
+        metric.update(output, torch.from_numpy(table.targets(domain.name, rows)))
+    score = next(iter(metric.values().values()))
+    return score.value, score.unit, score.lower_is_better
+
+
+def compare_runs(seeds: Sequence[int], arguments: Sequence[str]) -> Table:
+    """Whole runs of TRGE with each kind of group; mean and standard deviation over seeds."""
+    title = f"trge: mean over tasks of the last accuracy, percent; {len(seeds)} seeds"
+    table = Table(title=title)
+    for name in ("variant", "given id", "identified", "transfer", "parameters a group"):
+        table.add_column(name, justify="left" if name == "variant" else "right")
+    for variant, overrides in PARTS["trge"].items():
+        reports = [_run(variant, overrides, seed, arguments) for seed in seeds]
+        table.add_row(
+            variant,
+            *(_spread([r[key] for r in reports]) for key in ("last_oracle", "last", "transfer")),
             f"{reports[0]['parameters']['per_group'][0]:,}",
         )
     return table
@@ -119,19 +251,13 @@ def _run(variant: str, overrides: list[str], seed: int, arguments: Sequence[str]
     return report
 
 
-def _shared_gate(report: dict[str, Any]) -> float | None:
-    gates = [
-        gate for stage in report["experts"] if stage["shared"] for gate in stage["shared_gate"]
-    ]
-    return float(np.mean(gates)) if gates else None
-
-
-def _spread(values: Sequence[float | None], digits: int = 1) -> str:
+def _spread(values: Sequence[float | None], digits: int = 1, signed: bool = False) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "-"
+    sign = "+" if signed else ""
     spread = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
-    return f"{np.mean(known):.{digits}f}{spread}"
+    return f"{np.mean(known):{sign}.{digits}f}{spread}"
 
 
 def cost_table(arguments: Sequence[str]) -> Table:

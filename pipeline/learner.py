@@ -157,9 +157,9 @@ class Learner:
         attempt = 1 + sum(e["event"] == "stage-started" and e["stage"] == stage for e in events)
         journal.append("stage-started", stage=stage, task=name, attempt=attempt)
         clock = time.perf_counter()
-        looks = [self._look(d) if self.method.identifies else NOTHING_SEEN for d in domains]
+        looks = [self._look(d) if self._identified(d) else NOTHING_SEEN for d in domains]
         looked = time.perf_counter() - clock
-        if self.method.identifies:
+        if self._identified(domains[0]):
             coming = self._domains(stage + 1) if stage + 1 < len(self.stages) else []
             self._describer.begin(*domains, *coming)
         fit = time.perf_counter()
@@ -214,6 +214,10 @@ class Learner:
             seconds={**facts["seconds"], "fit": fit, "stage": time.perf_counter() - clock},
         )
         self._drop_checkpoints(stage)
+
+    def _identified(self, domain: PreparedDomain) -> bool:
+        """Whether images must be identified as of this task; dense tasks share their images."""
+        return self.method.identifies and domain.kind is None
 
     def _domains(self, stage: int) -> list[PreparedDomain]:
         known = {domain.name: domain for domain in self.domains}
@@ -300,7 +304,7 @@ class Learner:
 
     def _learned(self) -> list[GroupRef]:
         """The groups learned so far, one a stage."""
-        return sorted({facts.ref for facts in self.evaluator.facts.values()}, key=_by_stage)
+        return sorted({facts.ref for facts in self.evaluator.facts.values()}, key=lambda ref: ref.stage)
 
     def _store(
         self,
@@ -368,10 +372,6 @@ def stages_of(settings: Settings, tasks: Sequence[str]) -> list[Stage]:
     return plan_stages(tasks, settings.stream.stages, joint=method.joint, alone=method.alone)
 
 
-def _by_stage(ref: GroupRef) -> int:
-    return ref.stage
-
-
 def _described(domains: Sequence[PreparedDomain]) -> dict[str, Any]:
     """What a card says of a stage's data; of several tasks, each apart under `tasks` as well."""
     cards = [
@@ -381,6 +381,7 @@ def _described(domains: Sequence[PreparedDomain]) -> dict[str, Any]:
             "templates": list(domain.templates),
             "digests": dict(domain.digests),
             "counts": dict(domain.counts),
+            **({} if domain.kind is None else {"kind": domain.kind}),
         }
         for domain in domains
     ]

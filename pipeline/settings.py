@@ -178,6 +178,7 @@ class TrainingSettings(Strict):
     warmup: NonNegativeInt = 40
     label_smoothing: float = Field(0.2, ge=0.0, lt=1.0)
     weighting: Literal["equal", "uncertainty"] = "equal"
+    head_channels: PositiveInt = 32
     clip_norm: NonNegativeFloat = 1.0
     views: PositiveInt = 2
     crop: tuple[float, float] = (0.8, 1.0)

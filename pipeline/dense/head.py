@@ -7,12 +7,13 @@ S side in pixels, O output channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+STORED = "head"
 SMALLEST = 16  # channels at full resolution
 
 
@@ -61,3 +62,20 @@ class DenseHead(nn.Module):
         if x.shape[-1] != self.size:  # patches whose side is no power of two
             x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
         return self.output(x)
+
+
+def stored_head(task: str, head: nn.Module) -> dict[str, Tensor]:
+    """A head's tensors as they are kept in `group.safetensors`: `head/<task>/<name>`."""
+    found = head.state_dict().items()
+    return {f"{STORED}/{task}/{name}": t.detach().cpu().contiguous() for name, t in found}
+
+
+def stored_heads(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Task -> state of its head, of all heads in a stored group."""
+    heads: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, _, rest = key.partition("/")
+        if kind == STORED:
+            task, _, name = rest.partition("/")
+            heads.setdefault(task, {})[name] = tensor
+    return heads

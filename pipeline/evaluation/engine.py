@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.dense import build, stored_heads
 from pipeline.identifiers.background import depths, signature_columns
 from pipeline.methods.base import build_method
 from pipeline.model.backbone import load_backbone
@@ -23,7 +24,7 @@ from pipeline.model.kernels import Kernels
 from pipeline.settings import Settings
 from pipeline.store import GroupRef, RunFolder
 from pipeline.store.tensors import load
-from pipeline.streams import ImageTable
+from pipeline.streams import DenseTable, ImageTable
 
 GROUP_FILE = "group.safetensors"
 
@@ -50,6 +51,7 @@ class Engine:
         self.method = build_method(self.backbone, settings)
         self.run = RunFolder(spec.run, read_only=True)
         self.installed: dict[str, str] = {}
+        self._heads: dict[str, dict[str, Tensor]] = {}
         self._classes: dict[tuple, Tensor] = {}
         self._trunks: OrderedDict[str, Tensor] = OrderedDict()
         self._budget = int(settings.training.cache_gib * 2**30)
@@ -69,7 +71,9 @@ class Engine:
                 continue
             if known is not None:
                 raise ValueError(f"'{ref.name}' is installed with other weights")
-            self.method.install(ref.name, load(self.run.groups.read(ref, GROUP_FILE), ref.name))
+            tensors = load(self.run.groups.read(ref, GROUP_FILE), ref.name)
+            self.method.install(ref.name, tensors)
+            self._heads |= stored_heads(tensors)
             self.installed[ref.name] = ref.sha256
 
     @torch.no_grad()
@@ -120,6 +124,28 @@ class Engine:
                     v_BF = self.method.image_features(x_BLD, [function] * len(batch))
                 parts.append((self.backbone.logit_scale * v_BF @ u_CF.T).cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, len(classes)), np.float32)
+
+    @torch.no_grad()
+    def dense(
+        self, table: str, rows: np.ndarray, task: str, kind: str, classes: int
+    ) -> dict[str, np.ndarray]:
+        """Sums of a dense task's metric over some rows under the task's own function.
+
+        Raises:
+            KeyError: the task has no head; it was not learned yet.
+        """
+        images, dense, tower = DenseTable.open(table), build(kind, classes), self.backbone.image
+        depths = tower.depths(self.method.first_blocks[0])
+        channels = self.settings.training.head_channels
+        head = dense.head([tower.width] * len(depths), tower.grid, tower.image_size, channels)
+        head.load_state_dict(self._heads[task], strict=True)
+        head.to(self.backbone.device).eval()
+        metric = dense.metric()
+        for batch in self._batches(rows):
+            with self.backbone.kernels.exact():
+                output = head(self.method.maps(self._trunk(table, batch), task))
+            metric.update(output.cpu(), torch.from_numpy(images.targets(task, batch)))
+        return metric.sums
 
     def _class_features(
         self, classes: tuple[str, ...], templates: tuple[str, ...], function: str | None

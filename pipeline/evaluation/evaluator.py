@@ -10,11 +10,12 @@ import hashlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from pipeline.dense import build
 from pipeline.evaluation.logits import LogitStore, list_digest
 from pipeline.evaluation.metrics import auroc, expected_calibration_error
 from pipeline.identifiers import Evidence, Identification, Identifier, Shown
@@ -23,7 +24,7 @@ from pipeline.model.fusion import fuse, softmax, unseen_weight
 from pipeline.settings import Settings
 from pipeline.store import GroupRef, RunFolder
 from pipeline.store.tensors import dump, load
-from pipeline.streams import ImageTable, PreparedDomain, Stage, plan_stages
+from pipeline.streams import DenseTable, ImageTable, PreparedDomain, Stage, plan_stages
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,12 @@ class Encoder(Protocol):
         templates: Sequence[str],
     ) -> np.ndarray:
         """See `Engine.logits`."""
+        ...
+
+    def dense(
+        self, table: str, rows: np.ndarray, task: str, kind: str, classes: int
+    ) -> dict[str, np.ndarray]:
+        """See `Engine.dense`."""
         ...
 
 
@@ -98,6 +105,7 @@ class Evaluator:
         self._shared = shared or run
         self.logits = LogitStore(self._shared, {})
         self.facts: dict[str, TaskFacts] = {}
+        self.classified = [domain.name for domain in domains if domain.kind is None]
         self._tables = {d.name: ImageTable.open(d.tables["test"]) for d in domains}
         self._features: dict[str, np.ndarray] = {}
 
@@ -202,16 +210,29 @@ class Evaluator:
             groups[at, column] = softmax(scores, self.facts[name].temperature)
         return fuse(frozen, groups, shares, self.weight())
 
+    def dense(self, task: str) -> dict[str, dict[str, Any]]:
+        """Figures of a learned dense task, its own first; the task is given, as it must be."""
+        domain = self.domains[task]
+        assert domain.kind is not None
+        table, metric = domain.tables["test"], build(domain.kind, len(domain.classes)).metric()
+        rows = np.flatnonzero(DenseTable.open(table).usable(task))
+        metric.merge(self.encoder.dense(table, rows, task, domain.kind, len(domain.classes)))
+        return {
+            name: {**asdict(score), "value": None if np.isnan(score.value) else score.value}
+            for name, score in metric.values().items()
+        }
+
     # -- whole stages ------------------------------------------------------------------------
 
-    def zero_shot(self) -> list[float]:
-        """Accuracy of frozen CLIP on every task, percent; stored once."""
+    def zero_shot(self) -> list[float | None]:
+        """Accuracy of frozen CLIP on every task, percent; stored once. None for dense tasks."""
         correct = {}
-        for task, table in self._tables.items():
+        for task in self.classified:
+            table = self._tables[task]
             rows = np.arange(len(table))
             right = self._logits(task, None, rows).argmax(axis=1) == table.labels
             correct[task] = right.astype(np.uint8)
-        accuracy = [100.0 * float(right.mean()) for right in correct.values()]
+        accuracy = [_percent(correct.get(task)) for task in self.domains]
         self.run.folder.write("evaluation/zero-shot.safetensors", dump(correct))
         facts = {"tasks": list(self.domains), "accuracy": accuracy}
         self.run.folder.write_json("evaluation/zero-shot.json", facts)
@@ -224,7 +245,7 @@ class Evaluator:
         learned = list(self.facts) if self.method.trains else so_far
         right: dict[str, np.ndarray] = {}
         found: dict[str, Identification] = {}
-        for task in self.domains:
+        for task in self.classified:
             truth = _given(task, learned, len(self._tables[task]))
             right[f"oracle/{task}"] = self.correct(task, truth)
             if not self.method.identifies:
@@ -232,14 +253,17 @@ class Evaluator:
             else:
                 found[task] = self.identifier.identify(self.evidence(task))
             right[f"identified/{task}"] = self.correct(task, found[task])
+        dense = {task: self.dense(task) for task in learned if task not in self.classified}
         record = {
             "stage": stage,
             "task": self.stages[stage].name,
             "tasks": list(self.domains),
             "accuracy": {
-                kind: [100.0 * float(right[f"{kind}/{task}"].mean()) for task in self.domains]
+                kind: [_percent(right.get(f"{kind}/{task}")) for task in self.domains]
                 for kind in ("identified", "oracle")
             },
+            "metrics": dense,
+            "own": {task: next(iter(figures)) for task, figures in dense.items()},
             "images": [len(table) for table in self._tables.values()],
             "identifier": self._identifier_record(found, learned),
             "work": self._work(stage),
@@ -257,7 +281,7 @@ class Evaluator:
     def _identifier_record(
         self, found: dict[str, Identification], learned: list[str]
     ) -> dict[str, Any] | None:
-        if not self.method.identifies:
+        if not self.method.identifies or not self.classified:
             return None
         options = len(learned)
         confusion = [
@@ -336,6 +360,10 @@ def shown(table: ImageTable, digest: str, label: str, rows: np.ndarray) -> Shown
     """
     key = hashlib.sha256(f"{digest}\n{table.size}\n{len(table)}".encode()).hexdigest()
     return Shown(lambda at: table.images(rows[at]), key, rows, len(table), label)
+
+
+def _percent(right: np.ndarray | None) -> float | None:
+    return None if right is None else 100.0 * float(right.mean())
 
 
 def _calibration_error(found: dict[str, Identification], learned: Sequence[str]) -> float:

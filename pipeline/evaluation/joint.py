@@ -1,7 +1,7 @@
 """What tasks gain from being learned together, and how they share their experts.
 
-`metrics` says for each task what it was measured by; its first figure is the task's own, which
-`delta_m` compares with single-task models trained by the same code, both with the task given.
+`metrics` says for each task what it was measured by, `own` which of these figures is the task's
+own: `delta_m` compares it with single-task models of the same code, both with the task given.
 """
 
 from __future__ import annotations
@@ -18,41 +18,54 @@ Figures = dict[str, dict[str, dict[str, Any]]]
 
 
 def comparison(records: Records, references: dict[str, Records]) -> dict[str, Any]:
-    """`metrics`, `baseline` and `delta_m` of a report; the latter two null without a baseline."""
-    ours = task_metrics(records)
+    """`metrics`, `own`, `baseline`, `delta_m` of a report; the last two null without a baseline."""
+    ours, own = task_metrics(records), own_figures(records)
     options = records.run["config"]["method"].get("options") or {}
     name = options.get("baseline") or BASELINE
     other = references.get(name)
     if other is None or not other.complete or other.tasks != records.tasks:
-        return {"metrics": ours, "baseline": None, "delta_m": None}
+        return {"metrics": ours, "own": own, "baseline": None, "delta_m": None}
     theirs = task_metrics(other)
     return {
         "metrics": ours,
+        "own": own,
         "baseline": {"method": name, "metrics": theirs},
-        "delta_m": relative_gain(ours, theirs) if records.complete else None,
+        "delta_m": relative_gain(ours, theirs, own) if records.complete else None,
     }
 
 
 def task_metrics(records: Records) -> Figures:
     """Task -> name -> value, unit and lower_is_better after the last measured stage.
 
-    Of a classification: `accuracy` with the task given, and as the identifier decides.
+    Of a classification: `accuracy` with the task given, and as the identifier decides. Of a dense
+    task that was not learned yet: `not learned`, null.
     """
+    measured = (records.newest or {}).get("metrics") or {}
+    dense = records.dense
     found: Figures = {task: {} for task in records.tasks}
     for name, setting in (("accuracy", "oracle"), ("accuracy identified", "identified")):
         row = metrics.last(records.matrix(setting)).columns
         for task, value in zip(records.tasks, row, strict=True):
+            if task in dense:
+                continue
             shown = None if np.isnan(value) else float(value)
             found[task][name] = {"value": shown, "unit": "%", "lower_is_better": False}
+    for task in dense:
+        unknown = {"not learned": {"value": None, "unit": "", "lower_is_better": False}}
+        found[task] = measured.get(task, unknown)
     return found
 
 
-def relative_gain(ours: Figures, theirs: Figures) -> float | None:
+def own_figures(records: Records) -> dict[str, str]:
+    """The name of each task's own figure."""
+    known = (records.newest or {}).get("own") or {}
+    other = dict.fromkeys(records.dense, "not learned")
+    return dict.fromkeys(records.tasks, "accuracy") | other | known
+
+
+def relative_gain(ours: Figures, theirs: Figures, own: dict[str, str]) -> float | None:
     """Delta_m of the tasks' own figures, percent; None where one is unknown or zero."""
-    pairs = [
-        (next(iter(figures.values())), next(iter(theirs[task].values())))
-        for task, figures in ours.items()
-    ]
+    pairs = [(figures[own[task]], theirs[task][own[task]]) for task, figures in ours.items()]
     if any(a["value"] is None or not b["value"] for a, b in pairs):
         return None
     return metrics.delta_m(

@@ -53,6 +53,14 @@ class Records:
         """The evaluation file of the last measured stage."""
         return self.evaluations[max(self.evaluations)] if self.evaluations else None
 
+    @property
+    def dense(self) -> list[str]:
+        """Tasks that have no accuracy: their figures are in the records' `metrics`."""
+        if self.newest is None:
+            return []
+        pairs = zip(self.newest["tasks"], self.newest["accuracy"]["oracle"], strict=True)
+        return [task for task, accuracy in pairs if accuracy is None]
+
     def matrix(self, setting: str) -> np.ndarray:
         """(stages, N) percent; rows of stages that were not measured are NaN."""
         accuracy = np.full((len(self.stages), len(self.tasks)), np.nan)

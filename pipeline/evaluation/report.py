@@ -176,7 +176,8 @@ def _model(records: Records) -> dict[str, Any]:
     seconds = sum(work["seconds"] for work in known)
     images = sum(work["images"] for work in known)
     counts = ("calls", "scorings", "fallbacks", "parse_failures")
-    descriptions = [card.get("description") for _, card in records.groups]
+    told = [card.get("description") for _, card in records.groups]
+    descriptions = [d for each in told if each for d in _by_task(each)]
     models = [d["model"] for d in descriptions if d and d["model"]]
     return {
         "backend": settings["name"],
@@ -185,6 +186,11 @@ def _model(records: Records) -> dict[str, Any]:
         **{name: sum(work[name] for work in known) for name in counts},
         "images_per_second": images / seconds if seconds else None,
     }
+
+
+def _by_task(description: dict[str, Any]) -> list[dict[str, Any] | None]:
+    """The descriptions on a group's card: one, or one for each task of its stage."""
+    return [description] if "model" in description else list(description.values())
 
 
 def _own_accuracy(identifier: dict[str, Any], tasks: list[str]) -> dict[str, float | None]:

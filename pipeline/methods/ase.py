@@ -18,3 +18,4 @@ class Ase(Trge):
     fuses = False
     borrows = False
     joint = True
+    dense = True

@@ -56,11 +56,13 @@ class Adapter(nn.Module, ABC):
 
     Attributes:
         watch: looks on while a training pass runs, None otherwise.
+        heads: parameters of dense tasks' own, by number; only in a stage that has such tasks.
         log_variance: (T,) learned weights of the losses of a stage's tasks; only where wanted.
     """
 
     watch: Watch | None = None
     log_variance: nn.Parameter
+    heads: nn.ModuleDict
 
     @abstractmethod
     def image(self, x_BLD: Tensor, task: int | Tensor = 0) -> Tensor:
@@ -72,6 +74,10 @@ class Adapter(nn.Module, ABC):
     @abstractmethod
     def text(self, x_CLD: Tensor, position_C: Tensor, task: int = 0) -> Tensor:
         """Normalised caption features (C, F) from activations at the first adapted text block."""
+
+    def maps(self, x_BLD: Tensor, task: int | Tensor = 0) -> list[Tensor]:
+        """Token maps (B, L, D) of several depths, for dense tasks; only where `Method.dense`."""
+        raise NotImplementedError
 
     @abstractmethod
     def export(self) -> dict[str, Tensor]:
@@ -109,6 +115,7 @@ class Method(ABC):
         identifies: True if images must be identified, so that each task needs a signature.
         joint: True if one stage holds all tasks unless `stream.stages` says otherwise.
         alone: True if each task has a stage of its own, whatever `stream.stages` says.
+        dense: True if it learns dense tasks too.
     """
 
     name: ClassVar[str]
@@ -119,6 +126,7 @@ class Method(ABC):
     identifies: ClassVar[bool] = False
     joint: ClassVar[bool] = False
     alone: ClassVar[bool] = False
+    dense: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, settings: Settings) -> None:
         self.backbone = backbone
@@ -151,6 +159,10 @@ class Method(ABC):
     @abstractmethod
     def image_features(self, x_BLD: Tensor, functions: Sequence[str | None]) -> Tensor:
         """Normalised features (B, F) from trunk activations, one function per image."""
+
+    def maps(self, x_BLD: Tensor, function: str) -> list[Tensor]:
+        """Token maps (B, L, D) of one function from trunk activations; only where `dense`."""
+        raise NotImplementedError
 
     @abstractmethod
     def class_features(

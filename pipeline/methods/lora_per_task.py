@@ -16,3 +16,4 @@ class LoraPerTask(Trge):
     borrows = False
     identifies = False
     alone = True
+    dense = True

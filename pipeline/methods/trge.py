@@ -118,6 +118,14 @@ class GroupAdapter(Adapter):
         x_BD = tower.pooled(x_BLD, self.first["image"], delta)
         return F.normalize(tower.finish(x_BD).float(), dim=-1)
 
+    def maps(self, x_BLD: Tensor, task: int | Tensor = 0) -> list[Tensor]:
+        """Token maps of several depths through the new group and its neighbours."""
+        tower, own = self._backbone[0].image, self.group.image
+        delta = None
+        if own is not None:
+            x_BLD, delta = own.enter(x_BLD, task), self._delta("image", own, task)
+        return tower.maps(x_BLD, self.first["image"], delta)
+
     def text(self, x_CLD: Tensor, position_C: Tensor, task: int = 0) -> Tensor:
         """Caption features; frozen ones if the group has no text experts."""
         tower, own = self._backbone[0].text, self.group.text
@@ -233,6 +241,10 @@ class Trge(Method):
     def image_features(self, x_BLD: Tensor, functions: Sequence[str | None]) -> Tensor:
         """One pass over a mixed-task batch."""
         return self.model.encode_tokens(x_BLD, self.model.mix(functions))
+
+    def maps(self, x_BLD: Tensor, function: str) -> list[Tensor]:
+        """Token maps of one task."""
+        return self.model.token_maps(x_BLD, self.model.mix([function]))
 
     def class_features(
         self, classes: Sequence[str], templates: Sequence[str], function: str | None

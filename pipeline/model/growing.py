@@ -142,6 +142,11 @@ class GrowingModel:
         x_BD = tower.pooled(x_BLD, self.first["image"], self.delta("image", mix))
         return F.normalize(tower.finish(x_BD), dim=-1)
 
+    def token_maps(self, x_BLD: Tensor, mix: Mix | None) -> list[Tensor]:
+        """Token maps (B, L, D) of several depths, see `Tower.maps`."""
+        x_BLD = self.enter("image", x_BLD, mix)
+        return self.backbone.image.maps(x_BLD, self.first["image"], self.delta("image", mix))
+
     def encode_classes(
         self, classes: Sequence[str], templates: Sequence[str], task: str | None
     ) -> Tensor:

@@ -130,6 +130,21 @@ class Tower(nn.Module):
         added = None if delta is None else delta(last, h_BD.unsqueeze(1), h_BD)
         return x_BD if added is None else x_BD + added.squeeze(1)
 
+    def depths(self, start: int) -> list[int]:
+        """Blocks passed where token maps are read: the trunk's end, half of the rest, the end."""
+        return sorted({start, (start + self.depth + 1) // 2, self.depth})
+
+    def maps(self, x_BLD: Tensor, start: int, delta: Delta | None = None) -> list[Tensor]:
+        """Token maps (B, L, D) at `depths(start)` from the input of block `start`."""
+        wanted, found = self.depths(start), [x_BLD]
+
+        def record(passed: int, x: Tensor) -> None:
+            if passed in wanted:
+                found.append(x)
+
+        self.run(x_BLD, start, self.depth, delta, record=record)
+        return found
+
 
 class ImageTower(Tower):
     """open_clip's VisionTransformer with a CLS token."""
@@ -146,6 +161,11 @@ class ImageTower(Tower):
     def tokens(self) -> int:
         """Sequence length L with the CLS token."""
         return int(self.visual.positional_embedding.shape[0])
+
+    @property
+    def grid(self) -> int:
+        """Side of the square of tokens that follow the CLS token."""
+        return round((self.tokens - 1) ** 0.5)
 
     def embed(self, image_BCHW: Tensor) -> Tensor:
         """Normalised pixels to the input of block 0, (B, L, D)."""

@@ -184,6 +184,9 @@ def _row(snapshot: Snapshot, stage: int, step: int) -> list[Metric]:
     for setting, values in record["accuracy"].items():
         for task, value in zip(record["tasks"], values, strict=True):
             found += _metric(f"{setting}/{task}", value, time, step)
+    for task, figures in record.get("metrics", {}).items():
+        for name, score in figures.items():
+            found += _metric(f"metrics/{task}/{name}", score["value"], time, step)
     for name in ("closed_accuracy", "accuracy", "seen_acceptance", "unseen_auroc"):
         found += _metric(f"identifier/{name}", (record["identifier"] or {}).get(name), time, step)
     return found + _metric("lambda", record.get("lambda"), time, step)

@@ -20,7 +20,7 @@ from pipeline.methods.base import Adapter, Method
 from pipeline.model.watch import GateLog, Watch, mutual_information
 from pipeline.settings import TrainingSettings
 from pipeline.training.objectives import Objective, judge, predict_all
-from pipeline.training.trunk import TrunkCache, batch_rows
+from pipeline.training.trunk import batch_rows
 
 Report = Callable[[dict[str, Any], "TrainingState | None"], None]
 
@@ -163,7 +163,7 @@ def train(
             for number, task in enumerate(objectives)
         ]
         inputs = [
-            _gather(task.trunk, rows).to(backbone.device, torch.float32)
+            task.inputs(rows).to(backbone.device, torch.float32)
             for task, rows in zip(objectives, chosen, strict=True)
         ]
         for group in optimizer.param_groups:
@@ -174,7 +174,7 @@ def train(
         adapter.watch = None
         loss = step_loss.total(
             [
-                task.loss(output, rows[:, 0], settings.label_smoothing)
+                task.loss(output, rows, settings.label_smoothing)
                 for task, output, rows in zip(objectives, outputs, chosen, strict=True)
             ]
         )
@@ -217,14 +217,3 @@ def train(
 
 def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-
-
-def _gather(trunk: TrunkCache, chosen: np.ndarray) -> Tensor:
-    parts, order = [], []
-    for epoch in np.unique(chosen[:, 1]):
-        at = np.flatnonzero(chosen[:, 1] == epoch)
-        parts.append(trunk.view(int(epoch))[torch.from_numpy(chosen[at, 0])])
-        order.append(at)
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(order)))]

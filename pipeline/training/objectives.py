@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.methods.base import Adapter
 from pipeline.model.backbone import Backbone
-from pipeline.training.trunk import TrunkCache
+from pipeline.training.trunk import TrunkCache, gather
 
 EVALUATION_BATCH = 128
 
@@ -55,13 +55,17 @@ class Objective(ABC):
         """Parameters of this task's own that train with the group and are stored with it."""
         return None
 
-    @abstractmethod
-    def predict(self, adapter: Adapter, seen: Tensor, task: int, step: int) -> Tensor:
-        """From what the image encoder gave (pooled features (B, F)) to a prediction."""
+    def inputs(self, chosen: np.ndarray) -> Tensor:
+        """Activations (B, L, D) of (position, epoch) pairs (B, 2)."""
+        return gather(self.trunk, chosen)
 
     @abstractmethod
-    def loss(self, prediction: Tensor, positions: np.ndarray, smoothing: float) -> Tensor:
-        """Mean loss of the rank's rows at `positions` (B,)."""
+    def predict(self, adapter: Adapter, seen: Any, task: int, step: int) -> Tensor:
+        """A prediction from what the image encoder gave: pooled features (B, F), or token maps."""
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, chosen: np.ndarray, smoothing: float) -> Tensor:
+        """Mean loss of (position, epoch) pairs (B, 2) of this rank's rows."""
 
     @abstractmethod
     def judge(self, adapter: Adapter, task: int, rank: int = 0, world: int = 1) -> Judgement:
@@ -97,13 +101,13 @@ class Classification(Objective):
         """Rows of this rank."""
         return len(self.labels)
 
-    def predict(self, adapter: Adapter, seen: Tensor, task: int, step: int) -> Tensor:
+    def predict(self, adapter: Adapter, seen: Any, task: int, step: int) -> Tensor:
         """Cosines (B, C) with the class features of one template."""
         return seen @ adapter.text(*self.text[step % len(self.text)], task).T
 
-    def loss(self, prediction: Tensor, positions: np.ndarray, smoothing: float) -> Tensor:
+    def loss(self, prediction: Tensor, chosen: np.ndarray, smoothing: float) -> Tensor:
         """Cross-entropy of `exp(logit_scale) <v, u>`."""
-        y_B = self.labels[positions].to(self.backbone.device)
+        y_B = self.labels[chosen[:, 0]].to(self.backbone.device)
         logits = self.backbone.logit_scale * prediction.float()
         return F.cross_entropy(logits, y_B, label_smoothing=smoothing)
 
@@ -160,13 +164,25 @@ def judge(
 def predict_all(
     adapter: Adapter, objectives: Sequence[Objective], inputs: Sequence[Tensor], step: int
 ) -> list[Any]:
-    """Predictions of all tasks: one pass through the image encoder, split by task."""
-    sizes = [len(x) for x in inputs]
-    if len(inputs) == 1:
-        seen = [adapter.image(inputs[0])]
-    else:
-        x_BLD = torch.cat(list(inputs))
-        number = torch.arange(len(inputs)).repeat_interleave(torch.tensor(sizes))
-        seen = list(adapter.image(x_BLD, number.to(x_BLD.device)).split(sizes))
-    pairs = enumerate(zip(objectives, seen, strict=True))
-    return [task.predict(adapter, part, number, step) for number, (task, part) in pairs]
+    """Predictions of all tasks: one pass through the image encoder for those that read pooled
+    features, one for those that read token maps, each split by task."""
+    seen: dict[int, Any] = {}
+    for pooled in (True, False):
+        numbers = [number for number, task in enumerate(objectives) if task.pooled is pooled]
+        if not numbers:
+            continue
+        encode = adapter.image if pooled else adapter.maps
+        if len(objectives) == 1:
+            seen[0] = encode(inputs[0])
+            continue
+        sizes = [len(inputs[number]) for number in numbers]
+        x_BLD = torch.cat([inputs[number] for number in numbers])
+        whose = torch.tensor(numbers).repeat_interleave(torch.tensor(sizes)).to(x_BLD.device)
+        if pooled:
+            seen |= dict(zip(numbers, adapter.image(x_BLD, whose).split(sizes), strict=True))
+        else:
+            parts = [depth.split(sizes) for depth in adapter.maps(x_BLD, whose)]
+            seen |= dict(zip(numbers, map(list, zip(*parts, strict=True)), strict=True))
+    return [
+        task.predict(adapter, seen[number], number, step) for number, task in enumerate(objectives)
+    ]

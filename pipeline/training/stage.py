@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from pipeline.dense import stored_head
 from pipeline.errors import UserError
 from pipeline.methods.base import Adapter, Method, Neighbour, StageContext, build_method
 from pipeline.model.backbone import load_backbone
@@ -25,7 +27,8 @@ from pipeline.model.watch import Watch, describe_experts
 from pipeline.settings import Settings
 from pipeline.store import GroupRef, RunFolder
 from pipeline.store.tensors import dump, load
-from pipeline.streams import ImageTable, PreparedDomain, Stage, stratified_fold
+from pipeline.streams import DenseTable, ImageTable, PreparedDomain, Stage, stratified_fold
+from pipeline.training.dense import DenseObjective, dense_folds, dense_objectives
 from pipeline.training.loop import TrainingState, planned_steps, train
 from pipeline.training.objectives import (
     Classification,
@@ -42,7 +45,7 @@ log = logging.getLogger(__name__)
 GROUP, PROBE, CLASSES, FACTS = (
     "group.safetensors", "probe.safetensors", "classes.safetensors", "facts.json",
 )  # fmt: skip
-PROBES = 8
+PROBES, DENSE_PROBES = 8, 2
 TEMPERATURES = np.geomspace(0.25, 4.0, 33)
 
 
@@ -128,9 +131,10 @@ def run_stage(
     clock = time.perf_counter()
     method, adapter = build(spec)
     objectives = load_data(spec, method, rank, world)
+    attach_heads(adapter, objectives)
     loaded = time.perf_counter()
     curve: list[dict[str, Any]] = []
-    rows = [len(_folds(spec, domain)[1]) for domain in spec.domains]
+    rows = [_rows(spec, domain) for domain in spec.domains]
     steps = planned_steps(spec.settings.training, *rows)
     if len(objectives) > spec.settings.training.batch_size // world:
         raise UserError(
@@ -156,7 +160,7 @@ def run_stage(
     gains = _prune(method, adapter, objectives, rank, world)
     outcome = _outcome(spec, method, adapter, objectives) if rank == 0 else None
     if outcome is not None:
-        trunk = sum(task.trunk.seconds for task in objectives)
+        trunk = sum({id(task.trunk): task.trunk.seconds for task in objectives}.values())
         outcome.facts |= {
             "best_step": state.best_step,
             "held_out_accuracy": 100.0 * state.best_accuracy,
@@ -195,9 +199,29 @@ def _folds(spec: StageSpec, domain: PreparedDomain) -> tuple[ImageTable, np.ndar
     return table, rows, held
 
 
+def attach_heads(adapter: Adapter, objectives: Sequence[Objective]) -> None:
+    """Let the heads of the tasks that have one train with the group."""
+    heads = {str(number): task.head() for number, task in enumerate(objectives)}
+    found = {number: head for number, head in heads.items() if head is not None}
+    if found:
+        adapter.heads = nn.ModuleDict(found)
+
+
+def _rows(spec: StageSpec, domain: PreparedDomain) -> int:
+    """Rows that a task trains on, over all workers."""
+    if domain.kind is None:
+        return len(_folds(spec, domain)[1])
+    table = DenseTable.open(domain.tables["train"])
+    return int(table.usable(domain.name)[dense_folds(spec.settings, table)[0]].sum())
+
+
 def load_data(spec: StageSpec, method: Method, rank: int, world: int) -> list[Objective]:
     """The tasks of a stage with this rank's rows, the held-out folds and the prompts."""
-    return [_classification(spec, domain, method, rank, world) for domain in spec.domains]
+    dense = dense_objectives(spec.settings, spec.domains, method, rank, world)
+    return [
+        dense.get(domain.name) or _classification(spec, domain, method, rank, world)
+        for domain in spec.domains
+    ]
 
 
 def _classification(
@@ -253,6 +277,10 @@ def _outcome(
     spec: StageSpec, method: Method, adapter: Adapter, objectives: Sequence[Objective]
 ) -> Outcome:
     group = adapter.export()
+    for task in objectives:
+        head = task.head()
+        if head is not None:
+            group |= stored_head(task.name, head)
     facts: dict[str, Any] = {
         "parameters": sum(t.numel() for k, t in group.items() if t.is_floating_point()),
         "temperatures": {},
@@ -260,8 +288,10 @@ def _outcome(
     outcome = Outcome(group, {}, {}, facts)
     watch = adapter.watch = Watch(len(objectives))
     for number, (domain, task) in enumerate(zip(spec.domains, objectives, strict=True)):
-        assert isinstance(task, Classification)
-        _export_classes(outcome, spec, method, adapter, domain, task, number)
+        if isinstance(task, Classification):
+            _export_classes(outcome, spec, method, adapter, domain, task, number)
+        elif isinstance(task, DenseObjective):
+            _export_head(outcome, adapter, task, number)
     adapter.watch = None
     facts["experts"] = describe_experts(watch, spec.settings.experts.shared_count)
     facts["temperature"] = next(iter(facts["temperatures"].values()))
@@ -306,3 +336,16 @@ def _export_classes(
     outcome.classes[f"classes{ending}"] = u_CF.cpu()
     temperature = float(TEMPERATURES[int(np.argmin(losses))])
     outcome.facts["temperatures"][domain.name] = temperature
+
+
+def _export_head(outcome: Outcome, adapter: Adapter, task: DenseObjective, number: int) -> None:
+    """Probes of one dense task: held-out images with the head's outputs."""
+    where = np.arange(min(DENSE_PROBES, len(task.shared.held)))
+    watch, adapter.watch = adapter.watch, None
+    output = task.output(adapter, where, number)
+    adapter.watch = watch
+    task.look(adapter, number)
+    images = task.shared.table.images(task.shared.held[where])
+    outcome.probe[f"images/{task.name}"] = torch.from_numpy(images)
+    outcome.probe[f"output/{task.name}"] = output.cpu()
+    outcome.facts["temperatures"][task.name] = 1.0

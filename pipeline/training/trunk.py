@@ -115,3 +115,15 @@ def batch_rows(
 def _places(before: int, task: int, tasks: int) -> int:
     """How many of the first `before` places belong to a task."""
     return max(0, (before - task + tasks - 1) // tasks)
+
+
+def gather(trunk: TrunkCache, chosen: np.ndarray) -> Tensor:
+    """Activations (B, L, D) of (position, epoch) pairs (B, 2), in their order."""
+    parts, order = [], []
+    for epoch in np.unique(chosen[:, 1]):
+        at = np.flatnonzero(chosen[:, 1] == epoch)
+        parts.append(trunk.view(int(epoch))[torch.from_numpy(chosen[at, 0])])
+        order.append(at)
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(order)))]

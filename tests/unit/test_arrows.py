@@ -33,8 +33,8 @@ ALLOWED = {
     "model": COMMON,
     "identifiers": COMMON | {"redact", "model", "store", "streams"},
     "methods": COMMON | {"model", "identifiers", "store", "streams"},
-    "training": COMMON | {"model", "identifiers", "methods", "store", "streams"},
-    "evaluation": COMMON | {"model", "identifiers", "methods", "store", "streams"},
+    "training": COMMON | {"model", "dense", "identifiers", "methods", "store", "streams"},
+    "evaluation": COMMON | {"model", "dense", "identifiers", "methods", "store", "streams"},
     "learner": COMMON | LEARNING | {"store", "streams"},  # joins them; nobody imports it
 }
 # A notebook without Ray can use these; weights and hashes are their only files.

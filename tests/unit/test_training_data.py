@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipeline.settings import TrainingSettings
-from pipeline.training.loop import _gather, learning_rate, planned_steps
+from pipeline.training.loop import learning_rate, planned_steps
 from pipeline.training.objectives import text_activations
-from pipeline.training.trunk import CACHE_DTYPE, TrunkCache, batch_rows
+from pipeline.training.trunk import CACHE_DTYPE, TrunkCache, batch_rows, gather
 from pipeline.training.views import ASPECT, Views
 from tests.unit.tiny_clip import images, tiny_backbone
 
@@ -110,7 +110,7 @@ def test_the_plain_view_is_the_image_as_it_is() -> None:
 def test_a_batch_over_two_epochs_keeps_its_order() -> None:
     cache = _cache(0.0, np.arange(10))
     chosen = np.array([[3, 0], [9, 1], [1, 0], [2, 1], [0, 2]])
-    got = _gather(cache, chosen)
+    got = gather(cache, chosen)
     for row, (position, epoch) in enumerate(chosen):
         assert torch.equal(got[row], cache.view(int(epoch))[position])
 
