@@ -28,6 +28,7 @@ from actors.preflight import check_batch, check_resources
 from pipeline.config import load, redacted
 from pipeline.errors import UserError
 from pipeline.evaluation.engine import EngineSpec
+from pipeline.evaluation.joint import dense_figure
 from pipeline.evaluation.report import write_report
 from pipeline.identifiers import Looker, build_identifier, identifier_class
 from pipeline.identifiers.background import find_background, load_background
@@ -251,7 +252,7 @@ class Session:
         stage, name = record["stage"], self.settings.method.name
         pairs = zip(record["tasks"], record["accuracy"]["identified"], strict=True)
         line = ", ".join(
-            f"{task} {accuracy:.1f}" if accuracy is not None else _first(record, task)
+            f"{task} {accuracy:.1f}" if accuracy is not None else dense_figure(record, task)
             for task, accuracy in pairs
         )
         log.info("%s after stage %d (%s): %s", name, stage, record["task"], line)
@@ -334,16 +335,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
-
-
-def _first(record: dict[str, Any], task: str) -> str:
-    """A dense task's own figure in words."""
-    name = record["own"].get(task)
-    if name is None:
-        return f"{task} -"
-    score = record["metrics"][task][name]
-    value = "-" if score["value"] is None else f"{score['value']:.1f}"
-    return f"{task} {name} {value} {score['unit']}"
 
 
 def _uses_ray(settings: Settings, looks: bool) -> bool:

@@ -8,14 +8,15 @@
 Parts: `shared` (none, naive, adaptive at equal parameters and equally many active experts) and
 `grain` (coarse, medium, fine at equal parameters), both joint training of all tasks, judged on the
 test split with the task given; `trge` (TRGE with and without adaptive shared experts, one domain a
-stage, whole runs kept in run_dir); `cost` (time of a training step and of inference). Everything
-else is a setting. The frozen trunk runs once a seed for all variants.
+stage, whole runs); `cost` (time of a training step and of inference). Everything else is a setting.
+The frozen trunk runs once a seed for all variants. What lies in run_dir already is not repeated.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import sys
 import tempfile
 import time
@@ -38,7 +39,7 @@ from pipeline.methods.base import Adapter, StageContext, build_method
 from pipeline.model.backbone import Backbone, load_backbone
 from pipeline.model.kernels import Kernels
 from pipeline.settings import Settings
-from pipeline.store import RunFolder
+from pipeline.store import RunFolder, sha256
 from pipeline.streams import DenseTable, ImageTable, PreparedDomain, open_stream, prepare
 from pipeline.training.dense import DenseObjective
 from pipeline.training.loop import planned_steps, train
@@ -98,7 +99,7 @@ def compare_joint(part: str, seeds: Sequence[int], arguments: Sequence[str]) -> 
 
     `gain` is Delta_m over the first variant, seed by seed.
     """
-    found = [joint(seed, PARTS[part], arguments) for seed in seeds]
+    found = [_kept(part, seed, arguments) for seed in seeds]
     first = next(iter(PARTS[part]))
     tasks = list(found[0][first]["figures"])
     table = Table(title=f"{part}: joint training, test split, task given; {len(seeds)} seeds")
@@ -120,6 +121,19 @@ def compare_joint(part: str, seeds: Sequence[int], arguments: Sequence[str]) -> 
             f"{found[0][variant]['parameters']:,}",
         )  # fmt: skip
     return table
+
+
+def _kept(part: str, seed: int, arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What `joint` finds, or what it found before with these words in the same run_dir."""
+    where = load(list(arguments)).run_dir
+    if where is None:
+        return joint(seed, PARTS[part], arguments)
+    said = sha256(json.dumps([part, PARTS[part], sorted(arguments)]).encode())[:12]
+    path = Path(where) / f"{part}-{said}-{seed}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(joint(seed, PARTS[part], arguments)))
+    return json.loads(path.read_text())
 
 
 def _gain(ours: dict[str, Any], theirs: dict[str, Any]) -> float:

@@ -304,7 +304,9 @@ class Learner:
 
     def _learned(self) -> list[GroupRef]:
         """The groups learned so far, one a stage."""
-        return sorted({facts.ref for facts in self.evaluator.facts.values()}, key=lambda ref: ref.stage)
+        return sorted(
+            {facts.ref for facts in self.evaluator.facts.values()}, key=lambda ref: ref.stage
+        )
 
     def _store(
         self,

@@ -75,6 +75,16 @@ def relative_gain(ours: Figures, theirs: Figures, own: dict[str, str]) -> float 
     )
 
 
+def dense_figure(record: dict[str, Any], task: str) -> str:
+    """A dense task's own figure in words, from the record of a stage."""
+    name = record["own"].get(task)
+    if name is None:
+        return f"{task} -"
+    score = record["metrics"][task][name]
+    value = "-" if score["value"] is None else f"{score['value']:.1f}"
+    return f"{task} {name} {value} {score['unit']}"
+
+
 def experts(records: Records) -> list[dict[str, Any]]:
     """Per stage how tasks use experts: `routers`, `load[router][task][expert]`, `shared_gate`,
     `information`, and `training`: the shared gate and the information by step."""
