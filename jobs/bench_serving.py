@@ -207,9 +207,12 @@ class Bench:
         self.console.print(f"bound 1/(2-p) = {bound:.3f}; {about['backbone']}")
 
     def _throughput(self, more: dict[str, Any]) -> tuple[float, float]:
-        """Images a second by the model's own clock over requests in a row, and percent seen."""
+        """Images a second of the fastest of many requests in a row, and percent seen.
+
+        The fastest: whatever else the machine does only ever slows a request down.
+        """
         images = (self.mixed * BATCH)[:BATCH]
-        spent, seen, count = 0.0, 0, 0
+        best, seen, count = float("inf"), 0, 0
         end = time.perf_counter() + SECONDS
         post(f"{self.url}/v1/classify", {"images": images, **more})  # encodes the labels
         while time.perf_counter() < end:
@@ -217,10 +220,10 @@ class Bench:
             status, answer = post(f"{self.url}/v1/classify", {"images": images, **more})
             if status != 200:
                 raise RuntimeError(str(answer))
-            spent += time.perf_counter() - clock
+            best = min(best, time.perf_counter() - clock)
             seen += sum(not result["unseen"] for result in answer["results"])
             count += len(images)
-        return count / spent, 100.0 * seen / count
+        return len(images) / best, 100.0 * seen / count
 
 
 _DEPLOYMENT = {"Replica": "Model", "Ingress": "Ingress"}

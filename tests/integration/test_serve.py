@@ -5,19 +5,28 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import re
+import signal
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from actors.publisher import running_replicas
+from actors.publishing import publish_newest
 from jobs import serve as job
 from jobs.ray_head import free_ports
+from pipeline.serving.model import run_settings
 from pipeline.store import RunFolder
+from tests.running import wait_until
 from tests.serving import Load, call
 from tests.unit.tiny_run import TASKS, World
-from tests.unit.tiny_serving import copy_run, point, test_images
+from tests.unit.tiny_serving import SERVING, copy_run, point, test_images
 
 TOKEN = "the token"
 
@@ -132,6 +141,66 @@ def test_errors_over_http(endpoint: Endpoint) -> None:
         assert "\n" not in answer["error"]["message"]
     status, answer = call(f"{endpoint.url}/v2/health/ready")
     assert status == 200 and answer == {"ready": True}
+
+
+def test_a_learning_run_publishes_to_the_endpoint(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same Ray, from another one over HTTP, or not at all: learning never fails."""
+    run, newest = endpoint.run, len(TASKS)
+    chosen = run_settings(run.read()).model_copy(update={"serve": "on"})
+    monkeypatch.setenv("ARCHIPELAGO_ADMIN_TOKEN", TOKEN)
+
+    def publish(publish: str = "auto", **serving: object) -> str | None:
+        parts = {"publish": publish, "serving": SERVING.model_copy(update=serving)}
+        with run.lock():
+            publish_newest(run, chosen.model_copy(update=parts))
+        return run.journal.events()[-1]["event"]
+
+    for url in (None, endpoint.url):
+        assert endpoint.admin("rollback", manifest=2)[0] == 200
+        assert publish(url=url) == "published"
+        _, models = call(f"{endpoint.url}/v1/models")
+        assert models["manifest"] == newest and models["candidates"] == []
+    assert endpoint.admin("rollback", manifest=2)[0] == 200
+    assert publish("candidate") == "candidate"
+    _, models = call(f"{endpoint.url}/v1/models")
+    assert models["manifest"] == 2 and models["candidates"] == [3, 4]
+    assert publish(url="http://127.0.0.1:9") == "not-published"
+    assert publish(name="nobody") == "not-published"
+
+
+def test_a_killed_replica_costs_no_request(endpoint: Endpoint) -> None:
+    assert endpoint.admin("publish", manifest=4)[0] == 200
+    before = running_replicas("archipelago")
+    _, about = call(f"{endpoint.url}/v1/models")
+    with Load(endpoint.url, endpoint.body(task=TASKS[0])) as load:
+        os.kill(model_pids("archipelago")[0], signal.SIGKILL)
+        wait_until(lambda: len(running_replicas("archipelago") - before) == 1, "a replacement")
+        status, told = endpoint.admin("publish", manifest=4)  # waits for both
+    assert load.failures == [] and len(load.results) > 10
+    assert status == 200 and told["generation"] == about["generation"]
+    assert len(set(told["replicas"]) - before) == 1
+    for _ in range(8):
+        status, answer = call(f"{endpoint.url}/v1/classify", endpoint.body(TASKS[3], task=TASKS[3]))
+        assert status == 200 and answer["generation"] == about["generation"]
+
+
+def test_the_page_is_there(endpoint: Endpoint) -> None:
+    with urllib.request.urlopen(f"{endpoint.url}/", timeout=10) as page:
+        text = page.read().decode()
+        assert page.headers["content-type"].startswith("text/html") and "<html" in text.lower()
+    for file in re.findall(r'(?:src|href)="([^":#]+)"', text):
+        with urllib.request.urlopen(f"{endpoint.url}/{file}", timeout=10) as part:
+            assert part.status == 200
+
+
+def model_pids(app: str) -> list[int]:
+    from ray.serve.context import _get_global_client
+
+    client: Any = _get_global_client()
+    deployments = client.get_serve_details()["applications"][app]["deployments"]
+    return [r["pid"] for r in deployments["Model"]["replicas"] if r["pid"]]
 
 
 def test_forget_over_http(endpoint: Endpoint) -> None:
