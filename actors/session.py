@@ -21,17 +21,24 @@ import numpy as np
 import ray
 
 from actors.arguments import cache_dir
+from actors.cluster import connect, uses_ray
 from actors.encoders import EncoderPool, worker_threads
 from actors.identify import IdentifierPool, in_pool
-from actors.logs import SETUP_HOOK, show_logs
+from actors.logs import show_logs
 from actors.preflight import check_batch, check_resources
+from actors.publishing import publish_newest
 from pipeline.config import load, redacted
-from pipeline.errors import UserError
 from pipeline.evaluation.engine import EngineSpec
 from pipeline.evaluation.joint import dense_figure
 from pipeline.evaluation.report import write_report
 from pipeline.identifiers import Looker, build_identifier, identifier_class
-from pipeline.identifiers.background import find_background, load_background
+from pipeline.identifiers.background import (
+    FILE,
+    find_background,
+    keep_run_background,
+    load_background,
+    read_run_background,
+)
 from pipeline.identifiers.scorer import Scorer, check_driver
 from pipeline.identifiers.signature import Background
 from pipeline.learner import Learner, stages_of
@@ -46,7 +53,6 @@ log = logging.getLogger("archipelago")
 
 PACKAGES = ("archipelago", "torch", "open_clip_torch", "ray", "mlflow", "pyarrow", "numpy")
 STOPS = (signal.SIGTERM, signal.SIGINT)
-JOIN_S = 10.0  # for a cluster to accept a connection
 BACKGROUND_IMAGES = 600  # of the embedded stream, where a backbone comes without a background
 
 
@@ -116,11 +122,12 @@ class Session:
             self.domains = open_stream(settings.stream, settings.seed, dense)
             self._stack.enter_context(self.run.lock(wait_s=0))
             self._stack.enter_context(self._stoppable())
-            if _connect(settings, self._looks):
+            pooled = self._looks and in_pool(settings)
+            if connect(settings, pooled):
                 self._stack.callback(ray.shutdown)
                 self._listen()  # Ray has put its own handler there
-            if _uses_ray(settings, self._looks):
-                check_resources(settings.cluster, self._looks and in_pool(settings))
+            if uses_ray(settings, pooled):
+                check_resources(settings.cluster, pooled)
             self.pool = self._stack.enter_context(EncoderPool(settings))
             self.scorer = self._scorer()
         else:
@@ -227,6 +234,8 @@ class Session:
             return load_background(path, columns)
         if self.parent is not None:
             return self.parent.learner.background
+        if self.run.folder.exists(FILE):
+            return read_run_background(self.run)
         log.info("the backbone has no background: computing one from the embedded stream")
         stream = load(["stream=atlas"]).stream
         cluster = self.settings.cluster
@@ -243,9 +252,16 @@ class Session:
             )
             for d in atlas
         ]
-        return Background.of(np.concatenate(features), "the embedded stream")
+        background = Background.of(np.concatenate(features), "the embedded stream")
+        keep_run_background(self.run, background)
+        return read_run_background(self.run)
 
     # -- while it runs -----------------------------------------------------------------------
+
+    def publish(self) -> None:
+        """Let the newest model answer at the running endpoint, where the settings ask for it."""
+        if self.parent is None and self.learner.method.trains:
+            publish_newest(self.run, self.settings)
 
     def show(self, record: dict[str, Any]) -> None:
         """One line about a measured stage, and the dashboard's gauges."""
@@ -337,57 +353,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _uses_ray(settings: Settings, looks: bool) -> bool:
-    cluster = settings.cluster
-    if looks and in_pool(settings):
-        return True
-    return any(w.num_workers for w in (cluster.train, cluster.encode, cluster.data))
-
-
 def _job_id() -> str | None:
     if not ray.is_initialized():
         return None
     return ray.get_runtime_context().get_job_id()
-
-
-def _connect(settings: Settings, looks: bool = False) -> bool:
-    """Join the cluster of the submitted job or the configured one, else start a local Ray.
-
-    Returns whether there is a connection now that has to be ended.
-    """
-    if not _uses_ray(settings, looks) or ray.is_initialized():
-        return False
-    cluster = settings.cluster
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
-    common: dict[str, Any] = {
-        "log_to_driver": True,
-        "logging_level": logging.WARNING,
-        "runtime_env": {"worker_process_setup_hook": SETUP_HOOK},
-    }
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    if address or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        _join(address or "auto", common)
-        return True
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node away
-    ray.init(
-        address="local",  # also where somebody runs `ray start` on this machine
-        num_cpus=cluster.logical_cpus,
-        object_store_memory=cluster.object_store_mib * 2**20,
-        include_dashboard=cluster.dashboard,
-        **common,
-    )
-    return True
-
-
-def _join(address: str, options: dict[str, Any]) -> None:
-    """Connect to a running cluster; UserError where there is none, rather than minutes later."""
-    nobody = f"cluster.address={address}: no Ray cluster answers there"
-    host, colon, port = address.rpartition(":")
-    try:
-        if colon and port.isdecimal() and "://" not in address:
-            socket.create_connection((host, int(port)), JOIN_S).close()
-        ray.init(address=address, **options)
-    except OSError as error:  # ConnectionError of Ray's among them
-        raise UserError(f"{nobody} ({str(error).splitlines()[0]})") from error

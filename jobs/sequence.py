@@ -61,6 +61,7 @@ def learn_stream(session: Session) -> None:
     learner = session.learner
     for stage in learner.restore():
         learner.learn(stage)
+        session.publish()
         record = learner.evaluate(stage)
         session.show(record)
         write_report(session.run, pictures=False)

@@ -104,10 +104,12 @@ class Learner:
         a measurement (all do when a task was appended), `learn` takes up each stored group in turn.
         """
         self._done = self.run.completed_stages() if self.method.trains else {}
-        for stage in range(len(self.stages)):
+        forgotten = self.run.forgotten()
+        stages = [each.number for each in self.stages if not forgotten.issuperset(each.tasks)]
+        for position, stage in enumerate(stages):
             ready = stage in self._done or not self.method.trains
             if not ready or not self._measured(stage):
-                return list(range(stage, len(self.stages)))
+                return stages[position:]
             self.learn(stage)
         return []
 

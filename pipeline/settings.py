@@ -256,6 +256,47 @@ class TrackingSettings(Strict):
     retries: NonNegativeInt = 1
 
 
+class CanarySettings(Strict):
+    """What a new generation must show on stored images before it may answer."""
+
+    floor: float = Field(0.05, ge=0.0, le=1.0)
+    tolerance: float = Field(1e-3, gt=0.0)
+    images: PositiveInt = 4
+
+
+class ServingSettings(Strict):
+    """The HTTP endpoint: where it listens, how much it holds, what it refuses."""
+
+    name: str = "archipelago"
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    url: str | None = None
+    ingresses: PositiveInt = 1
+    replicas_min: PositiveInt = 1
+    replicas_max: PositiveInt = 2
+    num_cpus: NonNegativeFloat = 0.2
+    num_gpus: NonNegativeFloat = 0.0
+    threads: NonNegativeInt = 1
+    batch_size: PositiveInt = 32
+    batch_wait_ms: NonNegativeFloat = 2.0
+    queue: PositiveInt = 64
+    timeout_s: PositiveInt = 30
+    publish_timeout_s: PositiveInt = 120
+    poll_s: float = Field(2.0, gt=0.0)
+    max_body_mib: PositiveInt = 16
+    max_images: PositiveInt = 32
+    max_pixels: PositiveInt = 50_000_000
+    max_labels: PositiveInt = 256
+    dependents: Literal["remix", "retrain"] = "remix"
+    canary: CanarySettings = CanarySettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ServingSettings:
+        if self.replicas_max < self.replicas_min:
+            raise ValueError("replicas_max must not be lower than replicas_min")
+        return self
+
+
 class Settings(Strict):
     """Everything a run needs, resolved."""
 
@@ -270,6 +311,9 @@ class Settings(Strict):
     evaluation: EvaluationSettings = EvaluationSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
+    serving: ServingSettings = ServingSettings()
+    serve: Literal["on", "off"] = "off"
+    publish: Literal["auto", "candidate"] = "auto"
 
 
 def default_of(key: str) -> Any:

@@ -13,6 +13,8 @@ import pytest
 
 if TYPE_CHECKING:
     from jobs.ray_head import RayHead
+    from pipeline.store import RunFolder
+    from tests.unit.tiny_run import World
 
 # Set before anything imports Ray, MLflow or torch: they read these once.
 ENVIRONMENT = {
@@ -86,6 +88,25 @@ def undisturbed(stream: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     assert sequence.main(arguments(stream, run, ("amber", "birch"), *IN_PROCESS)) == 0
     return group_hashes(run)
+
+
+@pytest.fixture(scope="session")
+def served_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Four colour domains and a random CLIP."""
+    from tests.unit.tiny_run import make_world
+
+    return make_world(tmp_path_factory.mktemp("served-world"))
+
+
+@pytest.fixture(scope="session")
+def served_run(served_world: World, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """They are learned, and the newest model is published; copy it before you change it."""
+    from tests.unit.tiny_run import TASKS
+    from tests.unit.tiny_serving import learned_run, point
+
+    run = learned_run(served_world, tmp_path_factory.mktemp("served") / "run")
+    point(run, len(TASKS))
+    return run
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.dense import build, stored_heads
 from pipeline.identifiers.background import depths, signature_columns
+from pipeline.identifiers.features import DepthRecorder
 from pipeline.methods.base import build_method
 from pipeline.model.backbone import load_backbone
 from pipeline.model.kernels import Kernels
@@ -92,16 +93,10 @@ class Engine:
             return self._signature(self.backbone.normalise(images_BHWC)).cpu().numpy()
 
     def _signature(self, pixels: Tensor) -> Tensor:
-        taken: list[Tensor] = []
-
-        def record(passed: int, x_BLD: Tensor) -> None:
-            if passed in self._depths:
-                taken.append(torch.cat([x_BLD[:, 0], x_BLD[:, 1:].mean(dim=1)], dim=1))
-
+        record = DepthRecorder(self._depths)
         x_BLD = self.method.trunk(pixels, record)
-        if self._with_final:
-            taken.append(self.method.frozen_features(x_BLD, record))
-        return torch.cat(taken, dim=1)
+        final = self.method.frozen_features(x_BLD, record) if self._with_final else None
+        return record.features(final)
 
     @torch.no_grad()
     def logits(

@@ -157,14 +157,8 @@ class Evaluator:
     @property
     def lambda_max(self) -> float:
         """Largest weight of the groups for unseen images, from prequential accuracies only."""
-        fixed = self.settings.method.unseen.lambda_max
-        if fixed != "auto":
-            return float(fixed)
-        curves = [f.lambda_accuracy for f in self.facts.values() if f.lambda_accuracy]
-        if not curves:
-            return 0.0
-        gain = np.mean([np.asarray(c) - c[0] for c in curves], axis=0)
-        return float(LAMBDAS[int(np.argmax(gain - 1e-9 * np.arange(len(gain))))])
+        curves = [f.lambda_accuracy for f in self.facts.values()]
+        return largest_lambda(self.settings.method.unseen.lambda_max, curves)
 
     def weight(self) -> float:
         """`lam_t` of the current number of learned tasks."""
@@ -374,6 +368,22 @@ def _calibration_error(found: dict[str, Identification], learned: Sequence[str])
         sure.append(identification.probabilities.max(axis=1))
         right.append(identification.probabilities.argmax(axis=1) == truth)
     return expected_calibration_error(np.concatenate(sure), np.concatenate(right))
+
+
+def largest_lambda(fixed: float | str, curves: Sequence[list[float] | None]) -> float:
+    """`lam_max`: the configured one, or for `auto` the best on average over the tasks' curves.
+
+    Args:
+        fixed: `method.unseen.lambda_max`.
+        curves: per task, accuracy for every value of `LAMBDAS`; None where nothing was learned yet.
+    """
+    if fixed != "auto":
+        return float(fixed)
+    known = [np.asarray(curve) for curve in curves if curve]
+    if not known:
+        return 0.0
+    gain = np.mean([curve - curve[0] for curve in known], axis=0)
+    return float(LAMBDAS[int(np.argmax(gain - 1e-9 * np.arange(len(gain))))])
 
 
 def likeliest(shares_BT: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,8 @@ from pipeline.errors import UserError
 from pipeline.identifiers.signature import Background
 from pipeline.model.backbone import EMBEDDED
 from pipeline.settings import BackboneSettings
+from pipeline.store import RunFolder
+from pipeline.store.tensors import dump, load
 
 FILE = "background.safetensors"
 
@@ -111,3 +113,31 @@ def depths(layers: int, which: str, first: int) -> tuple[int, ...]:
             f" experts.first_block (now {first}) or set identifier.depths=all"
         )
     return inside
+
+
+def keep_run_background(run: RunFolder, background: Background) -> None:
+    """Store a computed background with the run, exactly: whoever serves it needs the same."""
+    upper = background.covariance[np.triu_indices(len(background.mean))]
+    source = np.frombuffer(background.source.encode(), dtype=np.uint8)
+    arrays = {"mean": background.mean, "covariance": upper, "source": source}
+    run.folder.write(FILE, dump(arrays))
+
+
+def read_run_background(run: RunFolder) -> Background:
+    """The background that was computed for this run.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not run.folder.exists(FILE):
+        raise UserError(
+            f"{run.folder.shown(FILE)}: does not exist, and the backbone brings no background;"
+            " start the run's command again, which writes it"
+        )
+    arrays = load(run.folder.read(FILE), FILE)
+    width = len(arrays["mean"])
+    full = np.zeros((width, width))
+    full[np.triu_indices(width)] = arrays["covariance"].numpy()
+    full += np.triu(full, 1).T
+    source = bytes(arrays["source"].numpy().tobytes()).decode()
+    return Background(arrays["mean"].numpy(), full, source)

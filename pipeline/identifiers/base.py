@@ -96,6 +96,11 @@ class Identifier(ABC):
         self.acceptance = acceptance
         self.looker = looker
 
+    @property
+    def alone(self) -> Identifier:
+        """The part that answers without a multimodal model."""
+        return self
+
     def prepare(self, signature: Signature, features: np.ndarray) -> Signature:
         """Add what this identifier stores beyond the common statistics."""
         return signature

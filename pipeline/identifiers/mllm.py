@@ -52,6 +52,11 @@ class Mllm(Identifier):
         """The guard's."""
         return self.guard.threshold
 
+    @property
+    def alone(self) -> Identifier:
+        """The guard."""
+        return self.guard
+
     def numbers(self) -> int:
         """The signatures' numbers and the kept rows of scores."""
         kept = sum(f.signature.size + f.scores.size + f.margins.size for f in self._folds.values())

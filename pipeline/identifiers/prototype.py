@@ -67,6 +67,7 @@ class Prototype(Identifier):
         self._known: dict[str, _Known] = {}
         self._whiten_0 = background.whitening(settings.shrinkage)
         self._dirty = True
+        self._rule: tuple[float, float, float] | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -94,6 +95,7 @@ class Prototype(Identifier):
         }
         self._known[task].calibration = calibration
         self._dirty = True
+        self._rule = None
         return calibration
 
     def restore(
@@ -106,6 +108,7 @@ class Prototype(Identifier):
         """Add a task with the calibration of its own stage."""
         self._add(task, signature)
         self._known[task].calibration = calibration
+        self._rule = None
 
     def _add(self, task: str, signature: Signature) -> None:
         if task in self._known:
@@ -144,18 +147,21 @@ class Prototype(Identifier):
     def _refresh(self) -> None:
         if not self._dirty:
             return
+        self._rule = None
         ordered = sorted(self._known)
         signatures = [self._known[task].signature for task in ordered]
         weight = self.settings.background_weight
         within = self.background.covariance * (weight / (len(signatures) + weight))
         total = np.zeros_like(within)
         for signature in signatures:  # equal weights, fixed order: exact whatever the history
-            within += signature.within / (len(signatures) + weight)
-            total += signature.covariance / len(signatures)
+            own = signature.within
+            within += own / (len(signatures) + weight)
+            total += (own + signature.between) / len(signatures)
         self._whiten = precision_factor(shrunk(within, self.settings.shrinkage))
         self._class_means = np.concatenate(
             [self._known[task].signature.means for task in self.tasks]
         )
+        self._whitened_means = self._class_means @ self._whiten
         factor = precision_factor(shrunk(total, self.settings.shrinkage))
         means = np.stack([self._known[task].signature.mean for task in self.tasks])
         whitened = means @ factor
@@ -195,7 +201,7 @@ class Prototype(Identifier):
         """(B,) relative Mahalanobis distance to the nearest class."""
         self._refresh()
         whitened = features @ self._whiten
-        near = squared_distances(whitened, self._class_means @ self._whiten).min(axis=1)
+        near = squared_distances(whitened, self._whitened_means).min(axis=1)
         return near - (((features - self.background.mean) @ self._whiten_0) ** 2).sum(axis=1)
 
     # -- calibration -------------------------------------------------------------------------
@@ -213,6 +219,11 @@ class Prototype(Identifier):
         if not self._known:
             return float("inf"), 1.0, float("inf")
         self._refresh()
+        if self._rule is None:
+            self._rule = self._calibrated_rule()
+        return self._rule
+
+    def _calibrated_rule(self) -> tuple[float, float, float]:
         seen, unseen = [], []
         for index, known in enumerate(self._known.values()):
             calibration = known.calibration

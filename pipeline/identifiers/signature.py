@@ -10,11 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 _CHUNK = 4096  # rows whose features are held in double precision at once
+
+
+@lru_cache(maxsize=1)
+def _upper(width: int) -> tuple[np.ndarray, ...]:
+    """Indices of an upper triangle: many signatures of one width are unpacked in a row."""
+    return np.triu_indices(width)
 
 
 @dataclass(frozen=True)
@@ -73,14 +79,19 @@ class Signature:
         """Covariance within classes, (F, F)."""
         width = self.means.shape[1]
         full = np.zeros((width, width))
-        full[np.triu_indices(width)] = self.packed
+        full[_upper(width)] = self.packed
         return (full + np.triu(full, 1).T) / self.total
+
+    @property
+    def between(self) -> np.ndarray:
+        """Covariance of the class means, (F, F)."""
+        centred = self.means - self.mean
+        return (self.counts[:, None] * centred).T @ centred / self.total
 
     @property
     def covariance(self) -> np.ndarray:
         """Covariance of the task: within classes plus between them, (F, F)."""
-        centred = self.means - self.mean
-        return self.within + (self.counts[:, None] * centred).T @ centred / self.total
+        return self.within + self.between
 
     def numbers(self) -> int:
         """Stored numbers."""

@@ -151,6 +151,10 @@ class Method(ABC):
     def install(self, task: str, tensors: Mapping[str, Tensor]) -> None:
         """Make a stored group answer; raises ValueError if it does not fit."""
 
+    def without(self, tensors: Mapping[str, Tensor], task: str) -> dict[str, Tensor]:
+        """A stored group as it is when an earlier one is forgotten that it borrows from."""
+        return dict(tensors)
+
     @classmethod
     def function(cls, task: str | None, learned: Sequence[str]) -> str | None:
         """Which stored function answers for an image of `task` after `learned` stages."""
@@ -169,6 +173,10 @@ class Method(ABC):
         self, classes: Sequence[str], templates: Sequence[str], function: str | None
     ) -> Tensor:
         """Class features (C, F) under one function."""
+
+    def contributions(self, function: str) -> dict[str, float]:
+        """Groups at work in a function and their mean weight: its own, then its neighbours."""
+        return {function: 1.0}
 
     def trunk(self, image_BCHW: Tensor, record: Callable | None = None) -> Tensor:
         """Activations (B, L, D) at the first adapted image block: shared by all functions."""

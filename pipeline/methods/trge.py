@@ -238,6 +238,26 @@ class Trge(Method):
         for number, name in enumerate(tasks):
             self.lenders[name] = {e: Lender(x, number) for e, x in group.encoders()}
 
+    def without(self, tensors: Mapping[str, Tensor], task: str) -> dict[str, Tensor]:
+        """Drop a neighbour's row of the mix; shares of the `softmax` rule sum to 1 again."""
+        neighbours = read_neighbours(tensors)
+        kept = [0, *(i for i, n in enumerate(neighbours, start=1) if n.task != task)]
+        changed = dict(tensors)
+        for name in self.shapes:
+            mix = tensors[f"{name}.mix"][kept]
+            if self.settings.method.neighbours.mix == "softmax":
+                mix = mix / mix.sum(dim=0, keepdim=True)
+            changed[f"{name}.mix"] = mix
+        listed = [{"task": n.task, "distance": n.distance} for n in neighbours if n.task != task]
+        changed["neighbours"] = pack(listed)
+        return changed
+
+    def contributions(self, function: str) -> dict[str, float]:
+        """Own group and neighbours with their weights, mean over the blocks of an encoder."""
+        mix = self.model.mixes[function]
+        means = next(iter(mix.weights.values())).mean(dim=1).tolist()
+        return dict(zip(mix.groups, means, strict=True))
+
     def image_features(self, x_BLD: Tensor, functions: Sequence[str | None]) -> Tensor:
         """One pass over a mixed-task batch."""
         return self.model.encode_tokens(x_BLD, self.model.mix(functions))

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 GROUP_FILE = "group.safetensors"
 COMMIT = "COMMIT"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-_FOLDER = re.compile(r"(\d{3,})-(.+)")
+_FOLDER = re.compile(r"(\d{3,})-([^+]+)(?:\+\d+)?")  # quoted names hold no plus
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,19 @@ class GroupStore:
         self._guard = guard
 
     def write(
-        self, stage: int, name: str, files: Mapping[str, bytes], *, replace: bool = False
+        self,
+        stage: int,
+        name: str,
+        files: Mapping[str, bytes],
+        *,
+        replace: bool = False,
+        beside: bool = False,
     ) -> GroupRef:
         """Store and commit a group. Writing the same bytes again changes nothing.
 
         What a killed writer left, or what no longer matches its hashes, is replaced. An intact
-        group with other content is only replaced on `replace=True`.
+        group with other content is only replaced on `replace=True`, and left where it is, next to
+        the new one (`003-dtd+2`), on `beside=True`.
         Raises: ValueError for file names the store cannot hold or a missing `group.safetensors`;
         IntegrityError for an intact group with other content.
         """
@@ -63,6 +70,13 @@ class GroupStore:
         ref = GroupRef(stage, name, where, hashes[GROUP_FILE])
         self._guard()
         stored = self._commit(where)
+        if beside:
+            first, count = where, 1
+            while stored is not None and stored != hashes:
+                count += 1
+                where = f"{first}+{count}"
+                stored = self._commit(where)
+            ref = GroupRef(stage, name, where, hashes[GROUP_FILE])
         if stored is not None and self._intact(where, stored):
             if stored == hashes:
                 return ref

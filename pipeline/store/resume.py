@@ -14,6 +14,9 @@ log = logging.getLogger(__name__)
 CHANGEABLE: tuple[str, ...] = (
     "cluster",
     "tracking",
+    "serve",
+    "publish",
+    "serving",
     "evaluation.batch_size",
     "evaluation.references",
     "evaluation.references_in",

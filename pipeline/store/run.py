@@ -26,6 +26,8 @@ SCHEMA = 1
 RUN_FILE = "run.json"
 TASK_FILE = "task.json"
 REFERENCES = "references"
+# Events that say what a stage's group is from then on; the last one counts.
+COMPLETING = ("stage-done", "remixed", "forgotten", "dropped")
 
 
 class RunFolder:
@@ -150,9 +152,9 @@ class RunFolder:
         done: dict[int, GroupRef] = {}
         learned: set[str] = set()
         hashes = {
-            event["stage"]: event.get("sha256")
+            event["stage"]: event.get("sha256")  # none for what was forgotten or dropped
             for event in self.journal.events()
-            if event["event"] == "stage-done" and "stage" in event
+            if event["event"] in COMPLETING and "stage" in event
         }
         for ref in self.groups.list():
             if hashes.get(ref.stage) != ref.sha256:
@@ -171,6 +173,11 @@ class RunFolder:
             done[ref.stage] = ref
             learned |= {task["name"] for task in card.get("tasks", ())} or {ref.name}
         return done
+
+    def forgotten(self) -> set[str]:
+        """Tasks that were learned and are not to be learned again."""
+        events = [e for e in self.journal.events() if e["event"] == "forgotten"]
+        return {task for event in events for task in event.get("tasks", [event["task"]])}
 
     def reference(self, method: str) -> RunFolder:
         """Another method's sub-run, `references/<method>`; this run's lock guards it."""

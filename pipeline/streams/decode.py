@@ -29,6 +29,14 @@ class BadImage(Exception):
     """This row has no usable image; the message is the reason for the quarantine table."""
 
 
+class NotAnImage(BadImage):
+    """The bytes are of no known image format."""
+
+
+class TooManyPixels(BadImage):
+    """The header declares more pixels than are decoded."""
+
+
 def decode(data: bytes | None, max_pixels: int) -> Image.Image:
     """Decode as a person would see it: first frame, upright, alpha on white, RGB.
 
@@ -97,12 +105,14 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except Image.UnidentifiedImageError:
-        raise BadImage("not an image, or of an unknown format") from None
+        raise NotAnImage("not an image, or of an unknown format") from None
     except Image.DecompressionBombError as error:
-        raise BadImage(f"too many pixels: {one_line(error)}") from None
+        raise TooManyPixels(f"too many pixels: {one_line(error)}") from None
     wide, high = image.size
     if wide * high > max_pixels:
-        raise BadImage(f"too many pixels: {wide} x {high} is over stream.max_pixels={max_pixels}")
+        raise TooManyPixels(
+            f"too many pixels: {wide} x {high} is over stream.max_pixels={max_pixels}"
+        )
     if wide < 1 or high < 1:
         raise BadImage(f"no pixels: {wide} x {high}")
     return image

@@ -81,10 +81,13 @@ def register(
     found = client.search_model_versions(where, max_results=10_000)
     versions = {version.tags[f"{TAG}manifest_sha256"]: version.version for version in found}
     for manifest in manifests:
-        if manifest.sha256 not in versions:
+        latest = manifest.groups[-1]
+        if manifest.sha256 not in versions and (latest.stage, latest.sha256) in known:
             version = _create_version(client, name, parent, snapshot, manifest, known)
             versions[manifest.sha256] = version
-    newest = versions[manifests[-1].sha256]
+    newest = versions.get(manifests[-1].sha256)
+    if newest is None:  # its groups were erased
+        return
     if str(client.get_registered_model(name).aliases.get(CANDIDATE)) != str(newest):
         client.set_registered_model_alias(name, CANDIDATE, newest)
 

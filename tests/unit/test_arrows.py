@@ -35,6 +35,7 @@ ALLOWED = {
     "methods": COMMON | {"model", "identifiers", "store", "streams"},
     "training": COMMON | {"model", "dense", "identifiers", "methods", "store", "streams"},
     "evaluation": COMMON | {"model", "dense", "identifiers", "methods", "store", "streams"},
+    "serving": COMMON | LEARNING | {"config", "store", "streams"},
     "learner": COMMON | LEARNING | {"store", "streams"},  # joins them; nobody imports it
 }
 # A notebook without Ray can use these; weights and hashes are their only files.

@@ -14,7 +14,15 @@ from pipeline.config import load
 from pipeline.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/operations.md")]
+DOCUMENTS = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/operations.md",
+        "docs/serving.md",
+    )
+]
 
 
 def commands(text: str) -> list[list[str]]:

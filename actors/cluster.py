@@ -1,0 +1,101 @@
+"""The Ray that a job works on: one that runs, or an own one for as long as the job lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from actors.logs import SETUP_HOOK
+from pipeline.errors import UserError
+from pipeline.settings import Settings
+
+JOIN_S = 10.0  # for a cluster to accept a connection
+
+
+def uses_ray(settings: Settings, pooled: bool = False) -> bool:
+    """Whether any part of a run wants worker processes; `pooled`: so does its multimodal model."""
+    cluster = settings.cluster
+    return pooled or any(w.num_workers for w in (cluster.train, cluster.encode, cluster.data))
+
+
+def connect(settings: Settings, pooled: bool = False) -> bool:
+    """Join the cluster of the submitted job or the configured one, else start a local Ray.
+
+    Returns whether there is a connection now that has to be ended.
+    """
+    if not uses_ray(settings, pooled) or ray.is_initialized():
+        return False
+    cluster = settings.cluster
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+    common: dict[str, Any] = {
+        "log_to_driver": True,
+        "logging_level": logging.WARNING,
+        "runtime_env": {"worker_process_setup_hook": SETUP_HOOK},
+    }
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if address or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        _join(address or "auto", common)
+        return True
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node away
+    ray.init(
+        address="local",  # also where somebody runs `ray start` on this machine
+        num_cpus=cluster.logical_cpus,
+        object_store_memory=cluster.object_store_mib * 2**20,
+        include_dashboard=cluster.dashboard,
+        **common,
+    )
+    return True
+
+
+def _join(address: str, options: dict[str, Any]) -> None:
+    """Connect to a running cluster; UserError where there is none, rather than minutes later."""
+    nobody = f"cluster.address={address}: no Ray cluster answers there"
+    host, colon, port = address.rpartition(":")
+    try:
+        if colon and port.isdecimal() and "://" not in address:
+            socket.create_connection((host, int(port)), JOIN_S).close()
+        ray.init(address=address, **options)
+    except OSError as error:  # ConnectionError of Ray's among them
+        raise UserError(f"{nobody} ({str(error).splitlines()[0]})") from error
+
+
+@contextlib.contextmanager
+def join_cluster(settings: Settings) -> Iterator[None]:
+    """Be connected to a Ray that runs already and goes on without us.
+
+    Raises:
+        UserError: there is none.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = settings.cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
+    hook = {"worker_process_setup_hook": SETUP_HOOK}
+    options: dict[str, Any] = {
+        "logging_level": logging.WARNING,
+        "log_to_driver": False,  # what is served goes on; its log is Serve's
+        "runtime_env": hook,
+    }
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if address == "auto":
+        try:
+            ray.init(address="auto", **options)
+        except ConnectionError:
+            raise UserError(
+                "cluster.address: no Ray runs on this machine; start one with ray start --head,"
+                " or name one"
+            ) from None
+    else:
+        _join(address, options)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,1 @@
+"""The HTTP side of the endpoint: an ASGI application over any backend that can classify."""

@@ -1,0 +1,68 @@
+"""Admin: publish, roll back, forget - behind a bearer token, or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header
+from pydantic import BaseModel, ConfigDict, Field
+
+from actors.http.backend import Backend
+from actors.http.problems import Problem
+
+TOKEN = "ARCHIPELAGO_ADMIN_TOKEN"
+
+
+class ManifestRequest(BaseModel):
+    """A model version of the run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    manifest: int = Field(ge=1, le=2**31, description="number of a manifest, see /v1/models")
+
+
+class ForgetRequest(BaseModel):
+    """A domain to be forgotten."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: str
+    erase: bool = Field(False, description="also remove its files, for ever")
+
+
+def token_hash(token: str | None) -> str | None:
+    """sha256 of a token, None for none: only the hash leaves the deployer's process."""
+    return hashlib.sha256(token.encode()).hexdigest() if token else None
+
+
+def router(backend: Backend, token_sha256: str | None) -> APIRouter:
+    """The admin routes; without a token each answers 404."""
+
+    def allowed(authorization: Annotated[str | None, Header()] = None) -> None:
+        if token_sha256 is None:
+            raise Problem(404, f"admin is off: the server was started without {TOKEN}")
+        scheme, _, token = (authorization or "").partition(" ")
+        given = hashlib.sha256(token.strip().encode("utf-8", "replace")).hexdigest()
+        if not hmac.compare_digest(given, token_sha256) or scheme.lower() != "bearer":
+            raise Problem(401, "send Authorization: Bearer <token>", {"WWW-Authenticate": "Bearer"})
+
+    routes = APIRouter(prefix="/v1/admin", dependencies=[Depends(allowed)], tags=["admin"])
+
+    @routes.post("/publish")
+    async def publish(request: ManifestRequest) -> dict[str, Any]:
+        """Answer from a manifest, once every replica has acknowledged it."""
+        return await backend.admin("publish", manifest=request.manifest)
+
+    @routes.post("/rollback")
+    async def rollback(request: ManifestRequest) -> dict[str, Any]:
+        """Return to an older manifest, as a new generation."""
+        return await backend.admin("rollback", manifest=request.manifest)
+
+    @routes.post("/forget")
+    async def forget(request: ForgetRequest) -> dict[str, Any]:
+        """Remove a domain from the model, and with `erase` from the disk."""
+        return await backend.admin("forget", task=request.task, erase=request.erase)
+
+    return routes

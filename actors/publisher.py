@@ -1,0 +1,142 @@
+"""The publisher: one process that moves a run's pointer, once every replica is ready for it.
+
+Prepare everywhere -> write the pointer -> activate everywhere -> wait until every replica that
+Serve lists reports the generation. A refusal anywhere leaves all as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from pipeline.errors import IntegrityError, LockedError, UserError
+from pipeline.serving.forget import forget_task
+from pipeline.serving.library import Refused
+from pipeline.serving.pointer import Pointer, next_pointer, read_pointer, write_pointer
+from pipeline.settings import ServingSettings
+from pipeline.store import RunFolder
+
+log = logging.getLogger("ray.serve.archipelago")
+
+PAUSE_S = 0.1
+MODEL = "Model"
+
+
+class Publisher:
+    """Body of the publisher's deployment: one replica, one publication at a time.
+
+    Every method answers plain data: `{"code": 200, "generation", ...}`, or an HTTP status with
+    `{"message"}`.
+    """
+
+    def __init__(self, run_dir: str, serving: dict[str, Any], app: str, model: Any) -> None:
+        self.run = RunFolder.open(run_dir)
+        self.serving = ServingSettings.model_validate(serving)
+        self.app = app
+        self.model: DeploymentHandle = model
+        self._turn = asyncio.Lock()
+
+    async def publish(self, manifest: int | None, reason: str = "publish") -> dict[str, Any]:
+        """Answer from a manifest, None for the newest; a manifest that answers stays as it is."""
+        async with self._turn:
+            try:
+                return await self._publish(manifest, reason)
+            except FileNotFoundError:
+                return _problem(404, f"there is no manifest {manifest}")
+            except (IntegrityError, Refused) as error:
+                return _problem(422, str(error))
+
+    async def forget(self, task: str, erase: bool) -> dict[str, Any]:
+        """Publish a manifest without a domain, then erase it if asked to."""
+        async with self._turn:
+            try:
+                plan = await asyncio.to_thread(forget_task, self.run.uri, task, self.serving)
+                answer = await self._publish(plan.manifest, "forget")
+                if answer["code"] != 200:
+                    return answer
+                erased = await asyncio.to_thread(plan.finish, erase)
+                return {**answer, "task": task, **erased}
+            except (UserError, KeyError) as error:
+                return _problem(404, str(error.args[0]))
+            except LockedError as error:
+                return _problem(503, f"the run is being written to: {error}")
+            except (IntegrityError, Refused) as error:
+                return _problem(422, str(error))
+
+    async def _publish(self, manifest: int | None, reason: str) -> dict[str, Any]:
+        clock = time.perf_counter()
+        if manifest is None:
+            versions = self.run.models.versions()
+            if not versions:
+                return _problem(404, "the run has no manifest yet")
+            manifest = versions[-1]
+        current = read_pointer(self.run)
+        new = next_pointer(self.run, manifest)
+        if (new.manifest, new.sha256) == (current.manifest, current.sha256):
+            return await self._acknowledged(current, clock)
+        prepared = await self._all("prepare", new)
+        if not prepared:
+            return _problem(503, "no replica of the model is up")
+        refusals = [reply for reply in prepared if reply["refused"]]
+        if refusals:
+            log.warning("manifest %d is refused: %s", manifest, refusals[0]["refused"])
+            return _problem(422, refusals[0]["refused"])
+        write_pointer(self.run, new, reason)
+        await self._all("activate", new.generation)
+        return await self._acknowledged(new, clock)
+
+    async def _acknowledged(self, pointer: Pointer, clock: float) -> dict[str, Any]:
+        """Wait until every replica that Serve lists as running reports the generation."""
+        deadline = time.monotonic() + self.serving.publish_timeout_s
+        while True:
+            listed = await asyncio.to_thread(running_replicas, self.app)
+            reports = await self._all("report")
+            have = {r["replica"] for r in reports if r["generation"] >= pointer.generation}
+            if listed and listed <= have:
+                seconds = time.perf_counter() - clock
+                log.info("generation %d answers on %d replicas", pointer.generation, len(listed))
+                return {
+                    "code": 200,
+                    "generation": pointer.generation,
+                    "manifest": pointer.manifest,
+                    "replicas": sorted(listed),
+                    "seconds": round(seconds, 3),
+                }
+            if time.monotonic() > deadline:
+                late = ", ".join(sorted(listed - have)) or "none is up"
+                return _problem(
+                    503, f"generation {pointer.generation} is published, but not everywhere: {late}"
+                )
+            if listed - have:
+                await self._all("activate", pointer.generation)
+            await asyncio.sleep(PAUSE_S)
+
+    async def _all(self, method: str, *args: Any) -> list[dict[str, Any]]:
+        """Ask every running replica; one that dies meanwhile is no answer."""
+        response = self.model.broadcast(method, *args)
+        found = await response.results_async(
+            timeout_s=self.serving.publish_timeout_s, return_exceptions=True
+        )
+        for reply in found:
+            if isinstance(reply, BaseException):
+                log.warning("a replica did not %s: %s", method, type(reply).__name__)
+        return [reply for reply in found if isinstance(reply, Mapping)]  # type: ignore[misc]
+
+
+def running_replicas(app: str) -> set[str]:
+    """Replicas of the model that Serve's controller lists as running."""
+    from ray.serve.context import _get_global_client  # no public way without the dashboard
+
+    client: Any = _get_global_client()
+    details = client.get_serve_details()
+    model = details["applications"][app]["deployments"][MODEL]
+    return {r["replica_id"] for r in model["replicas"] if str(r["state"]).endswith("RUNNING")}
+
+
+def _problem(code: int, message: str) -> dict[str, Any]:
+    return {"code": code, "message": " ".join(message.split())}

@@ -1,0 +1,92 @@
+"""How a learning run reaches its endpoint: in the same Ray, or over admin HTTP in another."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import urllib.error
+import urllib.request
+from typing import Any
+
+from actors.http.admin import TOKEN
+from pipeline.errors import UserError
+from pipeline.settings import ServingSettings, Settings
+from pipeline.store import RunFolder
+
+log = logging.getLogger("archipelago")
+
+MARGIN_S = 30.0
+
+
+def publish_newest(run: RunFolder, settings: Settings) -> dict[str, Any] | None:
+    """Publish the newest manifest, or leave it to a person; learning goes on whatever happens.
+
+    Returns:
+        What the publisher said, None where there was nothing to publish; noted in the journal.
+    """
+    versions = run.models.versions()
+    if settings.serve == "off" or not versions:
+        return None
+    manifest = versions[-1]
+    if settings.publish == "candidate":
+        log.info("manifest %d waits to be promoted: POST /v1/admin/publish", manifest)
+        run.journal.append("candidate", manifest=manifest)
+        return None
+    try:
+        told = _publish(settings.serving, manifest)
+    except UserError as error:
+        told = {"code": 503, "message": str(error)}
+    except Exception as error:  # nothing about an endpoint stops a run
+        log.debug("publish", exc_info=error)
+        told = {"code": 503, "message": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}
+    if told["code"] == 200:
+        run.journal.append(
+            "published", manifest=manifest, generation=told["generation"], seconds=told["seconds"]
+        )
+        log.info("manifest %d answers as generation %d", manifest, told["generation"])
+    else:
+        run.journal.append("not-published", manifest=manifest, reason=told["message"])
+        log.warning("manifest %d is not published: %s", manifest, told["message"])
+    return told
+
+
+def _publish(serving: ServingSettings, manifest: int) -> dict[str, Any]:
+    if serving.url:
+        return {"code": 200, **post_admin(serving, "publish", {"manifest": manifest})}
+    import ray
+
+    if not ray.is_initialized():
+        raise UserError("serving.url: this run uses no Ray; name the endpoint it publishes to")
+    from actors.endpoint import publisher_of
+
+    call = publisher_of(serving.name).publish.remote(manifest)
+    return dict(call.result(timeout_s=serving.publish_timeout_s + MARGIN_S))
+
+
+def post_admin(serving: ServingSettings, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+    """One admin call to `serving.url`.
+
+    Raises:
+        UserError: no token, nobody there, or what the endpoint refuses, in its words.
+    """
+    token = os.environ.get(TOKEN)
+    if not token:
+        raise UserError(f"{TOKEN}: set it to the endpoint's token")
+    request = urllib.request.Request(
+        f"{str(serving.url).rstrip('/')}/v1/admin/{verb}",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {token}"},
+    )
+    try:
+        patience = serving.publish_timeout_s + MARGIN_S
+        with urllib.request.urlopen(request, timeout=patience) as answer:
+            return dict(json.loads(answer.read()))
+    except urllib.error.HTTPError as error:
+        try:
+            words = json.loads(error.read())["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            words = error.reason
+        raise UserError(f"serving.url={serving.url}: {error.code}: {words}") from None
+    except OSError as error:
+        raise UserError(f"serving.url={serving.url}: no endpoint answers ({error})") from None

@@ -1,0 +1,111 @@
+"""Forget a learned domain: a model version without it, and on request nothing left of it.
+
+    python jobs/forget.py run_dir=/data/runs/first task=pets
+    python jobs/forget.py run_dir=/data/runs/first task=pets erase=true
+    python jobs/forget.py run_dir=/data/runs/first task=pets serving.url=http://host:8000
+
+Groups that borrowed from it are mixed anew, or learned again by the next `jobs/sequence.py`
+(`serving.dependents`). With `serving.url` a running endpoint does it and answers once all its
+replicas have forgotten; else the run folder is changed, and what serves it follows in seconds.
+Exit codes: 0 done, 1 failure, 2 a mistake of the user's, 3 the run is locked.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from actors.arguments import load_settings
+from actors.logs import show_logs
+from actors.publishing import post_admin
+from pipeline.errors import (
+    EXIT_DONE,
+    EXIT_FAILURE,
+    EXIT_LOCKED,
+    EXIT_USER,
+    LockedError,
+    UserError,
+)
+from pipeline.serving.forget import forget_task
+from pipeline.serving.library import Refused
+from pipeline.serving.pointer import next_pointer, read_pointer, write_pointer
+from pipeline.settings import Settings
+from pipeline.store import RunFolder
+from pipeline.tracking.erase import erase_tracked
+
+log = logging.getLogger("archipelago")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Forget one domain; returns the exit code."""
+    try:
+        words, own = [], {"task": "", "erase": "false"}
+        for word in arguments:
+            key, _, value = word.partition("=")
+            if key in own:
+                own[key] = value
+            else:
+                words.append(word)
+        if not own["task"]:
+            raise UserError("task: say which domain to forget, task=NAME")
+        if own["erase"] not in ("true", "false"):
+            raise UserError(f"erase={own['erase']}: expected true or false")
+        settings = load_settings(words)
+        if not any(word.startswith("run_dir=") for word in words):
+            raise UserError("run_dir: say of which run, run_dir=DIR")
+        show_logs()
+        told = forget(settings, own["task"], own["erase"] == "true")
+        tell(told, own["task"], Console(highlight=False, soft_wrap=True))
+        return EXIT_DONE
+    except (UserError, Refused) as error:
+        return _say(error, EXIT_USER)
+    except LockedError as error:
+        return _say(error, EXIT_LOCKED)
+    except Exception:
+        log.exception("the domain is not forgotten; the same command tries again")
+        return EXIT_FAILURE
+
+
+def forget(settings: Settings, task: str, erase: bool) -> dict[str, Any]:
+    """Forget through the endpoint, or in the run folder."""
+    assert settings.run_dir is not None
+    run = RunFolder.open(settings.run_dir)
+    if settings.serving.url:
+        told = post_admin(settings.serving, "forget", {"task": task, "erase": erase})
+    else:
+        plan = forget_task(settings.run_dir, task, settings.serving)
+        if read_pointer(run).generation:
+            write_pointer(run, next_pointer(run, plan.manifest), "forget")
+        told = {"manifest": plan.manifest, **plan.finish(erase)}
+    if erase and settings.tracking.enabled:
+        told["untracked"] = erase_tracked(run, settings.tracking, task)
+    return told
+
+
+def tell(told: dict[str, Any], task: str, console: Console) -> None:
+    """What happened, in a few lines."""
+    console.print(f"{task} is forgotten: manifest {told['manifest']} is the model without it")
+    for item in told.get("dependents", ()):
+        if item["rule"] == "remix":
+            words = f"mixed anew, {item['before']:.1f} % -> {item['after']:.1f} % on its probes"
+        else:
+            words = "left out until jobs/sequence.py learns it again"
+        console.print(f"  {item['task']} borrowed from it: {words}")
+    size = told.get("bytes") or {}
+    if told.get("erased"):
+        console.print(f"  erased: {', '.join(told['erased'])}")
+        if size.get("before") is not None:
+            console.print(f"  on disk: {size['before']} -> {size['after']} bytes")
+
+
+def _say(message: object, code: int) -> int:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"forget: {message}", markup=False)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,150 @@
+"""Serve a run over HTTP, while it grows.
+
+    python jobs/serve.py run_dir=/data/runs/first serving.port=8000
+    python jobs/serve.py run_dir=/data/runs/first down=true
+
+Returns 0 when the endpoint is ready; it stays up in the Ray it was pointed at (`cluster.address`,
+`RAY_ADDRESS`, or the one that runs on this machine). Admin needs ARCHIPELAGO_ADMIN_TOKEN.
+Exit codes: 0 ready (or taken down), 1 failure, 2 a mistake of the user's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from actors.arguments import load_settings
+from actors.cluster import join_cluster
+from actors.http.admin import TOKEN, token_hash
+from actors.logs import show_logs
+from pipeline.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER, UserError
+from pipeline.serving.model import run_settings
+from pipeline.serving.pointer import read_pointer
+from pipeline.settings import ServingSettings, Settings
+from pipeline.store import RunFolder
+
+log = logging.getLogger("archipelago")
+
+READY_S = 120.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Bring an endpoint up or take it down; returns the exit code."""
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        words = [word for word in arguments if not word.startswith("down=")]
+        down = "down=true" in arguments
+        if len(words) + down + ("down=false" in arguments) < len(arguments):
+            raise UserError("down: expected true or false")
+        settings = load_settings(words)
+        if not any(word.startswith("run_dir=") for word in words):
+            raise UserError("run_dir: say which run to serve, run_dir=DIR")
+        show_logs()
+        with join_cluster(settings):
+            if down:
+                return take_down(settings.serving, console)
+            url = bring_up(settings)
+        console.print(f"[bold]{url}[/bold] answers; {url}/docs says how")
+        return EXIT_DONE
+    except UserError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"serve: {error}", markup=False)
+        return EXIT_USER
+    except Exception:
+        log.exception("the endpoint did not come up")
+        return EXIT_FAILURE
+
+
+def bring_up(settings: Settings) -> str:
+    """Deploy, publish what there is to publish, and wait until HTTP answers; returns the URL."""
+    from ray import serve
+
+    from actors.endpoint import application
+
+    assert settings.run_dir is not None
+    serving, run = settings.serving, RunFolder.open(settings.run_dir)
+    run_settings(run.read())
+    _start_http(serving)
+    app = application(
+        settings.run_dir, serving, token_hash(os.environ.get(TOKEN)), settings.cluster.device
+    )
+    serve.run(app, name=serving.name, route_prefix="/")
+    if settings.publish == "auto" or not read_pointer(run).generation:
+        publish_newest(run, serving)
+    url = f"http://{'127.0.0.1' if serving.host == '0.0.0.0' else serving.host}:{serving.port}"
+    wait_ready(url)
+    return url
+
+
+def publish_newest(run: RunFolder, serving: ServingSettings) -> None:
+    """Answer from the newest manifest, unless somebody went back to an older one on purpose."""
+    from actors.endpoint import publisher_of
+    from pipeline.serving.pointer import history
+
+    versions, past = run.models.versions(), history(run)
+    if not versions or (past and past[-1]["reason"] == "rollback"):
+        return
+    answer = publisher_of(serving.name).publish.remote(None).result()
+    if answer["code"] != 200:
+        raise UserError(f"run_dir: {answer['message']}")
+
+
+def take_down(serving: ServingSettings, console: Console) -> int:
+    """End the endpoint of this name."""
+    from actors.endpoint import take_down as end
+
+    there = end(serving.name)
+    console.print(f"{serving.name} is down" if there else f"{serving.name} was not up")
+    return EXIT_DONE
+
+
+def wait_ready(url: str, patience_s: float = READY_S) -> None:
+    """Until the endpoint answers; RuntimeError when it does not."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise RuntimeError(f"{url} did not answer within {patience_s:g} s")
+
+
+def _start_http(serving: ServingSettings) -> None:
+    """Serve's HTTP on the wanted port; the first application fixes it for the whole cluster."""
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    client: Any = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        options = client.http_config
+        if options.port != serving.port:
+            raise UserError(
+                f"serving.port={serving.port}: Serve runs on this cluster already, on port"
+                f" {options.port}; use that one"
+            )
+        return
+    if ray.util.get_node_ip_address() in ("127.0.0.1", "::1") or serving.host == "127.0.0.1":
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((serving.host, serving.port))
+            except OSError:
+                raise UserError(
+                    f"serving.port={serving.port}: is in use on this machine; choose another"
+                ) from None
+    serve.start(http_options={"host": serving.host, "port": serving.port})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The served model: everything that answers requests and needs neither Ray nor HTTP."""

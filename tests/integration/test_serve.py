@@ -1,0 +1,223 @@
+"""The endpoint over real HTTP in a real Ray: generations, admin, errors, forgetting."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from actors.publisher import running_replicas
+from actors.publishing import publish_newest
+from jobs import serve as job
+from jobs.ray_head import free_ports
+from pipeline.serving.model import run_settings
+from pipeline.store import RunFolder
+from tests.running import wait_until
+from tests.serving import Load, call
+from tests.unit.tiny_run import TASKS, World
+from tests.unit.tiny_serving import SERVING, copy_run, point, test_images
+
+TOKEN = "the token"
+
+
+@dataclass
+class Endpoint:
+    """A running endpoint and what it serves."""
+
+    url: str
+    run: RunFolder
+    world: World
+
+    def body(self, of: str = TASKS[0], count: int = 1, **more: object) -> dict[str, object]:
+        files = []
+        for pixels in test_images(self.world, of, count):
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            files.append(base64.b64encode(file.getvalue()).decode())
+        return {"images": files, **more}
+
+    def admin(self, verb: str, **body: object) -> tuple[int, dict]:
+        return call(f"{self.url}/v1/admin/{verb}", body, TOKEN)
+
+
+@pytest.fixture(scope="module")
+def endpoint(
+    local_ray: str,
+    served_world: World,
+    served_run: RunFolder,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Endpoint]:
+    """One for all tests of this module: two replicas; the first two of four stages published."""
+    run = copy_run(served_run, tmp_path_factory.mktemp("serve") / "run")
+    run.folder.delete("serving.json")
+    point(run, 2)
+    port = free_ports(1)[0]
+    words = [
+        f"run_dir={run.uri}", f"serving.port={port}", "publish=candidate",
+        "serving.replicas_min=2", "serving.replicas_max=2", "serving.num_cpus=0.1",
+        "serving.canary.floor=0.0", "serving.max_body_mib=1", "serving.poll_s=0.5",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARCHIPELAGO_ADMIN_TOKEN", TOKEN)
+        assert job.main(words) == 0
+    try:
+        yield Endpoint(f"http://127.0.0.1:{port}", run, served_world)
+    finally:
+        assert job.main([*words, "down=true"]) == 0
+
+
+def test_a_stage_is_published_under_load_and_nothing_else_changes(endpoint: Endpoint) -> None:
+    url, new = endpoint.url, TASKS[2]
+    old = endpoint.body(TASKS[0], 3, task=TASKS[0])
+    assert call(f"{url}/v1/classify", endpoint.body(new, task=new))[0] == 404
+    _, before = call(f"{url}/v1/classify", old)
+    with Load(url, old) as load:
+        status, told = endpoint.admin("publish", manifest=3)
+        assert status == 200, told
+        for _ in range(8):  # both replicas
+            status, answer = call(f"{url}/v1/classify", endpoint.body(new, task=new))
+            assert status == 200 and answer["generation"] == told["generation"] == 2
+    assert len(told["replicas"]) == 2 and told["manifest"] == 3
+    assert load.failures == [] and len(load.results) > 5
+    for *_, answer in load.results:
+        for a, b in zip(answer["results"], before["results"], strict=True):
+            for mine, theirs in zip(a["classes"], b["classes"], strict=True):
+                assert mine["label"] == theirs["label"]
+                assert mine["probability"] == pytest.approx(theirs["probability"], abs=1e-4)
+    _, tasks = call(f"{url}/v1/tasks")
+    assert [task["name"] for task in tasks["tasks"]] == list(TASKS[:3])
+
+
+def test_a_bad_group_is_refused_with_the_reason(endpoint: Endpoint) -> None:
+    run, url = endpoint.run, endpoint.url
+    _, before = call(f"{url}/v1/models")
+    ref = run.groups.list()[3]
+    assert run.folder.local is not None
+    file = run.folder.local / "groups" / ref.folder / "group.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    status, told = endpoint.admin("publish", manifest=4)
+    file.write_bytes(whole)
+    assert status == 422 and "sha256" in told["error"]["message"]
+    _, after = call(f"{url}/v1/models")
+    assert (after["generation"], after["manifest"]) == (before["generation"], before["manifest"])
+    assert endpoint.admin("publish", manifest=99)[0] == 404
+    assert call(f"{url}/v1/admin/publish", {"manifest": 1}, "wrong")[0] == 401
+
+
+def test_rollback_is_a_new_generation(endpoint: Endpoint) -> None:
+    _, before = call(f"{endpoint.url}/v1/models")
+    status, told = endpoint.admin("rollback", manifest=1)
+    assert status == 200 and told["generation"] == before["generation"] + 1
+    _, after = call(f"{endpoint.url}/v1/models")
+    assert after["manifest"] == 1 and after["history"][-1]["reason"] == "rollback"
+    status, again = endpoint.admin("publish", manifest=4)
+    assert status == 200 and again["generation"] == told["generation"] + 1
+
+
+def test_errors_over_http(endpoint: Endpoint) -> None:
+    url = f"{endpoint.url}/v1/classify"
+    good = endpoint.body()
+    for code, body in (
+        (404, {**good, "task": "nobody"}),
+        (413, {"images": ["A" * 2**20]}),
+        (415, {"images": [base64.b64encode(b"no image").decode()]}),
+        (422, {"images": [""]}),
+        (422, {**good, "top_k": 0}),
+    ):
+        status, answer = call(url, body)
+        assert status == answer["error"]["code"] == code
+        assert "\n" not in answer["error"]["message"]
+    status, answer = call(f"{endpoint.url}/v2/health/ready")
+    assert status == 200 and answer == {"ready": True}
+
+
+def test_a_learning_run_publishes_to_the_endpoint(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same Ray, from another one over HTTP, or not at all: learning never fails."""
+    run, newest = endpoint.run, len(TASKS)
+    chosen = run_settings(run.read()).model_copy(update={"serve": "on"})
+    monkeypatch.setenv("ARCHIPELAGO_ADMIN_TOKEN", TOKEN)
+
+    def publish(publish: str = "auto", **serving: object) -> str | None:
+        parts = {"publish": publish, "serving": SERVING.model_copy(update=serving)}
+        with run.lock():
+            publish_newest(run, chosen.model_copy(update=parts))
+        return run.journal.events()[-1]["event"]
+
+    for url in (None, endpoint.url):
+        assert endpoint.admin("rollback", manifest=2)[0] == 200
+        assert publish(url=url) == "published"
+        _, models = call(f"{endpoint.url}/v1/models")
+        assert models["manifest"] == newest and models["candidates"] == []
+    assert endpoint.admin("rollback", manifest=2)[0] == 200
+    assert publish("candidate") == "candidate"
+    _, models = call(f"{endpoint.url}/v1/models")
+    assert models["manifest"] == 2 and models["candidates"] == [3, 4]
+    assert publish(url="http://127.0.0.1:9") == "not-published"
+    assert publish(name="nobody") == "not-published"
+
+
+def test_a_killed_replica_costs_no_request(endpoint: Endpoint) -> None:
+    assert endpoint.admin("publish", manifest=4)[0] == 200
+    before = running_replicas("archipelago")
+    _, about = call(f"{endpoint.url}/v1/models")
+    with Load(endpoint.url, endpoint.body(task=TASKS[0])) as load:
+        os.kill(model_pids("archipelago")[0], signal.SIGKILL)
+        wait_until(lambda: len(running_replicas("archipelago") - before) == 1, "a replacement")
+        status, told = endpoint.admin("publish", manifest=4)  # waits for both
+    assert load.failures == [] and len(load.results) > 10
+    assert status == 200 and told["generation"] == about["generation"]
+    assert len(set(told["replicas"]) - before) == 1
+    for _ in range(8):
+        status, answer = call(f"{endpoint.url}/v1/classify", endpoint.body(TASKS[3], task=TASKS[3]))
+        assert status == 200 and answer["generation"] == about["generation"]
+
+
+def test_the_page_is_there(endpoint: Endpoint) -> None:
+    with urllib.request.urlopen(f"{endpoint.url}/", timeout=10) as page:
+        text = page.read().decode()
+        assert page.headers["content-type"].startswith("text/html") and "<html" in text.lower()
+    for file in re.findall(r'(?:src|href)="([^":#]+)"', text):
+        with urllib.request.urlopen(f"{endpoint.url}/{file}", timeout=10) as part:
+            assert part.status == 200
+
+
+def model_pids(app: str) -> list[int]:
+    from ray.serve.context import _get_global_client
+
+    client: Any = _get_global_client()
+    deployments = client.get_serve_details()["applications"][app]["deployments"]
+    return [r["pid"] for r in deployments["Model"]["replicas"] if r["pid"]]
+
+
+def test_forget_over_http(endpoint: Endpoint) -> None:
+    """The last domain: nobody borrows from it, so the others' answers stay to the bit."""
+    assert endpoint.admin("publish", manifest=4)[0] == 200
+    last, url = TASKS[3], f"{endpoint.url}/v1/classify"
+    body = endpoint.body(TASKS[1], 1, task=TASKS[1])
+    _, before = call(url, body)
+    status, told = endpoint.admin("forget", task=last, erase=True)
+    assert status == 200 and told["bytes"]["after"] < told["bytes"]["before"]
+    assert call(url, endpoint.body(last, task=last))[0] == 404
+    _, after = call(url, body)
+    assert after["generation"] == told["generation"]
+    assert after["results"][0]["classes"] == before["results"][0]["classes"]
+    assert all(ref.name != last for ref in endpoint.run.groups.list())
+    assert endpoint.admin("forget", task="nobody")[0] == 404
+    event = endpoint.run.journal.last("forgotten")
+    assert event and event["task"] == last and event["erased"]
+    shown = json.dumps([str(p) for p in Path(endpoint.run.uri).rglob(f"*{last}*")])
+    assert shown == "[]", "no file names it any more"

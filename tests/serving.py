@@ -1,0 +1,77 @@
+"""A running endpoint from outside: requests, load, and what to kill."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+def call(
+    url: str, body: Any = None, token: str | None = None, timeout: float = 60.0
+) -> tuple[int, Any]:
+    """Status and JSON of one request; a body makes it a POST."""
+    headers = {"Content-Type": "application/json"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+@dataclass
+class Load:
+    """Steady requests from a few threads, until the context ends.
+
+    Attributes:
+        results: (when it began, seconds, status, answer).
+    """
+
+    url: str
+    body: dict[str, Any]
+    threads: int = 2
+    pause_s: float = 0.02
+    results: list[tuple[float, float, int, Any]] = field(default_factory=list)
+
+    def __enter__(self) -> Load:
+        self._end = threading.Event()
+        self._workers = [threading.Thread(target=self._work) for _ in range(self.threads)]
+        for worker in self._workers:
+            worker.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        for worker in self._workers:
+            worker.join()
+
+    def _work(self) -> None:
+        while not self._end.wait(self.pause_s):
+            start = time.perf_counter()
+            try:
+                status, answer = call(f"{self.url}/v1/classify", self.body)
+            except OSError as error:
+                status, answer = 0, {"error": str(error)}
+            self.results.append((start, time.perf_counter() - start, status, answer))
+
+    @property
+    def failures(self) -> list[Any]:
+        """What was not answered with 200."""
+        return [(status, answer) for _, _, status, answer in self.results if status != 200]
+
+    def percentiles(self, begin: float, end: float) -> tuple[int, float, float]:
+        """Count, p50 and p99 in milliseconds of requests that began in a span of time."""
+        times = [1000 * took for start, took, _, _ in self.results if begin <= start < end]
+        if not times:
+            return 0, float("nan"), float("nan")
+        return len(times), float(np.quantile(times, 0.5)), float(np.quantile(times, 0.99))

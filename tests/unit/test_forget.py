@@ -1,0 +1,143 @@
+"""Forgetting a domain: the others as if it had never been, dependents mixed anew, nothing left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import forget as job
+from pipeline.errors import UserError
+from pipeline.serving.answer import Ask
+from pipeline.serving.forget import forget_task
+from pipeline.serving.model import ServedModel
+from pipeline.serving.pointer import next_pointer, read_pointer, write_pointer
+from pipeline.store import RunFolder
+from pipeline.store.tensors import load
+from tests.unit.tiny_run import TASKS, World, learn_stream, make_learner
+from tests.unit.tiny_serving import SERVING, copy_run, point, test_images
+
+
+@pytest.fixture(scope="module")
+def world(served_world: World) -> World:
+    return served_world
+
+
+@pytest.fixture(scope="module")
+def learned(served_run: RunFolder) -> RunFolder:
+    return served_run
+
+
+def _neighbours(run: RunFolder) -> dict[str, list[str]]:
+    found = {}
+    for ref in run.groups.list():
+        card = json.loads(run.groups.read(ref, "task.json"))
+        found[ref.name] = [n["task"] for n in card["neighbours"]]
+    return found
+
+
+def test_a_group_nobody_borrows_from_leaves_the_others_to_the_bit(
+    learned: RunFolder, world: World, tmp_path: Path
+) -> None:
+    run, last = copy_run(learned, tmp_path / "run"), TASKS[-1]
+    model = ServedModel(run.uri, SERVING, "cpu")
+    images = np.concatenate([test_images(world, task) for task in TASKS[:-1]])
+    asks = [Ask(task, None, 9) for task in TASKS[:-1] for _ in range(6)]
+    _, before, _ = model.classify(images, asks)
+    assert job.main([f"run_dir={run.uri}", f"task={last}", "erase=true"]) == 0
+    assert model.follow().generation == 2, "what serves the run follows"
+    _, after, _ = model.classify(images, asks)
+    assert after == before
+    assert list(model.current.tasks) == list(TASKS[:-1])
+    never = copy_run(learned, tmp_path / "never")
+    point(never, len(TASKS) - 1)
+    other = ServedModel(never.uri, SERVING, "cpu")
+    free = [Ask()] * len(images)
+    assert model.classify(images, free)[1] == other.classify(images, free)[1], "the identifier too"
+    event = run.journal.last("forgotten")
+    assert event and event["task"] == last and event["erased"] and event["dependents"] == []
+    left = list(Path(run.uri).rglob(f"*{last}*"))
+    assert left == [] and last not in run.forgotten() - {last}
+    assert run.completed_stages().keys() == {0, 1, 2}
+    with pytest.raises(UserError, match="not learned"):
+        forget_task(run.uri, last, SERVING)
+
+
+def test_dependents_are_mixed_anew_and_measured(
+    learned: RunFolder, world: World, tmp_path: Path
+) -> None:
+    run = copy_run(learned, tmp_path / "run")
+    lenders = _neighbours(run)
+    task = next(names[0] for names in lenders.values() if names)
+    losing = [name for name, names in lenders.items() if task in names]
+    kept = [name for name in TASKS if name not in (*losing, task)]
+    model = ServedModel(run.uri, SERVING, "cpu")
+    images = test_images(world, TASKS[0])
+    asks = [Ask(name, None, 9) for name in (*kept, *losing) for _ in images]
+    many = np.concatenate([images] * (len(kept) + len(losing)))
+    _, before, _ = model.classify(many, asks)
+    plan = forget_task(run.uri, task, SERVING)
+    assert [d["task"] for d in plan.dependents] == losing
+    assert all(d["rule"] == "remix" and d["change"] > 0 for d in plan.dependents)
+    pointer = next_pointer(run, plan.manifest)
+    model.prepare(pointer)
+    write_pointer(run, pointer, "forget")
+    model.activate(pointer.generation)
+    told = plan.finish(erase=False)
+    assert told["erased"] == []
+    _, after, _ = model.classify(many, asks)
+    same = len(images) * len(kept)
+    assert after[:same] == before[:same]
+    assert all(task not in dict(answer.groups) for answer in after)
+    changed = zip(after[same:], before[same:], strict=True)
+    assert any(a.classes != b.classes for a, b in changed)
+    for ref in run.models.read(plan.manifest).groups:
+        if ref.name in losing:
+            mix = load(run.groups.read(ref, "group.safetensors"))["image.mix"]
+            assert ref.folder.endswith("+2") and (mix[0] == 1).all()
+    assert run.completed_stages().keys() == set(range(len(TASKS))) - {TASKS.index(task)}
+    point(run, len(TASKS))
+    assert task in ServedModel(run.uri, SERVING, "cpu").current.tasks, "not erased: a way back"
+    again = forget_task(run.uri, task, SERVING)
+    assert again.manifest == plan.manifest
+    removed = again.finish(erase=True)["erased"]
+    assert f"groups/{TASKS.index(task):03d}-{task}" in removed
+    assert read_pointer(run).generation == 3
+
+
+def test_dependents_are_learned_again_by_the_next_start(
+    learned: RunFolder, world: World, tmp_path: Path
+) -> None:
+    run = copy_run(learned, tmp_path / "run")
+    lenders = _neighbours(run)
+    task = next(names[0] for names in lenders.values() if names)
+    losing = [name for name, names in lenders.items() if task in names]
+    plan = forget_task(run.uri, task, SERVING.model_copy(update={"dependents": "retrain"}))
+    plan.finish(erase=False)
+    names = [ref.name for ref in run.models.read(plan.manifest).groups]
+    assert names == [name for name in TASKS if name not in (*losing, task)]
+    from pipeline.identifiers.background import read_run_background
+    from pipeline.serving.model import run_settings
+
+    learner = make_learner(world, run, run_settings(run.read()))
+    learner.background = read_run_background(run)
+    learn_stream(learner)
+    now = {ref.name: ref for ref in run.models.latest().groups}  # type: ignore[union-attr]
+    assert set(now) == set(TASKS) - {task}, "learned again, and the forgotten one is not"
+    cards = [json.loads(run.groups.read(ref, "task.json")) for ref in now.values()]
+    assert all(task not in [n["task"] for n in card["neighbours"]] for card in cards)
+
+
+def test_mistakes_are_one_line(learned: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        ([f"run_dir={learned.uri}"], "task: say which"),
+        (["task=a"], "run_dir: say of which run"),
+        ([f"run_dir={learned.uri}", "task=nobody"], "learned are: apples"),
+        ([f"run_dir={learned.uri}", "task=a", "erase=1"], "expected true or false"),
+        ([f"run_dir={learned.uri}", "task=a", "serving.url=http://x"], "ARCHIPELAGO_ADMIN_TOKEN"),
+    ):
+        assert job.main(words) == 2
+        line = capsys.readouterr().err.strip()
+        assert said in line and "\n" not in line
