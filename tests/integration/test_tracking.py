@@ -124,7 +124,10 @@ def test_sequence_run_and_children(synced: RunFolder) -> None:
     assert last.data.metrics["identifier/seen_acceptance"] == 95.0
     assert last.data.metrics["train/held_out_accuracy"] == 93.0
     assert last.data.params["neighbours"] == "gtsrb"
-    assert [entry.path for entry in client.list_artifacts(last.info.run_id)] == ["task.json"]
+    assert [entry.path for entry in client.list_artifacts(last.info.run_id)] == [
+        "confusion.json",
+        "task.json",
+    ]
 
 
 def test_groups_are_models_with_data_and_parents(synced: RunFolder) -> None:
