@@ -261,7 +261,7 @@ class Learner:
             return
         work, traces = looker.take_work()
         if traces:
-            self.run.folder.write_json(f"identifier/traces/{stage:03d}-held-out.json", traces)
+            self.run.folder.write_json(f"identifier/traces/{stage:03d}-{task}.json", traces)
         self.run.journal.append(
             "described", stage=stage, task=task, text=description.text, by=description.by,
             model=description.model, work=work.asdict(),

@@ -68,8 +68,8 @@ def _caption(report: dict[str, Any]) -> Text:
             text.append(f"\n{identifier['backend']}: {identifier['model']} was asked ")
             text.append(f"{identifier['calls']} times, {identifier['fallbacks']} fallbacks")
     for group in report["groups"]:
-        if group.get("description") is not None:
-            by = "" if group["description"]["by"] == "mllm" else " (by hand)"
-            text.append(f"\n{group['task']}: ", style="bold")
-            text.append(f"{group['description']['text']}{by}")
+        for task, description in group.get("descriptions", {}).items():
+            by = "" if description["by"] == "mllm" else " (by hand)"
+            text.append(f"\n{task}: ", style="bold")
+            text.append(f"{description['text']}{by}")
     return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pipeline.evaluation.records import Records
+from pipeline.evaluation.records import Records, descriptions
 from pipeline.store import GroupRef
 
 
@@ -67,7 +67,7 @@ def lineage(ref: GroupRef, card: dict[str, Any]) -> dict[str, Any]:
         "digests": card["digests"],
         "counts": card["counts"],
         "classes": len(card["classes"]),
-        "description": card.get("description"),
+        "descriptions": descriptions(card),
         "parameters": card["parameters"],
         "bytes": card["bytes"],
     }

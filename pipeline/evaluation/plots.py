@@ -147,3 +147,17 @@ def _parameters(report: dict[str, Any]) -> Figure:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
+
+
+def curve(points: list[dict[str, float]], alone: dict[str, float]) -> bytes:
+    """PNG: accuracy of the cascade against its calls, with others as level lines; percent."""
+    figure = _figure(6.0, 4.0, "Accuracy and calls of the cascade")
+    axes = figure.add_subplot()
+    calls = [point["calls"] for point in points]
+    axes.plot(calls, [point["accuracy"] for point in points], marker="o", label="cascade")
+    for index, (name, accuracy) in enumerate(alone.items()):
+        axes.axhline(accuracy, linestyle="--", linewidth=1, color=f"C{index + 1}", label=name)
+    axes.set_xlabel("images that the multimodal model is asked about, percent")
+    axes.set_ylabel("images given to their own task, percent")
+    axes.legend(fontsize=8)
+    return _png(figure)

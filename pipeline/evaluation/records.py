@@ -93,6 +93,15 @@ def recorded_stages(facts: dict[str, Any]) -> list[Stage]:
     return [Stage(number, tuple(tasks)) for number, tasks in enumerate(listed)]
 
 
+def descriptions(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The descriptions in a group's task.json by task; empty where nobody wrote any."""
+    found = card.get("description")
+    if not found:
+        return {}
+    by_task = {card["name"]: found} if isinstance(found.get("text"), str) else found
+    return {task: description for task, description in by_task.items() if description}
+
+
 def read_records(run: RunFolder) -> Records | None:
     """Read a run folder; None if there is no run in it yet."""
     folder = run.folder

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.evaluation import cost, metrics, tables
 from pipeline.evaluation.joint import comparison, experts
-from pipeline.evaluation.records import Records, read_records
+from pipeline.evaluation.records import Records, descriptions, read_records
 from pipeline.methods.base import methods
 from pipeline.store import RunFolder
 from pipeline.store.documents import plain
@@ -176,9 +176,8 @@ def _model(records: Records) -> dict[str, Any]:
     seconds = sum(work["seconds"] for work in known)
     images = sum(work["images"] for work in known)
     counts = ("calls", "scorings", "fallbacks", "parse_failures")
-    told = [card.get("description") for _, card in records.groups]
-    descriptions = [d for each in told if each for d in _by_task(each)]
-    models = [d["model"] for d in descriptions if d and d["model"]]
+    words = [d for _, card in records.groups for d in descriptions(card).values()]
+    models = [description["model"] for description in words if description["model"]]
     return {
         "backend": settings["name"],
         "model": (models[-1] if models else settings.get("model")) if known else None,
@@ -186,11 +185,6 @@ def _model(records: Records) -> dict[str, Any]:
         **{name: sum(work[name] for work in known) for name in counts},
         "images_per_second": images / seconds if seconds else None,
     }
-
-
-def _by_task(description: dict[str, Any]) -> list[dict[str, Any] | None]:
-    """The descriptions on a group's card: one, or one for each task of its stage."""
-    return [description] if "model" in description else list(description.values())
 
 
 def _own_accuracy(identifier: dict[str, Any], tasks: list[str]) -> dict[str, float | None]:

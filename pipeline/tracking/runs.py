@@ -104,10 +104,19 @@ def fill_child(client: MlflowClient, run: Run, snapshot: Snapshot, stage: int) -
         sha = ref.sha256
         kept = {"task.json", "experts.json"} & snapshot.run.groups.files(ref).keys()
         files = {name: snapshot.run.groups.read(ref, name) for name in sorted(kept)}
-        log_files(client, run.info.run_id, files)
+        log_files(client, run.info.run_id, files | _confusion(snapshot, stage))
     set_status(client, run, "FINISHED", snapshot.time(stage))
     marks = tags(sha256=sha, digest=child_digest(snapshot, stage))
     log(client, run, params, _child_metrics(snapshot, stage), marks)
+
+
+def _confusion(snapshot: Snapshot, stage: int) -> dict[str, bytes]:
+    """Who was taken for whom after a stage, as an artifact of its run."""
+    record = snapshot.evaluations.get(stage) or {}
+    if not record.get("identifier"):
+        return {}
+    shown = {name: record["identifier"][name] for name in ("options", "confusion")}
+    return {"confusion.json": dumps({"tasks": record["tasks"], **shown})}
 
 
 def log(

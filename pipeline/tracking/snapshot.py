@@ -66,6 +66,16 @@ class Snapshot:
         names += self.run.folder.list("plots/")
         return {name: self.run.folder.read(name) for name in names}
 
+    @cached_property
+    def calls(self) -> dict[str, dict[str, Any]]:
+        """Recorded calls of the multimodal model by a name that stays."""
+        folder = self.run.folder.child("identifier/traces")
+        return {
+            f"{name.removesuffix('.json')}/{index}": call
+            for name in sorted(folder.list())
+            for index, call in enumerate(folder.read_json(name))
+        }
+
     @property
     def report(self) -> dict[str, Any]:
         """report.json, or nothing where none was written yet."""

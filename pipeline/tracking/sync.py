@@ -10,7 +10,7 @@ from pipeline.errors import IntegrityError
 from pipeline.redact import redacted
 from pipeline.settings import TrackingSettings
 from pipeline.store import RunFolder
-from pipeline.tracking import models, runs
+from pipeline.tracking import models, runs, words
 from pipeline.tracking.client import connected
 from pipeline.tracking.location import Location, locate
 from pipeline.tracking.snapshot import Snapshot
@@ -85,6 +85,9 @@ def _project(
         runs.fill_child(client, child, snapshot, stage)
     if registered is not None:
         models.register(client, registered, parent, snapshot, known)
+    if snapshot.calls:
+        words.register_prompts(client)
+        words.log_traces(client, experiment, snapshot)
     runs.fill_sequence(client, sequence, snapshot)
     return snapshot.key
 

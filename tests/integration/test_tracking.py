@@ -21,6 +21,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.evaluation.report import write_report
+from pipeline.identifiers.description import PROMPTS
 from pipeline.settings import TrackingSettings
 from pipeline.store import RunFolder
 from pipeline.tracking import Tracker, locate, sync
@@ -123,7 +124,10 @@ def test_sequence_run_and_children(synced: RunFolder) -> None:
     assert last.data.metrics["identifier/seen_acceptance"] == 95.0
     assert last.data.metrics["train/held_out_accuracy"] == 93.0
     assert last.data.params["neighbours"] == "gtsrb"
-    assert [entry.path for entry in client.list_artifacts(last.info.run_id)] == ["task.json"]
+    assert [entry.path for entry in client.list_artifacts(last.info.run_id)] == [
+        "confusion.json",
+        "task.json",
+    ]
 
 
 def test_groups_are_models_with_data_and_parents(synced: RunFolder) -> None:
@@ -171,6 +175,29 @@ def test_reference_is_a_sibling(synced: RunFolder) -> None:
     assert reference.data.tags["archipelago.reference"] == "finetune"
     assert reference.data.tags["archipelago.reference_of"] == main.data.tags["archipelago.key"]
     assert len(_children(client, reference)) == 4
+
+
+def test_prompts_and_calls_of_a_model_are_kept_once(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", stages=1)
+    call = {
+        "kind": "likelihood", "task": TASKS[0], "model": "colours@0", "began": 1.7e9,
+        "seconds": 0.5, "asked": ["grey noise"], "answer": [-1.5, 0.0],
+    }  # fmt: skip
+    run.folder.write_json("identifier/traces/000-test.json", [call, call])
+    assert sync(run, _settings()) and sync(run, _settings())
+    client = _client(run)
+    where = f"tags.`archipelago.task` = '{TASKS[0]}'"
+    traces = client.search_traces([_experiment(client)], where)
+    assert [t.info.execution_duration for t in traces] == [500, 500]
+    assert {t.info.tags["archipelago.call"] for t in traces} == {"000-test/0", "000-test/1"}
+    assert json.loads(traces[0].data.request) == ["grey noise"]
+    for name, text in PROMPTS.items():
+        versions = client.search_prompt_versions(f"archipelago-{name}")
+        assert [version.template for version in versions] == [text]
+        assert versions[0].tags["archipelago.version"]
+    (child,) = _children(client, _sequences(client)[0])
+    files = {file.path for file in client.list_artifacts(child.info.run_id)}
+    assert {"confusion.json", "task.json"} <= files
 
 
 def test_second_sync_adds_nothing(synced: RunFolder) -> None:

@@ -29,7 +29,7 @@ ALLOWED = {
     "store": COMMON | {"redact"},
     "streams": COMMON,
     "dense": COMMON | {"streams"},
-    "tracking": COMMON | {"redact", "store"},
+    "tracking": COMMON | {"redact", "store", "identifiers"},
     "model": COMMON,
     "identifiers": COMMON | {"redact", "model", "store", "streams"},
     "methods": COMMON | {"model", "identifiers", "store", "streams"},

@@ -14,12 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs import identify
+from pipeline.evaluation.comparison import Candidate, Comparison
+from pipeline.evaluation.engine import Engine, EngineSpec
 from pipeline.evaluation.records import read_records
 from pipeline.evaluation.report import build_report, write_report
 from pipeline.identifiers import Evidence, Looker, Shown
 from pipeline.identifiers.description import Description
 from pipeline.identifiers.scorer import Scores
 from pipeline.learner import Learner
+from pipeline.model.kernels import Kernels
 from pipeline.redact import redacted
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
@@ -28,6 +32,7 @@ from tests.unit.tiny_run import (
     World,
     group_hashes,
     learn_stream,
+    make_background,
     make_learner,
     make_world,
     run_settings,
@@ -136,7 +141,7 @@ def test_task_files_hold_the_description_and_where_it_comes_from(run: RunFolder)
         assert (description["by"], description["model"]) == ("mllm", "colours@0")
         assert len(description["samples"]) == 6 and len(set(description["samples"])) == 6
     assert len({card["description"]["text"] for card in cards}) == N
-    traces = run.folder.read_json("identifier/traces/001-held-out.json")
+    traces = run.folder.read_json(f"identifier/traces/001-{TASKS[1]}.json")
     assert {trace["kind"] for trace in traces} == {"describe", "likelihood"}
     assert {trace["task"] for trace in traces} <= set(TASKS)
 
@@ -228,3 +233,57 @@ def test_each_image_is_decided_alone_and_forgetting_is_exact(
     again = first.identifier.identify(evidence)
     assert np.array_equal(again.probabilities, without.probabilities)
     assert without.options == tuple(t for t in TASKS if t != TASKS[1])
+
+
+def test_identifiers_side_by_side_are_what_runs_with_them_are(
+    world: World, run: RunFolder, tmp_path: Path
+) -> None:
+    """`jobs/identify.py` learns identifiers anew: it must find what a run with them found."""
+    settings = _settings(world, "mllm")
+    engine = Engine(EngineSpec(settings, run.uri, Kernels()))
+    with run.lock():
+        comparison = Comparison(
+            run, settings, world.domains, engine, make_background(engine), Colours()
+        )
+        assert comparison.read() == list(TASKS)
+        rows = {
+            title: comparison.row(Candidate(*title.split()))
+            for title in ("prototype", "mllm likelihood", "mllm choice", "cascade likelihood",
+                          "oracle")
+        }  # fmt: skip
+    report = build_report(run)
+    looked = rows["mllm likelihood"]
+    assert looked.last == pytest.approx(report["last"], abs=1e-3)
+    assert looked.transfer == pytest.approx(report["transfer"], abs=1e-3)
+    assert looked.calls == report["identifier"]["calls"]
+    assert looked.scorings == 0, "the run knew all of these scores already"
+    assert rows["oracle"].closed == 100 and rows["oracle"].last == pytest.approx(
+        report["last_oracle"], abs=1e-3
+    )
+    assert rows["prototype"].calls == 0 and rows["mllm choice"].scorings == looked.calls
+    assert rows["prototype"].auroc == looked.auroc, "the signature decides about none"
+    assert len(rows["mllm choice"].extra["position_bias"]) == N + 1
+    cascade = rows["cascade likelihood"]
+    assert cascade.calls_share <= 30 and cascade.images_per_second is not None
+    points = comparison.curve
+    assert points[0]["accuracy"] == pytest.approx(rows["prototype"].closed)
+    assert [point["calls"] for point in points][-1] == 100
+    assert identify.table(list(rows.values()), list(TASKS), "colours").row_count == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["split=test"], "run_dir: must be given"),
+        (["run_dir=/nowhere"], "/nowhere"),
+        (["run_dir={run}", "split=train"], "split=train"),
+        (["run_dir={run}", "training.steps=3"], "training.steps: unknown here"),
+        (["run_dir={run}", "identifier.scoring=loudly"], "identifier.scoring"),
+    ],
+)
+def test_the_job_refuses_what_it_cannot_do(
+    run: RunFolder, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert identify.main([word.format(run=run.uri) for word in words]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("identify: ") and said in line

@@ -41,6 +41,9 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 EMBEDDED = {"mllm-tiny": WEIGHTS / "mllm-tiny"}
 DTYPES = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DESCRIBE_TOKENS, ANSWER_TOKENS = 48, 4
+OWN = (
+    "<answer>"  # a token of mllm-tiny and its like: they were taught these questions and no others
+)
 TOLERANCE = 0.02  # nats a token, between the plain way and the one with kept keys and values
 
 
@@ -69,7 +72,7 @@ class TransformersScorer:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = f"{settings.model.rstrip('/').rsplit('/', 1)[-1]}@{_digest(self._model)}"
-        self._taught = settings.model in EMBEDDED  # these very questions, and no others
+        self._taught = OWN in self.tokenizer.get_vocab()
         self._priors: dict[str, float] = {}
         self._keeps: bool | None = None  # whether keys and values can be kept; None = not tried
 

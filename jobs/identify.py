@@ -1,0 +1,179 @@
+"""Compare identifiers on a finished run: accuracy, unseen images, speed, calls, what comes of it.
+
+    python jobs/identify.py run_dir=RUN split=test
+    python jobs/identify.py run_dir=RUN split=test identifier.model=/models/SmolVLM
+
+Rows: the signature alone, the multimodal model alone in two scoring modes, the cascade of both, and
+the oracle. Further words are settings of the section `identifier`, or `only=[prototype,cascade]`.
+Writes `identify/test.json` and `identify/curve.png` in the run folder. Nothing is trained; scores
+are kept, so that the same command is quick the second time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from actors.arguments import cache_dir
+from pipeline.errors import EXIT_DONE, EXIT_LOCKED, EXIT_USER, LockedError, UserError
+from pipeline.evaluation.comparison import Candidate, Comparison, Row
+from pipeline.evaluation.console import percent
+from pipeline.evaluation.engine import Engine, EngineSpec
+from pipeline.evaluation.plots import curve
+from pipeline.identifiers.background import find_background, load_background
+from pipeline.identifiers.scorer import build_scorer
+from pipeline.methods.base import method_class
+from pipeline.model.kernels import Kernels
+from pipeline.settings import Settings
+from pipeline.store import RunFolder
+from pipeline.streams import open_stream, prepare
+
+CANDIDATES = (
+    Candidate("prototype"),
+    Candidate("mllm", "likelihood"),
+    Candidate("mllm", "choice"),
+    Candidate("cascade", "likelihood"),
+    Candidate("oracle"),
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compare, print and write; returns the exit code."""
+    console = Console(highlight=False)
+    try:
+        words = _words(arguments)
+        run = RunFolder(str(words.pop("run_dir")))
+        split, only = words.pop("split", "test"), words.pop("only", None)
+        if split != "test":
+            raise UserError(f"split={split}: identifiers are compared on split=test")
+        settings = _settings(run, words)
+        with run.lock():
+            comparison = _open(run, settings)
+            with console.status("Reading the run ..."):
+                tasks = comparison.read()
+            rows = []
+            for candidate in CANDIDATES:
+                if only is None or candidate.name in only:
+                    with console.status(f"{candidate.title} ..."):
+                        rows.append(comparison.row(candidate))
+            _write(run, comparison, rows)
+        for task, description in comparison.descriptions.items():
+            console.print(f"[bold]{task}[/bold]: {description.text if description else '-'}")
+        console.print(table(rows, tasks, comparison.scorer.model))
+        for row in rows:
+            if row.extra:
+                console.print(f"{row.title}: {row.extra}", markup=False)
+        return EXIT_DONE
+    except UserError as error:
+        return _say(error, EXIT_USER)
+    except LockedError as error:
+        return _say(error, EXIT_LOCKED)
+
+
+def table(rows: Sequence[Row], tasks: Sequence[str], model: str) -> Table:
+    """Identifiers as rows."""
+    found = Table(
+        title=f"Identifiers on the test images, percent; multimodal model {model}",
+        caption="own image to own task after the last stage; unseen: mean over the stages",
+        caption_justify="left", header_style="bold",
+    )  # fmt: skip
+    found.add_column("identifier", no_wrap=True)
+    for name in (*tasks, "mean", "with none", "AUROC", "seen ok", "refused"):
+        found.add_column(name, justify="right")
+    for name in ("images/s", "calls", "calls %", "Transfer", "Average", "Last"):
+        found.add_column(name, justify="right")
+    for row in rows:
+        speed = "-" if row.images_per_second is None else f"{row.images_per_second:.0f}"
+        found.add_row(
+            row.title,
+            *(percent(row.per_task[task]) for task in tasks),
+            *(percent(v) for v in (row.closed, row.with_none, row.auroc, row.accepted)),
+            percent(row.refused), speed, str(row.calls), percent(row.calls_share),
+            *(percent(v) for v in (row.transfer, row.average, row.last)),
+        )  # fmt: skip
+    return found
+
+
+def _words(arguments: Sequence[str]) -> dict[str, Any]:
+    words: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"{argument}: write key=value")
+        words[key] = yaml.safe_load(value)
+    if not words.get("run_dir"):
+        raise UserError("run_dir: must be given, the folder of a finished run")
+    return words
+
+
+def _settings(run: RunFolder, words: dict[str, Any]) -> Settings:
+    """The run's own settings, with the words for its section `identifier`."""
+    config = {**run.read()["config"], "run_dir": run.uri}
+    for key, value in words.items():
+        section, dot, name = key.partition(".")
+        if section != "identifier" or not dot:
+            raise UserError(f"{key}: unknown here; give run_dir, split, only or identifier.*")
+        first, _, rest = name.partition(".")
+        if rest:
+            config[section][first] = {**config[section].get(first, {}), rest: value}
+        else:
+            config[section][first] = value
+    try:
+        settings = Settings.model_validate(config)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise UserError(f"{key}: {problem['msg']}") from error
+    method = method_class(settings.method.name)
+    if not method.identifies or not method.trains:
+        raise UserError(f"run_dir: method {method.name} identifies nothing; give a run of trge")
+    return settings
+
+
+def _open(run: RunFolder, settings: Settings) -> Comparison:
+    kernels = Kernels(**run.read()["kernels"])
+    engine = Engine(EngineSpec(settings, run.uri, kernels))
+    facts: dict[str, Any] = engine.facts()
+    where = find_background(settings.backbone)
+    if where is None:
+        raise UserError("backbone.background: this backbone has none; make it, jobs/background.py")
+    prepared = prepare(
+        open_stream(settings.stream, settings.seed), size=int(facts["image_size"]), run=run.uri,
+        cache_dir=cache_dir(settings), cache_gib=settings.cluster.cache_gib,
+        cluster=settings.cluster, max_pixels=settings.stream.max_pixels, use_ray=False,
+    )  # fmt: skip
+    background = load_background(where, facts["columns"])
+    scorer = build_scorer(settings.identifier)
+    return Comparison(run, settings, prepared, engine, background, scorer)
+
+
+def _write(run: RunFolder, comparison: Comparison, rows: Sequence[Row]) -> None:
+    words = {t: d.asdict() for t, d in comparison.descriptions.items() if d is not None}
+    document = {
+        "model": comparison.scorer.model,
+        "descriptions": words,
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "curve": comparison.curve,
+    }
+    run.folder.write_json("identify/test.json", document)
+    if comparison.curve:
+        alone = {row.title: row.closed for row in rows if not row.title.startswith("cascade")}
+        run.folder.write("identify/curve.png", curve(comparison.curve, alone))
+
+
+def _say(message: object, code: int) -> int:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"identify: {message}", markup=False
+    )
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
