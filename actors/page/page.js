@@ -2,7 +2,7 @@
 
 import { Problem, classify, example, models, slim, tasks as readTasks } from "./api.js";
 import { Sea } from "./sea.js";
-import { $, hideProblem, seaText, showAnswer, showProblem, showState, showTasks, stateText } from "./view.js";
+import { $, hideProblem, seaText, showAnswer, showDomain, showProblem, showState, showTasks, spoken, stateText } from "./view.js";
 
 const EVERY = 4000; // ms between looks at the model's generation
 const SLOWEST = 30000; // ms, when the server is away
@@ -34,6 +34,7 @@ async function ask() {
     answer = { ...reply, asked: question, roundTrip: performance.now() - started };
     showAnswer(answer, tasks);
     drawSea();
+    $("news").textContent = spoken(answer);
     if (reply.generation !== generation) look();
   } catch (problem) {
     if (!mine.signal.aborted) fail(problem);
@@ -79,6 +80,7 @@ async function take(file, about = "your image") {
   if (!file) return;
   const mine = ++turn;
   if (file.type && !file.type.startsWith("image/")) {
+    running?.abort();
     fail(new Problem(`${file.name || "That"} is not an image. Please choose a picture.`, 415));
     return;
   }
@@ -94,6 +96,10 @@ async function take(file, about = "your image") {
   if (mine !== turn) return;
   image = small;
   await ask();
+  if (matchMedia("(max-width: 820px)").matches) { // the answer is below the image
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    $("answer").scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" });
+  }
 }
 
 async function pick(task, number) {
@@ -105,10 +111,6 @@ async function pick(task, number) {
   } catch (problem) {
     if (mine !== turn) return;
     fail(problem);
-  }
-  if (matchMedia("(max-width: 820px)").matches) {
-    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    $("answer").scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" });
   }
 }
 
@@ -179,6 +181,7 @@ async function renew(next) {
   const fresh = new Set(first ? [] : tasks.map((task) => task.name).filter((name) => !known.has(name)));
   generation = next;
   showTasks(tasks, fresh, pick);
+  if (answer) showDomain(answer, tasks);
   drawSea();
   if (fresh.size) $("news").textContent = `Newly learned: ${[...fresh].join(", ")}.`;
 }

@@ -25,13 +25,14 @@ export function showAnswer({ result, generation, asked, roundTrip }, tasks) {
     bar.firstChild.style.setProperty("--share", Math.min(1, Math.max(0, probability)));
     return node("li", {}, node("span", { class: "label" }, label), node("span", { class: "figure" }, percent(probability)), bar);
   }));
-  showDomain(result, asked, tasks);
+  showDomain({ result, asked }, tasks);
   showFacts(result, generation, roundTrip);
   $("result").hidden = $("facts").hidden = false;
   $("waiting").hidden = true;
 }
 
-function showDomain(result, asked, tasks) {
+/** Which domain answered; shown again when the list of domains has grown. */
+export function showDomain({ result, asked }, tasks) {
   const index = tasks.findIndex((task) => task.name === result.task);
   const line = [];
   if (result.task) {
@@ -64,6 +65,13 @@ function showFacts(result, generation, roundTrip) {
   ];
   $("facts").replaceChildren(...facts.map(([name, value, more]) => node("div", {},
     node("dt", {}, name), node("dd", {}, value, more ? node("small", {}, more) : null))));
+}
+
+/** An answer in a sentence, for those who listen. */
+export function spoken({ result }) {
+  const [best] = result.classes ?? [];
+  const domain = result.task ? `domain ${result.task}` : "no learned domain";
+  return best ? `${best.label}, ${percent(best.probability)}; ${domain}.` : "";
 }
 
 /** One sentence for those who do not see the picture of the sea. */
