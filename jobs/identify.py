@@ -4,7 +4,8 @@
     python jobs/identify.py run_dir=RUN split=test identifier.model=/models/SmolVLM
 
 Rows: the signature alone, the multimodal model alone in two scoring modes, the cascade of both, and
-the oracle. Further words are settings of the section `identifier`, or `only=[prototype,cascade]`.
+the oracle; `only=[prototype,mllm.likelihood]` takes some. Further words are settings of the section
+`identifier`.
 Writes `identify/test.json` and `identify/curve.png` in the run folder. Nothing is trained; scores
 are kept, so that the same command is quick the second time.
 """
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
                 tasks = comparison.read()
             rows = []
             for candidate in CANDIDATES:
-                if only is None or candidate.name in only:
+                if only is None or {candidate.name, candidate.key} & set(only):
                     with console.status(f"{candidate.title} ..."):
                         rows.append(comparison.row(candidate))
             _write(run, comparison, rows)

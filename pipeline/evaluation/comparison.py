@@ -55,6 +55,11 @@ class Candidate:
     scoring: str | None = None
 
     @property
+    def key(self) -> str:
+        """As it is named on a command line."""
+        return self.name if self.scoring is None else f"{self.name}.{self.scoring}"
+
+    @property
     def title(self) -> str:
         """As it stands in tables."""
         return self.name if self.scoring is None else f"{self.name} ({self.scoring})"
