@@ -10,9 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.pretraining.measures import MEASURES
-
 Dice = np.random.Generator
+
+# What is said of any picture, in this order; the prevailing hue only where a thing is named: it
+# changes from picture to picture within a kind.
+SAID = (
+    "ground", "layout", "colour", "brightness", "contrast", "flatness", "sharpness", "grain",
+)  # fmt: skip
+TONES = ("white", "light grey", "grey", "dark grey", "black")
 
 # Per kind: ways to say the medium, ways to say the subject. Words recur across kinds on purpose.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -175,8 +180,7 @@ def clause(dice: Dice, measure: str, level: str) -> str:
     if measure == "ground":
         plain, _, colour = level.partition(" ")
         if plain == "plain":
-            way = _pick(dice, ("plain {} background", "on plain {}"))
-            return way.format(colour)
+            return f"plain {colour if colour in TONES else 'coloured'} background"
         ways = {
             "busy": ("busy background", "something everywhere up to the frame"),
             "shaded": ("shaded background", "uneven background"),
@@ -185,10 +189,12 @@ def clause(dice: Dice, measure: str, level: str) -> str:
     return _pick(dice, SAYS[measure][level])
 
 
-def clauses(dice: Dice, measured: dict[str, str], keep: float) -> list[str]:
-    """A random part of what was measured, in words, in a random order."""
-    names = [name for name in MEASURES if name in measured and dice.random() < keep]
-    return [clause(dice, names[i], measured[names[i]]) for i in dice.permutation(len(names))]
+def clauses(dice: Dice, measured: dict[str, str], keep: float, hue: float = 0.0) -> list[str]:
+    """A random part of what was measured, in words; `hue` is the chance to mention the hue."""
+    said = [clause(dice, n, measured[n]) for n in SAID if n in measured and dice.random() < keep]
+    if "hue" in measured and dice.random() < hue:
+        said.append(clause(dice, "hue", measured["hue"]))
+    return said
 
 
 def head(dice: Dice, kind: str) -> str:
@@ -200,14 +206,14 @@ def head(dice: Dice, kind: str) -> str:
 
 def kind_caption(dice: Dice, kind: str, measured: dict[str, str]) -> str:
     """One or two sentences that would fit other pictures of the kind as well."""
-    said = clauses(dice, measured, dice.uniform(0.5, 1.0))
+    said = clauses(dice, measured, dice.uniform(0.6, 1.0))
     text = head(dice, kind)
     return f"{text}. {', '.join(said)}." if said else f"{text}."
 
 
 def name_caption(dice: Dice, kind: str, names: Sequence[str], measured: dict[str, str]) -> str:
     """What is shown, then a word or two on how."""
-    said = clauses(dice, measured, 0.2)
+    said = clauses(dice, measured, 0.15, hue=0.3)
     text = f"{_pick(dice, KINDS[kind][0])}: {_pick(dice, names)}" if names else head(dice, kind)
     return f"{text}. {', '.join(said)}." if said else f"{text}."
 

@@ -64,10 +64,11 @@ def choice(
     place, and sometimes it is the right one.
     """
     wrong = list({o.kind: o for o in others if o.kind != known.kind}.values())
-    count = int(dice.integers(2, most + 1))
-    none = bool(dice.random() < 0.8)
+    # Mostly few options: a small model has to grasp first what is asked.
+    count = int(dice.integers(2, (most if dice.random() < 0.3 else min(4, most)) + 1))
+    none = bool(dice.random() < 0.6)
     missing = none and bool(dice.random() < 0.25)
-    say = kind_caption if count <= 6 and dice.random() < 0.6 else short_caption
+    say = kind_caption if dice.random() < 0.25 else short_caption
     room = count - none - (not missing)
     options = [say(dice, o.kind, o.measured) for o in wrong[:room]]
     options += [NONE_OF_THESE] if none else []

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import ast
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
-from PIL import Image
 from safetensors.torch import load_file
 
 from jobs import pretrain as job
@@ -21,41 +17,15 @@ from pipeline.pretraining import captions, checkpoints, lessons, measures, pictu
 from pipeline.pretraining.launch import pretrain
 from pipeline.pretraining.lessons import Known
 from pipeline.pretraining.renderers import RENDERERS, SIZE
-from pipeline.pretraining.settings import (
-    FILE,
-    LessonSettings,
-    ModelSettings,
-    PictureSettings,
-    PretrainSettings,
-    load_settings,
-)
+from pipeline.pretraining.settings import FILE, PretrainSettings, load_settings
+from tests.unit.tiny_corpus import tiny_pretraining
 
 PACKAGE = Path(pictures.__file__).parent
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> PretrainSettings:
-    """A training of seconds, with a corpus of a few rendered pictures a file."""
-    corpus = tmp_path_factory.mktemp("corpus")
-    for name in pictures.FILES:
-        rows = []
-        for picture in pictures.rendered("surface", 3, seed=1):
-            file = io.BytesIO()
-            Image.fromarray(picture.pixels).save(file, "PNG")
-            image = {"bytes": file.getvalue(), "path": "x.png"}
-            rows.append({"image": image, "captions": ["a geometric shape: star.", "star"]})
-        pq.write_table(pa.Table.from_pylist(rows), corpus / f"{name}.parquet")
-    return PretrainSettings(
-        out=str(tmp_path_factory.mktemp("out")),
-        device="cpu",
-        precision="fp32",
-        steps=4,
-        batch_size=4,
-        checkpoint_every=2,
-        model=ModelSettings(tower_blocks=1, width=32, layers=1, heads=2, inner=48, vocabulary=700),
-        pictures=PictureSettings(corpus=str(corpus), per_kind=3, rendered=3, held_out=1),
-        lessons=LessonSettings(choice=0.5),
-    )
+    return tiny_pretraining(tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("out"))
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
