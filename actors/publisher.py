@@ -87,7 +87,7 @@ class Publisher:
             log.warning("manifest %d is refused: %s", manifest, refusals[0]["refused"])
             return _problem(422, refusals[0]["refused"])
         write_pointer(self.run, new, reason)
-        await self._all("activate", new.generation)
+        await self._all("activate", new)
         return await self._acknowledged(new, clock)
 
     async def _acknowledged(self, pointer: Pointer, clock: float) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Publisher:
                     503, f"generation {pointer.generation} is published, but not everywhere: {late}"
                 )
             if listed - have:
-                await self._all("activate", pointer.generation)
+                await self._all("activate", pointer)
             await asyncio.sleep(PAUSE_S)
 
     async def _all(self, method: str, *args: Any) -> list[dict[str, Any]]:

@@ -127,9 +127,9 @@ class Replica:
             return {"replica": self.name, "refused": " ".join(str(error).split())}
         return {"replica": self.name, "refused": None, "changes": changes}
 
-    async def activate(self, generation: int) -> dict[str, Any]:
+    async def activate(self, pointer: Pointer) -> dict[str, Any]:
         """Answer from a generation from now on; one that was not prepared here is followed."""
-        if self.model.activate(generation).generation < generation:
+        if self.model.activate(pointer).generation < pointer.generation:
             await asyncio.get_running_loop().run_in_executor(self._loading, self._follow)
         return await self.report()
 

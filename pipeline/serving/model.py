@@ -111,7 +111,7 @@ class ServedModel:
         while (pointer := read_pointer(self.run)).generation > self._current.pointer.generation:
             if self._prepared is None or self._prepared.pointer != pointer:
                 self.prepare(pointer)
-            self.activate(pointer.generation)
+            self.activate(pointer)
         return self._current.pointer
 
     def prepare(self, pointer: Pointer) -> dict[str, float]:
@@ -124,6 +124,7 @@ class ServedModel:
             Refused: why it must not answer; nothing has changed.
         """
         with self._mutex, self.exact():
+            self._prepared = None
             snapshot = self._build(pointer)
             changes = check(snapshot, self._current, self.serving.canary)
             self._prepared = snapshot
@@ -131,18 +132,17 @@ class ServedModel:
             self.library.keep([task.ref for task in both])
             return changes
 
-    def activate(self, generation: int) -> Pointer:
+    def activate(self, pointer: Pointer) -> Pointer:
         """Answer from the prepared generation from now on; returns the one that answers.
 
-        Another generation than the prepared one is left to `follow`.
+        Anything but exactly what was prepared is left to `follow`.
         """
         with self._mutex:
             prepared = self._prepared
-            newer = prepared is not None and (
-                self._current.pointer.generation < prepared.pointer.generation
-            )
-            if prepared is not None and newer and prepared.pointer.generation == generation:
-                self._current, self._prepared = prepared, None
+            if prepared is not None and prepared.pointer == pointer:
+                if pointer.generation > self._current.pointer.generation:
+                    self._current = prepared
+                self._prepared = None
         return self._current.pointer
 
     def _build(self, pointer: Pointer) -> Snapshot:

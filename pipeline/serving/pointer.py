@@ -66,8 +66,9 @@ def write_pointer(run: RunFolder, pointer: Pointer, reason: str) -> None:
     run.folder.write_json(POINTER, asdict(pointer))
 
 
-def history(run: RunFolder) -> list[dict[str, Any]]:
-    """All generations so far, `{"generation", "manifest", "sha256", "reason", "time"}`."""
+def history(run: RunFolder, latest: int = 50) -> list[dict[str, Any]]:
+    """The latest generations, `{"generation", "manifest", "sha256", "reason", "time"}`."""
     folder, last = run.folder.child(HISTORY), read_pointer(run).generation
     numbers = sorted(int(m[1]) for m in map(_FILE.fullmatch, folder.list()) if m)
-    return [folder.read_json(f"{n:06d}.json") for n in numbers if n <= last]
+    numbers = [number for number in numbers if number <= last][-latest:]
+    return [folder.read_json(f"{number:06d}.json") for number in numbers]

@@ -84,7 +84,7 @@ def test_dependents_are_mixed_anew_and_measured(
     pointer = next_pointer(run, plan.manifest)
     model.prepare(pointer)
     write_pointer(run, pointer, "forget")
-    model.activate(pointer.generation)
+    model.activate(pointer)
     told = plan.finish(erase=False)
     assert told["erased"] == []
     _, after, _ = model.classify(many, asks)
