@@ -15,9 +15,13 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from pipeline.errors import IntegrityError, LockedError, UserError
-from pipeline.serving.forget import forget_task
-from pipeline.serving.library import Refused
-from pipeline.serving.pointer import Pointer, next_pointer, read_pointer, write_pointer
+from pipeline.serving.pointer import (
+    Pointer,
+    Refused,
+    next_pointer,
+    read_pointer,
+    write_pointer,
+)
 from pipeline.settings import ServingSettings
 from pipeline.store import RunFolder
 
@@ -53,6 +57,8 @@ class Publisher:
 
     async def forget(self, task: str, erase: bool) -> dict[str, Any]:
         """Publish a manifest without a domain, then erase it if asked to."""
+        from pipeline.serving.forget import forget_task  # the model is loaded only for this
+
         async with self._turn:
             try:
                 plan = await asyncio.to_thread(forget_task, self.run.uri, task, self.serving)

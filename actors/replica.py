@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from ray import serve
 
-from actors.http.backend import Reply, describe, example, lineage
+from actors.http.backend import Reply
+from actors.http.local import describe, example, lineage
 from pipeline.errors import IntegrityError
-from pipeline.serving.answer import Ask
-from pipeline.serving.library import Refused
+from pipeline.serving.asking import Ask
 from pipeline.serving.model import ServedModel, single_thread
-from pipeline.serving.pointer import Pointer, read_pointer
+from pipeline.serving.pointer import Pointer, Refused, read_pointer
 from pipeline.settings import ServingSettings
 
 log = logging.getLogger("ray.serve.archipelago")

@@ -30,11 +30,12 @@ from pipeline.identifiers.signature import Background
 from pipeline.methods.base import build_method, method_class
 from pipeline.model.backbone import Backbone, load_backbone
 from pipeline.model.kernels import Kernels, resolve_device
-from pipeline.serving.answer import TEMPLATES, Answer, Ask, Reading, answer_batch
+from pipeline.serving.answer import TEMPLATES, Reading, answer_batch
+from pipeline.serving.asking import Answer, Ask
 from pipeline.serving.canary import check
 from pipeline.serving.consult import Consultant, Nobody
-from pipeline.serving.library import Library, Refused
-from pipeline.serving.pointer import NOTHING, Pointer, read_pointer
+from pipeline.serving.library import Library
+from pipeline.serving.pointer import NOTHING, Pointer, Refused, read_pointer
 from pipeline.serving.snapshot import Snapshot, build_snapshot
 from pipeline.settings import ServingSettings, Settings
 from pipeline.store import RunFolder

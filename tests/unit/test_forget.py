@@ -10,7 +10,7 @@ import pytest
 
 from jobs import forget as job
 from pipeline.errors import UserError
-from pipeline.serving.answer import Ask
+from pipeline.serving.asking import Ask
 from pipeline.serving.forget import forget_task
 from pipeline.serving.model import ServedModel
 from pipeline.serving.pointer import next_pointer, read_pointer, write_pointer

@@ -12,10 +12,16 @@ from pipeline.evaluation.engine import Engine, EngineSpec
 from pipeline.identifiers import Evidence, Identification
 from pipeline.model.fusion import fuse, softmax
 from pipeline.model.kernels import Kernels
-from pipeline.serving.answer import Ask
-from pipeline.serving.library import Refused
+from pipeline.serving.asking import Ask
 from pipeline.serving.model import ServedModel
-from pipeline.serving.pointer import Pointer, history, next_pointer, read_pointer, write_pointer
+from pipeline.serving.pointer import (
+    Pointer,
+    Refused,
+    history,
+    next_pointer,
+    read_pointer,
+    write_pointer,
+)
 from pipeline.store import RunFolder
 from pipeline.store.tensors import dump, load
 from tests.unit.tiny_run import TASKS, World
