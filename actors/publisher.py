@@ -15,9 +15,13 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from pipeline.errors import IntegrityError, LockedError, UserError
-from pipeline.serving.forget import forget_task
-from pipeline.serving.library import Refused
-from pipeline.serving.pointer import Pointer, next_pointer, read_pointer, write_pointer
+from pipeline.serving.pointer import (
+    Pointer,
+    Refused,
+    next_pointer,
+    read_pointer,
+    write_pointer,
+)
 from pipeline.settings import ServingSettings
 from pipeline.store import RunFolder
 
@@ -53,6 +57,8 @@ class Publisher:
 
     async def forget(self, task: str, erase: bool) -> dict[str, Any]:
         """Publish a manifest without a domain, then erase it if asked to."""
+        from pipeline.serving.forget import forget_task  # the model is loaded only for this
+
         async with self._turn:
             try:
                 plan = await asyncio.to_thread(forget_task, self.run.uri, task, self.serving)
@@ -87,7 +93,7 @@ class Publisher:
             log.warning("manifest %d is refused: %s", manifest, refusals[0]["refused"])
             return _problem(422, refusals[0]["refused"])
         write_pointer(self.run, new, reason)
-        await self._all("activate", new.generation)
+        await self._all("activate", new)
         return await self._acknowledged(new, clock)
 
     async def _acknowledged(self, pointer: Pointer, clock: float) -> dict[str, Any]:
@@ -113,7 +119,7 @@ class Publisher:
                     503, f"generation {pointer.generation} is published, but not everywhere: {late}"
                 )
             if listed - have:
-                await self._all("activate", pointer.generation)
+                await self._all("activate", pointer)
             await asyncio.sleep(PAUSE_S)
 
     async def _all(self, method: str, *args: Any) -> list[dict[str, Any]]:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from ray import serve
 
-from actors.http.backend import Reply, describe, example, lineage
+from actors.http.backend import Reply
+from actors.http.local import describe, example, lineage
 from pipeline.errors import IntegrityError
-from pipeline.serving.answer import Ask
-from pipeline.serving.library import Refused
+from pipeline.serving.asking import Ask
 from pipeline.serving.model import ServedModel, single_thread
-from pipeline.serving.pointer import Pointer, read_pointer
+from pipeline.serving.pointer import Pointer, Refused, read_pointer
 from pipeline.settings import ServingSettings
 
 log = logging.getLogger("ray.serve.archipelago")
@@ -127,9 +127,9 @@ class Replica:
             return {"replica": self.name, "refused": " ".join(str(error).split())}
         return {"replica": self.name, "refused": None, "changes": changes}
 
-    async def activate(self, generation: int) -> dict[str, Any]:
+    async def activate(self, pointer: Pointer) -> dict[str, Any]:
         """Answer from a generation from now on; one that was not prepared here is followed."""
-        if self.model.activate(generation).generation < generation:
+        if self.model.activate(pointer).generation < pointer.generation:
             await asyncio.get_running_loop().run_in_executor(self._loading, self._follow)
         return await self.report()
 

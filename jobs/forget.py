@@ -31,8 +31,7 @@ from pipeline.errors import (
     UserError,
 )
 from pipeline.serving.forget import forget_task
-from pipeline.serving.library import Refused
-from pipeline.serving.pointer import next_pointer, read_pointer, write_pointer
+from pipeline.serving.pointer import Refused, next_pointer, read_pointer, write_pointer
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
 from pipeline.tracking.erase import erase_tracked

@@ -18,7 +18,7 @@ from actors.http.backend import Backend, Reply
 from actors.http.bodies import BodyLimit, ClassifyRequest, decode_images, read_wish
 from actors.http.observe import Observer, Seen
 from actors.http.problems import Problem
-from pipeline.serving.answer import Answer
+from pipeline.serving.asking import Answer
 from pipeline.settings import ServingSettings
 
 PAGE = Path(__file__).parents[1] / "page"

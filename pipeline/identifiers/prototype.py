@@ -162,6 +162,7 @@ class Prototype(Identifier):
             [self._known[task].signature.means for task in self.tasks]
         )
         self._whitened_means = self._class_means @ self._whiten
+        self._whitened_norms = (self._whitened_means**2).sum(axis=1)
         factor = precision_factor(shrunk(total, self.settings.shrinkage))
         means = np.stack([self._known[task].signature.mean for task in self.tasks])
         whitened = means @ factor
@@ -201,7 +202,7 @@ class Prototype(Identifier):
         """(B,) relative Mahalanobis distance to the nearest class."""
         self._refresh()
         whitened = features @ self._whiten
-        near = squared_distances(whitened, self._whitened_means).min(axis=1)
+        near = squared_distances(whitened, self._whitened_means, self._whitened_norms).min(axis=1)
         return near - (((features - self.background.mean) @ self._whiten_0) ** 2).sum(axis=1)
 
     # -- calibration -------------------------------------------------------------------------

@@ -156,10 +156,12 @@ def precision_factor(covariance: np.ndarray) -> np.ndarray:
     return np.linalg.solve(lower, np.eye(len(lower))).T
 
 
-def squared_distances(x_BF: np.ndarray, means_MF: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances (B, M)."""
-    cross = x_BF @ means_MF.T
-    return (x_BF**2).sum(axis=1)[:, None] - 2.0 * cross + (means_MF**2).sum(axis=1)[None]
+def squared_distances(
+    x_BF: np.ndarray, means_MF: np.ndarray, norms_M: np.ndarray | None = None
+) -> np.ndarray:
+    """Squared Euclidean distances (B, M); `norms_M` are the means' squared norms, where known."""
+    norms_M = (means_MF**2).sum(axis=1) if norms_M is None else norms_M
+    return (x_BF**2).sum(axis=1)[:, None] - 2.0 * (x_BF @ means_MF.T) + norms_M[None]
 
 
 def task_distance(a: Signature, b: Signature, background: Background, shrinkage: float) -> float:

@@ -21,46 +21,11 @@ from pipeline.evaluation.evaluator import likeliest
 from pipeline.identifiers import Evidence, Identification, Shown
 from pipeline.identifiers.features import DepthRecorder
 from pipeline.model.fusion import fuse, softmax
+from pipeline.serving.asking import Answer, Ask
 from pipeline.serving.consult import Consultant, Nobody
 from pipeline.serving.snapshot import Snapshot
 
 TEMPLATES = ("a photo of a {}.",)  # of labels that belong to no learned domain
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What is wanted for one image.
-
-    Attributes:
-        task: the domain, where the caller knows it.
-        labels: an open vocabulary; None = the classes of the domain.
-        top_k: how many classes come back.
-    """
-
-    task: str | None = None
-    labels: tuple[str, ...] | None = None
-    top_k: int = 5
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What is said of one image.
-
-    Attributes:
-        task: the recognised or given domain, None for unseen images.
-        task_confidence: probability of that choice; 1 for a given domain.
-        unseen: whether frozen CLIP (with the likeliest groups) answered.
-        weight: lambda, the share of the groups in an unseen image's answer; 0 for seen ones.
-        groups: (domain, weight) of the groups at work.
-        classes: (label, probability), the likeliest first.
-    """
-
-    task: str | None
-    task_confidence: float
-    unseen: bool
-    weight: float
-    groups: tuple[tuple[str, float], ...]
-    classes: tuple[tuple[str, float], ...]
 
 
 @dataclass

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from pipeline.serving.library import LearnedTask, Refused
+from pipeline.serving.library import LearnedTask
+from pipeline.serving.pointer import Refused
 from pipeline.serving.snapshot import Snapshot
 from pipeline.settings import CanarySettings
 

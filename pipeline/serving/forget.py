@@ -27,11 +27,10 @@ from pipeline.serving.library import (
     TASK,
     LearnedTask,
     Library,
-    Refused,
     task_cards,
 )
 from pipeline.serving.model import ServedModel
-from pipeline.serving.pointer import NOTHING
+from pipeline.serving.pointer import NOTHING, Refused
 from pipeline.serving.snapshot import Snapshot
 from pipeline.settings import ServingSettings
 from pipeline.store import GroupRef, RunFolder

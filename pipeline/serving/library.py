@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.errors import IntegrityError
 from pipeline.identifiers import Signature
 from pipeline.model.backbone import Backbone
+from pipeline.serving.pointer import Refused
 from pipeline.store import GroupRef, RunFolder
 from pipeline.store.tensors import load
 
@@ -27,10 +28,6 @@ GROUP, IDENTITY, PROBE, TASK = (
     "task.json",
 )
 SIGNATURE = "signature/"
-
-
-class Refused(RuntimeError):
-    """A generation that must not answer; the message is one line with the reason."""
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,12 @@ from pipeline.identifiers.signature import Background
 from pipeline.methods.base import build_method, method_class
 from pipeline.model.backbone import Backbone, load_backbone
 from pipeline.model.kernels import Kernels, resolve_device
-from pipeline.serving.answer import TEMPLATES, Answer, Ask, Reading, answer_batch
+from pipeline.serving.answer import TEMPLATES, Reading, answer_batch
+from pipeline.serving.asking import Answer, Ask
 from pipeline.serving.canary import check
 from pipeline.serving.consult import Consultant, Nobody
-from pipeline.serving.library import Library, Refused
-from pipeline.serving.pointer import NOTHING, Pointer, read_pointer
+from pipeline.serving.library import Library
+from pipeline.serving.pointer import NOTHING, Pointer, Refused, read_pointer
 from pipeline.serving.snapshot import Snapshot, build_snapshot
 from pipeline.settings import ServingSettings, Settings
 from pipeline.store import RunFolder
@@ -111,7 +112,7 @@ class ServedModel:
         while (pointer := read_pointer(self.run)).generation > self._current.pointer.generation:
             if self._prepared is None or self._prepared.pointer != pointer:
                 self.prepare(pointer)
-            self.activate(pointer.generation)
+            self.activate(pointer)
         return self._current.pointer
 
     def prepare(self, pointer: Pointer) -> dict[str, float]:
@@ -124,6 +125,7 @@ class ServedModel:
             Refused: why it must not answer; nothing has changed.
         """
         with self._mutex, self.exact():
+            self._prepared = None
             snapshot = self._build(pointer)
             changes = check(snapshot, self._current, self.serving.canary)
             self._prepared = snapshot
@@ -131,18 +133,17 @@ class ServedModel:
             self.library.keep([task.ref for task in both])
             return changes
 
-    def activate(self, generation: int) -> Pointer:
+    def activate(self, pointer: Pointer) -> Pointer:
         """Answer from the prepared generation from now on; returns the one that answers.
 
-        Another generation than the prepared one is left to `follow`.
+        Anything but exactly what was prepared is left to `follow`.
         """
         with self._mutex:
             prepared = self._prepared
-            newer = prepared is not None and (
-                self._current.pointer.generation < prepared.pointer.generation
-            )
-            if prepared is not None and newer and prepared.pointer.generation == generation:
-                self._current, self._prepared = prepared, None
+            if prepared is not None and prepared.pointer == pointer:
+                if pointer.generation > self._current.pointer.generation:
+                    self._current = prepared
+                self._prepared = None
         return self._current.pointer
 
     def _build(self, pointer: Pointer) -> Snapshot:

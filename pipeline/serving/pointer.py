@@ -20,6 +20,10 @@ HISTORY = "serving"
 _FILE = re.compile(r"(\d{6,})\.json")
 
 
+class Refused(RuntimeError):
+    """A generation that must not answer; the message is one line with the reason."""
+
+
 @dataclass(frozen=True)
 class Pointer:
     """A generation and the manifest it answers from; generation 0 is frozen CLIP alone."""
@@ -66,8 +70,9 @@ def write_pointer(run: RunFolder, pointer: Pointer, reason: str) -> None:
     run.folder.write_json(POINTER, asdict(pointer))
 
 
-def history(run: RunFolder) -> list[dict[str, Any]]:
-    """All generations so far, `{"generation", "manifest", "sha256", "reason", "time"}`."""
+def history(run: RunFolder, latest: int = 50) -> list[dict[str, Any]]:
+    """The latest generations, `{"generation", "manifest", "sha256", "reason", "time"}`."""
     folder, last = run.folder.child(HISTORY), read_pointer(run).generation
     numbers = sorted(int(m[1]) for m in map(_FILE.fullmatch, folder.list()) if m)
-    return [folder.read_json(f"{n:06d}.json") for n in numbers if n <= last]
+    numbers = [number for number in numbers if number <= last][-latest:]
+    return [folder.read_json(f"{number:06d}.json") for number in numbers]

@@ -19,8 +19,8 @@ from pipeline.identifiers.signature import Background
 from pipeline.methods.base import Method, build_method
 from pipeline.model.backbone import Backbone
 from pipeline.model.fusion import unseen_weight
-from pipeline.serving.library import LearnedTask, Library, Refused
-from pipeline.serving.pointer import Pointer
+from pipeline.serving.library import LearnedTask, Library
+from pipeline.serving.pointer import Pointer, Refused
 from pipeline.settings import Settings
 from pipeline.store import GroupRef
 

@@ -8,8 +8,10 @@ import json
 import os
 import re
 import signal
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,7 @@ def endpoint(
         f"run_dir={run.uri}", f"serving.port={port}", "publish=candidate",
         "serving.replicas_min=2", "serving.replicas_max=2", "serving.num_cpus=0.1",
         "serving.canary.floor=0.0", "serving.max_body_mib=1", "serving.poll_s=0.5",
+        "serving.batch_size=2", "serving.queue=4",
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ARCHIPELAGO_ADMIN_TOKEN", TOKEN)
@@ -139,6 +142,14 @@ def test_errors_over_http(endpoint: Endpoint) -> None:
         status, answer = call(url, body)
         assert status == answer["error"]["code"] == code
         assert "\n" not in answer["error"]["message"]
+    request = urllib.request.Request(url, b"{", {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=30)
+    assert refused.value.code == 400
+    many = endpoint.body(count=6)
+    with ThreadPoolExecutor(48) as pool:
+        answers = list(pool.map(lambda _: call(url, many), range(96)))
+    assert {status for status, _ in answers} == {200, 429}
     status, answer = call(f"{endpoint.url}/v2/health/ready")
     assert status == 200 and answer == {"ready": True}
 

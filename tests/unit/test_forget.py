@@ -10,7 +10,7 @@ import pytest
 
 from jobs import forget as job
 from pipeline.errors import UserError
-from pipeline.serving.answer import Ask
+from pipeline.serving.asking import Ask
 from pipeline.serving.forget import forget_task
 from pipeline.serving.model import ServedModel
 from pipeline.serving.pointer import next_pointer, read_pointer, write_pointer
@@ -84,7 +84,7 @@ def test_dependents_are_mixed_anew_and_measured(
     pointer = next_pointer(run, plan.manifest)
     model.prepare(pointer)
     write_pointer(run, pointer, "forget")
-    model.activate(pointer.generation)
+    model.activate(pointer)
     told = plan.finish(erase=False)
     assert told["erased"] == []
     _, after, _ = model.classify(many, asks)

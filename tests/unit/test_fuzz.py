@@ -11,7 +11,7 @@ from schemathesis.config import SchemathesisConfig
 
 from actors.http.admin import token_hash
 from actors.http.app import create_app
-from actors.http.backend import LocalBackend
+from actors.http.local import LocalBackend
 from pipeline.serving.model import ServedModel
 from pipeline.store import RunFolder
 from tests.unit.tiny_serving import SERVING

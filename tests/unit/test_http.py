@@ -15,7 +15,8 @@ from PIL import Image
 
 from actors.http.admin import token_hash
 from actors.http.app import create_app
-from actors.http.backend import LocalBackend, Reply
+from actors.http.backend import Reply
+from actors.http.local import LocalBackend
 from actors.http.problems import busy, not_ready
 from pipeline.serving.model import ServedModel
 from pipeline.store import RunFolder

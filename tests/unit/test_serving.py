@@ -12,10 +12,16 @@ from pipeline.evaluation.engine import Engine, EngineSpec
 from pipeline.identifiers import Evidence, Identification
 from pipeline.model.fusion import fuse, softmax
 from pipeline.model.kernels import Kernels
-from pipeline.serving.answer import Ask
-from pipeline.serving.library import Refused
+from pipeline.serving.asking import Ask
 from pipeline.serving.model import ServedModel
-from pipeline.serving.pointer import Pointer, history, next_pointer, read_pointer, write_pointer
+from pipeline.serving.pointer import (
+    Pointer,
+    Refused,
+    history,
+    next_pointer,
+    read_pointer,
+    write_pointer,
+)
 from pipeline.store import RunFolder
 from pipeline.store.tensors import dump, load
 from tests.unit.tiny_run import TASKS, World
@@ -159,11 +165,13 @@ def test_generations_grow_and_old_answers_stay(
     changes = model.prepare(candidate)
     assert changes[TASKS[0]] == 0.0 and set(changes) == set(TASKS)
     assert model.current.pointer.manifest == 1, "prepared is not activated"
+    same = Pointer(candidate.generation, 2, "another manifest under the same number")
+    assert model.activate(same).manifest == 1
     write_pointer(mine, candidate, "publish")
-    assert model.activate(candidate.generation) == candidate
+    assert model.activate(candidate) == candidate
     _, after, _ = model.classify(images, [Ask(TASKS[0])] * len(images))
     assert after == before, "the same to the bit"
-    assert model.activate(1) == candidate, "never backwards"
+    assert model.activate(read_pointer(run)) == candidate, "never backwards"
     point(mine, 2)
     assert model.follow().manifest == 2 and len(model.current.tasks) == 2
     assert [(e["generation"], e["manifest"]) for e in history(mine)][-2:] == [(3, LAST), (4, 2)]
@@ -220,7 +228,7 @@ def test_a_bad_group_is_refused_and_the_old_generation_keeps_answering(
     with pytest.raises(Refused, match=reason) as refusal:
         model.prepare(bad)
     assert "\n" not in str(refusal.value) and TASKS[2] in str(refusal.value)
-    assert model.activate(bad.generation).manifest == 2
+    assert model.activate(bad).manifest == 2
     assert list(model.current.tasks) == list(TASKS[:2])
     assert ServedModel(mine.uri, SERVING, "cpu").current.pointer == read_pointer(mine)
 
