@@ -146,8 +146,6 @@ def test_what_serve_is_told_is_legal(index: int) -> None:
     assert (app.route_prefix, app.import_path) == ("/", "actors.endpoint:build")
     assert app.args["run_dir"] == job_settings().run_dir, "another run than the one that is learned"
     module, _, name = app.import_path.partition(":")
-    if not (ROOT / f"{module.replace('.', '/')}.py").exists():
-        pytest.skip("the endpoint is not in this tree")
     assert getattr(importlib.import_module(module), name)(app.args) is not None
 
 
@@ -176,8 +174,6 @@ def test_the_board_shows_what_is_measured() -> None:
         for name in re.findall(r"ray_(archipelago_\w+)", asked)
     }
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"]) >= 6
-    if not (ROOT / "actors" / "endpoint.py").exists():
-        pytest.skip("the endpoint is not in this tree")
     made = r'(?:Counter|Gauge|Histogram)\(\s*"(archipelago_\w+)"'
     sources = " ".join(file.read_text() for file in (ROOT / "actors").rglob("*.py"))
     assert shown == set(re.findall(made, sources))
