@@ -20,7 +20,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,16 +124,23 @@ def compare_joint(part: str, seeds: Sequence[int], arguments: Sequence[str]) -> 
 
 
 def _kept(part: str, seed: int, arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What `joint` finds, or what it found before with these words in the same run_dir."""
+    """What `joint` finds; what it found before with these words in the same run_dir is read."""
     where = load(list(arguments)).run_dir
     if where is None:
         return joint(seed, PARTS[part], arguments)
-    said = sha256(json.dumps([part, PARTS[part], sorted(arguments)]).encode())[:12]
-    path = Path(where) / f"{part}-{said}-{seed}.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(joint(seed, PARTS[part], arguments)))
-    return json.loads(path.read_text())
+    paths = {
+        name: Path(where) / f"{sha256(json.dumps([words, *arguments]).encode())[:12]}-{seed}.json"
+        for name, words in PARTS[part].items()
+    }
+    missing = {name: PARTS[part][name] for name, path in paths.items() if not path.exists()}
+    Path(where).mkdir(parents=True, exist_ok=True)
+    if missing:
+        joint(seed, missing, arguments, lambda name, result: _write(paths[name], result))
+    return {name: json.loads(path.read_text()) for name, path in paths.items()}
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    path.write_text(json.dumps(result))
 
 
 def _gain(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
@@ -142,7 +149,10 @@ def _gain(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
 
 
 def joint(
-    seed: int, variants: dict[str, list[str]], arguments: Sequence[str]
+    seed: int,
+    variants: dict[str, list[str]],
+    arguments: Sequence[str],
+    done: Callable[[str, dict[str, Any]], None] = lambda name, result: None,
 ) -> dict[str, dict[str, Any]]:
     """Per variant: `figures` task -> (value, unit, lower is better), `gate`, `parameters`."""
     common = [*IN_PROCESS, "tracking=off", *arguments, f"seed={seed}"]
@@ -172,6 +182,7 @@ def joint(
                 if head is not None and state is not None:
                     head.load_state_dict(state, strict=True)
             found[name] = _train_jointly(chosen, backbone, domains, objectives, tests)
+            done(name, found[name])
     return found
 
 
