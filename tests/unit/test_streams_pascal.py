@@ -164,6 +164,8 @@ def test_a_wrong_folder_is_refused_in_one_line(tmp_path: Path, gone: str, words:
     assert "\n" not in str(caught.value)
     if gone == "sal_distill":
         assert [d.name for d in stream(root, order=["semseg", "edges"])] == ["semseg", "edges"]
+        stages = [["semseg"], ["edges"]]
+        assert [d.name for d in stream(root, stages=stages)] == ["semseg", "edges"]
 
 
 def test_an_empty_and_a_doubled_list_are_refused(tmp_path: Path) -> None:

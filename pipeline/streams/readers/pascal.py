@@ -98,7 +98,8 @@ class PascalReader:
     def __init__(self, settings: StreamSettings, seed: int) -> None:
         self.options = read_options(settings.options, OPTIONS)
         self.root = Root.open(settings.root)
-        self.tasks = sorted(set(settings.order or TASKS) & set(TASKS))
+        wanted = settings.order or [t for stage in settings.stages or () for t in stage]
+        self.tasks = sorted(set(wanted or TASKS) & set(TASKS))
         self._splits: dict[str, Split] = {}
 
     def names(self) -> list[str]:
