@@ -13,7 +13,16 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.settings import ClusterSettings, StreamSettings, WorkerSettings
-from pipeline.streams import Domain, ImageTable, PreparedDomain, RawRow, Split, open_stream, prepare
+from pipeline.streams import (
+    DenseTable,
+    Domain,
+    ImageTable,
+    PreparedDomain,
+    RawRow,
+    Split,
+    open_stream,
+    prepare,
+)
 from tests.helpers import parquet_domain, png
 
 CLUSTER = ClusterSettings(data=WorkerSettings(num_workers=2, num_cpus=0.25), timeout_s=60)
@@ -55,15 +64,22 @@ def test_ray_gives_the_same_tables_and_quarantine(tmp_path: Path, local_ray: str
     parquet_domain(tmp_path / "data", "two")
     domains = open_stream(StreamSettings(reader="parquet", root=str(tmp_path / "data")), 0)
     assert len(domains[0].splits["train"].chunks) > 1
+    scenes = StreamSettings(reader="scenes", options={"train": 3, "test": 2})
+    domains += open_stream(scenes, 0, dense=True)
     here, there = (prepared(domains, tmp_path, use_ray) for use_ray in (False, True))
-    assert [d.counts for d in there] == [{"train": 445, "test": 18}, {"train": 36, "test": 18}]
-    assert [d.quarantined for d in there] == [5, 0]
+    counts = [{"train": 445, "test": 18}, {"train": 36, "test": 18}, *[{"train": 3, "test": 2}] * 5]
+    assert [d.counts for d in there] == counts
+    assert [d.quarantined for d in there] == [5, 0, 0, 0, 0, 0, 0]
     for one, other in zip(here, there, strict=True):
         for split in ("train", "test"):
             a, b = ImageTable.open(one.tables[split]), ImageTable.open(other.tables[split])
             everything = np.arange(len(a))
             assert (a.images(everything) == b.images(everything)).all()
             assert a.labels.tolist() == b.labels.tolist() and a.rows.tolist() == b.rows.tolist()
+            if one.kind is not None:
+                dense = DenseTable.open(one.tables[split]), DenseTable.open(other.tables[split])
+                c, d = (table.targets(one.name, everything) for table in dense)
+                assert (c == d).all() and dense[1].usable(one.name).all()
     name = "run/quarantine-one.parquet"
     found = pq.read_table(tmp_path / "ray" / name)
     assert found.equals(pq.read_table(tmp_path / "process" / name))
