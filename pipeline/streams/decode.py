@@ -21,6 +21,7 @@ VERSION = 1  # raise it when pixels would come out differently: caches are keyed
 # Formats that carry a signature and declare their size up front (ICO hides a PNG of any size).
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI")
 ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+ORIENTATION = 0x0112  # tag of EXIF
 EXTREME_ASPECT = 4  # longer images lose their ends before they are resized: memory stays bounded
 
 
@@ -56,11 +57,11 @@ def decode(data: bytes | None, max_pixels: int) -> Image.Image:
         raise BadImage(f"cannot decode: {type(error).__name__}: {one_line(error)}") from None
 
 
-def header_size(data: bytes) -> tuple[int, int] | None:
-    """(H, W) that a file's header states, None where it is no image; decodes nothing."""
+def header_size(data: bytes) -> tuple[int, int, bool] | None:
+    """(H, W) that a file's header states and whether it is stored upright; None if no image."""
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
-            return image.height, image.width
+            return image.height, image.width, image.getexif().get(ORIENTATION, 1) == 1
     except Exception:  # whatever it is, decoding will say why
         return None
 

@@ -114,8 +114,11 @@ def test_the_five_tasks_as_the_benchmark_reads_them(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_used_is_quarantined_for_its_task(tmp_path: Path) -> None:
-    root = tree(tmp_path / "data", train=9)
-    names = [f"2008_train{i}" for i in range(9)]
+    root = tree(tmp_path / "data", train=10)
+    names = [f"2008_train{i}" for i in range(10)]
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.new("RGB", (WIDE, HIGH)).save(root / "JPEGImages" / f"{names[9]}.jpg", exif=exif)
     (root / "sal_distill" / f"{names[0]}.png").unlink()
     save_png(root / "sal_distill" / f"{names[1]}.png", np.zeros((8, 8), np.uint8))
     (root / "human_parts" / f"{names[2]}.mat").write_bytes(b"MATLAB 7.3 MAT-file" + bytes(600))
@@ -128,13 +131,14 @@ def test_what_cannot_be_used_is_quarantined_for_its_task(tmp_path: Path) -> None
     save_mat(root / "human_parts" / f"{names[6]}.mat", anno={"objects": person(class_ind=8)})
     domains = {d.name: d for d in prepare(stream(root), tmp_path, size=24)}
     assert {n: d.quarantined for n, d in domains.items()} == {
-        "edges": 2, "human_parts": 4, "normals": 2, "sal": 3, "semseg": 2,
+        "edges": 3, "human_parts": 5, "normals": 3, "sal": 4, "semseg": 3,
     }  # fmt: skip
     reasons = {}
     for name in ALL:
         rows = pq.read_table(tmp_path / f"run/quarantine-{name}.parquet").to_pylist()
         reasons[name] = {row["row"]: row["reason"] for row in rows}
         assert reasons[name][8] == "not an image, or of an unknown format"
+        assert "stored turned (EXIF)" in reasons[name][9]
     assert reasons["sal"][0] == "sal: no target (no file)"
     assert "sal_distill/2008_train1.png: target of 8 x 8 pixels" in reasons["sal"][1]
     assert "not a readable .mat" in reasons["human_parts"][2]

@@ -61,9 +61,17 @@ class PascalChunk:
         """Read one image and its targets at a time."""
         for at, (row, name) in enumerate(self.ids):
             image = self.root.read(f"{IMAGES}/{name}.jpg")
-            size = header_size(image)
-            tasks = self.places if size is not None else ()  # the image is quarantined as a whole
-            yield RawRow(row, image, None, {t: self._target(t, at, *size) for t in tasks})  # type: ignore[misc]
+            yield RawRow(row, image, None, self._targets(at, image))
+
+    def _targets(self, at: int, image: bytes) -> dict[str, np.ndarray | Unusable]:
+        header = header_size(image)
+        if header is None:
+            return {}  # the image is quarantined as a whole
+        high, wide, upright = header
+        if not upright:
+            turned = Unusable("the image is stored turned (EXIF); its targets are not")
+            return dict.fromkeys(self.places, turned)
+        return {task: self._target(task, at, high, wide) for task in self.places}
 
     def _target(self, task: str, at: int, high: int, wide: int) -> np.ndarray | Unusable:
         path = self.places[task][at]
