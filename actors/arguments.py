@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.config import load
 from pipeline.errors import UserError
 from pipeline.settings import Settings
+from pipeline.streams import Domain
 
 
 def load_settings(arguments: Sequence[str]) -> Settings:
@@ -55,6 +56,22 @@ def reference_settings(arguments: Sequence[str], method: str, settings: Settings
         alone = other.cluster.train.model_copy(update={"num_workers": 0})
         changes["cluster"] = other.cluster.model_copy(update={"train": alone})
     return other.model_copy(update=changes)
+
+
+def without_words(settings: Settings, domains: Sequence[Domain]) -> Settings:
+    """Where all tasks are dense nobody reads class names: groups get no text experts.
+
+    Raises:
+        UserError: there would be no experts at all.
+    """
+    if any(domain.kind is None for domain in domains):
+        return settings
+    if settings.experts.image == "off":
+        raise UserError(
+            f"experts.image: off leaves nothing to learn for {domains[0].name!r}, a dense task"
+        )
+    experts = settings.experts.model_copy(update={"text": "off"})
+    return settings.model_copy(update={"experts": experts})
 
 
 def cache_dir(settings: Settings) -> str:

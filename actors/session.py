@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.arguments import cache_dir
+from actors.arguments import cache_dir, without_words
 from actors.cluster import connect, uses_ray
 from actors.encoders import EncoderPool, worker_threads
 from actors.identify import IdentifierPool, in_pool
@@ -133,6 +133,7 @@ class Session:
         else:
             self.domains, self.pool = self.parent.domains, self.parent.pool
             self.scorer = self.parent.scorer
+        settings = self.settings = without_words(settings, self.domains)
         tasks = [domain.name for domain in self.domains]
         stages = stages_of(settings, tasks)
         self.run.journal.append(

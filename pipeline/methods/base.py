@@ -79,6 +79,9 @@ class Adapter(nn.Module, ABC):
         """Token maps (B, L, D) of several depths, for dense tasks; only where `Method.dense`."""
         raise NotImplementedError
 
+    def rest_text(self) -> None:
+        """No task of the stage reads class names: leave out of training what adapts them."""
+
     @abstractmethod
     def export(self) -> dict[str, Tensor]:
         """Tensors of `group.safetensors`."""

@@ -135,6 +135,13 @@ class GroupAdapter(Adapter):
         x_CD = tower.pooled(x_CLD, self.first["text"], delta, position_C)
         return F.normalize(tower.finish(x_CD).float(), dim=-1)
 
+    def rest_text(self) -> None:
+        """Text experts, and the weights of the neighbours' ones, stay as they are."""
+        if self.group.text is not None:
+            self.group.text.requires_grad_(False)
+        if "text" in self.influence:
+            self.influence["text"].requires_grad_(False)
+
     def borrowed(self) -> list[dict[str, Any]]:
         """The neighbours that are mixed in."""
         return [{"task": n.task, "distance": n.distance} for n in self.neighbours]

@@ -200,7 +200,13 @@ def _folds(spec: StageSpec, domain: PreparedDomain) -> tuple[ImageTable, np.ndar
 
 
 def attach_heads(adapter: Adapter, objectives: Sequence[Objective]) -> None:
-    """Let the heads of the tasks that have one train with the group."""
+    """Let the heads of the tasks that have one train with the group.
+
+    Where no task reads class names, nothing that adapts them trains: data-parallel workers would
+    wait for its gradients.
+    """
+    if not any(task.pooled for task in objectives):
+        adapter.rest_text()
     heads = {str(number): task.head() for number, task in enumerate(objectives)}
     found = {number: head for number, head in heads.items() if head is not None}
     if found:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors.arguments import without_words
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
 from pipeline.evaluation.report import write_report
@@ -20,7 +21,8 @@ from pipeline.store.tensors import dump, load
 from pipeline.streams import open_stream, prepare
 from pipeline.training import checkpoints
 from pipeline.training.loop import TrainingState
-from pipeline.training.stage import GROUP, Outcome, run_stage
+from pipeline.training.objectives import predict_all
+from pipeline.training.stage import GROUP, Outcome, attach_heads, build, load_data, run_stage
 from tests.unit.tiny_clip import save_local
 from tests.unit.tiny_run import World, learn_stream, make_learner, run_settings, stage_spec
 
@@ -171,3 +173,31 @@ def test_resumed_equals_uninterrupted(world: World, tmp_path: Path) -> None:
 def test_methods_for_images_refuse_dense_tasks() -> None:
     with pytest.raises(UserError, match=r"is a dense task .* take method=ase"):
         open_stream(StreamSettings(**SCENES), 0, dense=False)
+
+
+def test_everything_that_trains_gets_a_gradient(world: World, tmp_path: Path) -> None:
+    """Data-parallel workers wait for each trained parameter: nobody reads class names here."""
+    spec = stage_spec(world, tmp_path, _settings(world))
+    method, adapter = build(spec)
+    assert adapter.group.text is not None  # the settings have text experts
+    tasks = load_data(spec, method, 0, 1)
+    attach_heads(adapter, tasks)
+    chosen = np.array([[0, 0], [1, 0]])
+    inputs = [task.inputs(chosen).float() for task in tasks]
+    outputs = predict_all(adapter, tasks, inputs, 0)
+    pairs = zip(tasks, outputs, strict=True)
+    torch.stack([task.loss(output, chosen, 0.0) for task, output in pairs]).sum().backward()
+    idle = [n for n, p in adapter.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == [] and any(p.requires_grad for p in adapter.group.parameters())
+
+
+def test_streams_of_dense_tasks_have_no_text_experts(world: World) -> None:
+    settings = _settings(world)
+    scenes = open_stream(StreamSettings(**SCENES), 0, dense=True)
+    assert settings.experts.text == "on"
+    assert without_words(settings, scenes).experts.text == "off"
+    digits = open_stream(StreamSettings(reader="rendered", order=["digits"]), 0)
+    assert without_words(settings, [*scenes, *digits]) is settings
+    blind = settings.experts.model_copy(update={"image": "off"})
+    with pytest.raises(UserError, match=r"experts\.image: off leaves nothing to learn for 'edges'"):
+        without_words(settings.model_copy(update={"experts": blind}), scenes)
