@@ -21,9 +21,10 @@ from pipeline.identifiers.signature import Background, task_distance
 from pipeline.methods.base import Neighbour, method_class
 from pipeline.model.kernels import Kernels
 from pipeline.settings import Settings
-from pipeline.store import GroupRef, RunFolder, sha256
+from pipeline.store import GroupRef, RunFolder
 from pipeline.store.tensors import dump, load
 from pipeline.streams import ImageTable, PreparedDomain, Stage, plan_stages, stratified_fold
+from pipeline.streams.card import data_card
 from pipeline.training.launch import train_stage
 from pipeline.training.stage import GROUP, PROBE, Outcome, StageSpec
 
@@ -337,7 +338,7 @@ class Learner:
             "schema": 1,
             "stage": stage,
             "name": name,
-            **_described(domains),
+            **data_card(domains),
             "method": self.method.name,
             "neighbours": [
                 {
@@ -374,28 +375,3 @@ def stages_of(settings: Settings, tasks: Sequence[str]) -> list[Stage]:
     """
     method = method_class(settings.method.name)
     return plan_stages(tasks, settings.stream.stages, joint=method.joint, alone=method.alone)
-
-
-def _described(domains: Sequence[PreparedDomain]) -> dict[str, Any]:
-    """What a card says of a stage's data; of several tasks, each apart under `tasks` as well."""
-    cards = [
-        {
-            "name": domain.name,
-            "classes": list(domain.classes),
-            "templates": list(domain.templates),
-            "digests": dict(domain.digests),
-            "counts": dict(domain.counts),
-            **({} if domain.kind is None else {"kind": domain.kind}),
-        }
-        for domain in domains
-    ]
-    if len(cards) == 1:
-        return {key: value for key, value in cards[0].items() if key != "name"}
-    splits = domains[0].digests
-    return {
-        "tasks": cards,
-        "classes": [name for domain in domains for name in domain.classes],
-        "templates": [],
-        "digests": {k: sha256("".join(d.digests[k] for d in domains).encode()) for k in splits},
-        "counts": {k: sum(domain.counts[k] for domain in domains) for k in domains[0].counts},
-    }

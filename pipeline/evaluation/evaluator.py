@@ -19,6 +19,7 @@ from pipeline.dense import build
 from pipeline.evaluation.logits import LogitStore, list_digest
 from pipeline.evaluation.metrics import auroc, expected_calibration_error
 from pipeline.identifiers import Evidence, Identification, Identifier, Shown
+from pipeline.identifiers.oracle import certain
 from pipeline.methods.base import Method
 from pipeline.model.fusion import fuse, softmax, unseen_weight
 from pipeline.settings import Settings
@@ -240,7 +241,7 @@ class Evaluator:
         right: dict[str, np.ndarray] = {}
         found: dict[str, Identification] = {}
         for task in self.classified:
-            truth = _given(task, learned, len(self._tables[task]))
+            truth = certain(task, learned, len(self._tables[task]))
             right[f"oracle/{task}"] = self.correct(task, truth)
             if not self.method.identifies:
                 found[task] = truth
@@ -390,16 +391,3 @@ def likeliest(shares_BT: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
     """The `count` likeliest tasks of each image: indices (B, M) and their shares (B, M)."""
     order = np.argsort(-shares_BT, axis=1, kind="stable")[:, :count]
     return order, np.maximum(np.take_along_axis(shares_BT, order, axis=1), 1e-12)
-
-
-def _given(task: str, learned: Sequence[str], count: int) -> Identification:
-    """The identification of someone who knows."""
-    index = list(learned).index(task) if task in learned else -1
-    shares = np.full((count, len(learned)), 1.0 / max(1, len(learned)))
-    if index >= 0:
-        shares = np.zeros((count, len(learned)))
-        shares[:, index] = 1.0
-    probabilities = np.concatenate([shares * (index >= 0), np.full((count, 1), index < 0)], axis=1)
-    return Identification(
-        tuple(learned), probabilities, shares, np.full(count, index), np.full(count, index < 0.0)
-    )

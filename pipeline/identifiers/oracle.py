@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipeline.identifiers.base import Evidence, Identification, Identifier, Study, register
@@ -55,12 +57,16 @@ class Oracle(Identifier):
 
     def identify(self, evidence: Evidence) -> Identification:
         """Certain of the given task."""
-        count, options = len(evidence.features), self.tasks
-        index = options.index(evidence.task) if evidence.task in options else -1
-        probabilities = np.zeros((count, len(options) + 1))
-        probabilities[:, index] = 1.0
-        shares = np.full((count, len(options)), 1.0 / max(1, len(options)))
-        if index >= 0:
-            shares = probabilities[:, :-1]
-        unseen = np.full(count, float(index < 0))
-        return Identification(options, probabilities, shares, np.full(count, index), unseen)
+        return certain(evidence.task, self.tasks, len(evidence.features))
+
+
+def certain(task: str | None, options: Sequence[str], count: int) -> Identification:
+    """The identification of `count` images by someone who knows: none where it is no option."""
+    index = options.index(task) if task in options else -1
+    probabilities = np.zeros((count, len(options) + 1))
+    probabilities[:, index] = 1.0
+    shares = np.full((count, len(options)), 1.0 / max(1, len(options)))
+    if index >= 0:
+        shares = probabilities[:, :-1]
+    unseen = np.full(count, float(index < 0))
+    return Identification(tuple(options), probabilities, shares, np.full(count, index), unseen)
