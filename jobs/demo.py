@@ -39,6 +39,7 @@ DEFAULTS = [  # short, for two cores: a fair measurement takes the defaults of `
     "stream=atlas",
     "stream.order=[digits,glyphs,shapes,terrain,textures]",
     "stream.options.train=480",
+    "identifier=cascade",  # with mllm-tiny, which describes each domain
     "training.steps=50",
     "training.validate_every=25",
     "evaluation.references=[finetune]",
