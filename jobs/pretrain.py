@@ -98,7 +98,8 @@ def _examine(settings: PretrainSettings, root: str | None) -> None:
     where = model_folder(settings)
     if not where.is_dir():
         where = Path(str(settings.out))
-    found = domain_exam(Examiner(*load(where)), read_domains(root, settings.seed))
+    domains = read_domains(root, settings.seed, settings.exam.few, settings.exam.tests)
+    found = domain_exam(Examiner(*load(where)), domains)
     table = Table(title="Likelihood of the model's own descriptions, one image at a time")
     for name in ("domain", "right %", "description"):
         table.add_column(name)

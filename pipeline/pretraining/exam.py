@@ -185,7 +185,7 @@ def held_out(settings: PretrainSettings) -> tuple[np.ndarray, list[Known]]:
 
 
 def read_domains(
-    root: str | None, seed: int, few: int = 16, tests: int = 120
+    root: str | None, seed: int, few: int, tests: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Per domain `few` training and `tests` test images, drawn by seed.
 

@@ -54,6 +54,13 @@ class LessonSettings(Strict):
     options: PositiveInt = 9
 
 
+class ExamSettings(Strict):
+    """How many images of a domain an examination looks at."""
+
+    few: PositiveInt = 16
+    tests: PositiveInt = 120
+
+
 class PretrainSettings(Strict):
     """Everything that one training of a vision-language model needs."""
 
@@ -73,6 +80,7 @@ class PretrainSettings(Strict):
     model: ModelSettings = ModelSettings()
     pictures: PictureSettings = PictureSettings()
     lessons: LessonSettings = LessonSettings()
+    exam: ExamSettings = ExamSettings()
     workers: WorkerSettings = WorkerSettings(num_workers=0, num_cpus=1.0)
 
     @model_validator(mode="after")

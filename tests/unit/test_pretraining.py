@@ -12,12 +12,14 @@ import yaml
 from safetensors.torch import load_file
 
 from jobs import pretrain as job
+from pipeline.config import flatten
 from pipeline.errors import IntegrityError
 from pipeline.pretraining import captions, checkpoints, lessons, measures, pictures, prepare
 from pipeline.pretraining.launch import pretrain
 from pipeline.pretraining.lessons import Known
 from pipeline.pretraining.renderers import RENDERERS, SIZE
 from pipeline.pretraining.settings import FILE, PretrainSettings, load_settings
+from tests.helpers import parquet_domain
 from tests.unit.tiny_corpus import tiny_pretraining
 
 PACKAGE = Path(pictures.__file__).parent
@@ -70,6 +72,22 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been_stopped(
         checkpoints.restore(newest.parent)
     found = checkpoints.newest(tmp_path / "attempts")
     assert found is not None and found.step == 2  # the one before it
+
+
+def test_the_job_trains_and_examines(
+    settings: PretrainSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = settings.model_dump(include={"device", "steps", "batch_size", "model", "pictures"})
+    out = f"out={tmp_path / 'out'}"
+    words = [f"{k}={v}" for k, v in flatten(chosen).items()]
+    assert job.main([out, *words, "checkpoint_every=4"]) == 0
+    said = capsys.readouterr().out
+    assert "held-out pictures" in said
+    for name in ("amber", "birch"):
+        parquet_domain(tmp_path / "data", name)
+    assert job.main(["exam", out, "exam.few=2", "exam.tests=3", str(tmp_path / "data")]) == 0
+    said = capsys.readouterr().out
+    assert "amber" in said and "birch" in said and "mean" in said
 
 
 @pytest.mark.parametrize(
