@@ -68,7 +68,7 @@ COSTS = {
     },
 }
 IN_PROCESS = [f"cluster.{kind}.num_workers=0" for kind in ("train", "encode", "data")]
-REPEATS, BATCH, CLASSES = 15, 64, 20
+REPEATS, BATCH, CLASSES = 7, 16, 10
 
 
 def main(arguments: Sequence[str]) -> int:
