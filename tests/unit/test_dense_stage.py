@@ -87,6 +87,7 @@ def test_five_tasks_together_and_each_alone(world: World, tmp_path: Path) -> Non
     assert heads == set(OWN), "one head a task"
     assert group["image.W"].shape[0] == group["image.e"].shape[0] == 5, "one router, one embedding"
     assert group["image.B"].abs().sum() > 0
+    assert group["text.B"].abs().sum() == 0, "no task reads captions"
     card = json.loads(run.groups.read(run.groups.list()[0], "task.json"))
     assert card["parameters"]["group"] == sum(
         t.numel() for t in group.values() if t.is_floating_point()

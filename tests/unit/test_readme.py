@@ -21,6 +21,7 @@ DOCUMENTS = [
         "CONTRIBUTING.md",
         "docs/operations.md",
         "docs/serving.md",
+        "docs/ase.md",
     )
 ]
 
