@@ -65,8 +65,9 @@ def stage_seconds(run: RunFolder) -> dict[str, dict[str, float]]:
 
     `look` = features and calibration passes before training, `start` = starting and ending the
     Train run, `load` = backbone, prompts and held-out activations on the worker, `trunk` and
-    `steps` = the training itself, `finish` = neighbours, probes and export, `store` = hashing and
-    writing, `evaluate` = all tasks, `report` = until the next stage begins.
+    `steps` = the training itself, `finish` = neighbours, probes and export, `store` = calibrating
+    the identifier, hashing and writing, `evaluate` = all tasks, `report` = until the next stage
+    begins.
     """
     stages: dict[str, dict[str, float]] = {}
     events = run.journal.events()
@@ -91,7 +92,8 @@ def stage_seconds(run: RunFolder) -> dict[str, dict[str, float]]:
             "finish": done["worker"] - inside,
             "store": done["stage"] - worker["look"] - done["fit"],
             "evaluate": record["seconds"],
-            "report": _gap(measured, following[0]) if following else 0.0,
+            # After the last stage come the references, which are runs of their own.
+            "report": _gap(measured, following[0]) if _begins(following) else 0.0,
         }
     return stages
 
@@ -132,6 +134,10 @@ def empty_trainer(cluster: ClusterSettings) -> list[float]:
 
 def _before(events: list[dict[str, Any]], name: str, stage: int) -> dict[str, Any]:
     return next(e for e in reversed(events) if e["event"] == name and e["stage"] == stage)
+
+
+def _begins(events: list[dict[str, Any]]) -> bool:
+    return bool(events) and events[0]["event"] == "stage-started"
 
 
 def _gap(earlier: dict[str, Any], later: dict[str, Any]) -> float:
