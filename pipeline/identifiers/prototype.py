@@ -94,7 +94,6 @@ class Prototype(Identifier):
             "unseen": unseen,
         }
         self._known[task].calibration = calibration
-        self._dirty = True
         self._rule = None
         return calibration
 

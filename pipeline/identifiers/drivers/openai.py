@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 from PIL import Image
 
@@ -58,11 +58,11 @@ class OpenAIScorer:
         self.model = f"{settings.model}@endpoint"
         key = os.environ.get(KEY)
         self._shown = redacted({"endpoint": settings.endpoint})["endpoint"]
-        self._client = httpx.Client(
+        self._client = httpx2.Client(
             base_url=settings.endpoint.rstrip("/") + "/",
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=settings.timeout_s,
-            limits=httpx.Limits(max_connections=settings.concurrency),
+            limits=httpx2.Limits(max_connections=settings.concurrency),
         )
 
     # -- the contract ------------------------------------------------------------------------
@@ -144,7 +144,7 @@ class OpenAIScorer:
                     return _first_choice(answer.json())
                 status, reason = answer.status_code, f"HTTP {answer.status_code}"
                 pause = max(pause, _wanted_pause(answer))
-            except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+            except (httpx2.HTTPError, ValueError, LookupError, TypeError) as error:
                 status, reason = 0, type(error).__name__
             if status in FINAL:
                 raise UserError(
@@ -185,7 +185,7 @@ def _letter_scores(choice: dict[str, Any], letters: str) -> np.ndarray | None:
     return scores - np.logaddexp.reduce(scores)
 
 
-def _wanted_pause(answer: httpx.Response) -> float:
+def _wanted_pause(answer: httpx2.Response) -> float:
     """Seconds that the endpoint asks to wait, within reason."""
     try:
         return min(LONGEST_PAUSE_S, max(0.0, float(answer.headers.get("Retry-After", 0))))
