@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -210,3 +213,13 @@ def test_the_check_of_calls_can_fail(source: str) -> None:
 )
 def test_the_check_of_docstrings(source: str, names: list[str]) -> None:
     assert undocumented(source) == names
+
+
+def test_a_job_finds_its_siblings_from_anywhere(tmp_path: Path) -> None:
+    """`python jobs/bench_model.py` has `jobs/` on its path, not the folder above."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    found = subprocess.run(
+        [sys.executable, "-c", "import jobs, actors, pipeline"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
