@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import Any
 
 from ray import serve
@@ -16,12 +17,14 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from actors.http.admin import TOKEN, token_hash
+from actors.identify import POOL
 from actors.ingress import Ingress
 from actors.publisher import MODEL, Publisher
 from actors.replica import Replica
 from pipeline.settings import ServingSettings
 
 PUBLISHER = "Publisher"
+POOLS_GO_S = 15.0
 
 
 def application(
@@ -78,12 +81,24 @@ def publisher_of(app: str) -> DeploymentHandle:
     return serve.get_deployment_handle(PUBLISHER, app)
 
 
+def _wait_for_pools() -> None:
+    """A pool that only this endpoint used goes with its lease; a job's stays, and Serve with it."""
+    deadline = time.monotonic() + POOLS_GO_S
+    while time.monotonic() < deadline:
+        apps = serve.status().applications
+        if not apps or not all(name.startswith(POOL) for name in apps):
+            return
+        time.sleep(0.2)
+
+
 def take_down(app: str) -> bool:
     """End an endpoint, and Serve with it if nothing else is served; whether there was one."""
     status = serve.status()
     there = app in status.applications
     if there:
         serve.delete(app)
+        _wait_for_pools()
+        status = serve.status()
     if not set(status.applications) - {app}:
         with contextlib.suppress(Exception):
             serve.shutdown()

@@ -37,7 +37,7 @@ from pipeline.settings import IdentifierSettings, IdentifyPoolSettings, Settings
 
 log = logging.getLogger(__name__)
 
-DEPLOYMENT = "model"
+POOL, DEPLOYMENT = "archipelago-identify", "model"
 LARGEST_BATCH = 8  # requests that a replica answers together; a job's request holds many images
 WAIT_S = 0.005  # for others to join a batch
 READ_IN_FULL = 64 * 2**20  # bytes of a model's file that are hashed; of larger ones only the size
@@ -264,4 +264,4 @@ def pool_name(settings: IdentifierSettings, cluster: IdentifyPoolSettings) -> st
         total.update(f"{file.name} {size}".encode())
         if file.is_file() and size <= READ_IN_FULL:
             total.update(file.read_bytes())
-    return f"archipelago-identify-{total.hexdigest()[:12]}"
+    return f"{POOL}-{total.hexdigest()[:12]}"

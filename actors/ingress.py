@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class ServeBackend:
     async def classify(self, images: np.ndarray, asks: Sequence[Ask]) -> Reply:
         """Answer, from whichever replica lives."""
         reply, again = await self._call("classify", images, list(asks))
-        return Reply(reply.generation, reply.answers, reply.milliseconds, reply.unknown, again)
+        return replace(reply, again=again)
 
     async def describe(self) -> dict[str, Any]:
         """What a replica says of itself."""

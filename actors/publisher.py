@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,8 @@ from pipeline.store import RunFolder
 log = logging.getLogger("ray.serve.archipelago")
 
 PAUSE_S = 0.1
+POOL_AGAIN_S = 10.0
+NEVER_LOOK = ("prototype", "oracle")  # identifiers without a multimodal model
 MODEL = "Model"
 
 
@@ -44,6 +47,30 @@ class Publisher:
         self.app = app
         self.model: DeploymentHandle = model
         self._turn = asyncio.Lock()
+        self._pool: Any = None
+        identifier = self.run.read()["config"]["identifier"]["name"]
+        if self.serving.consult_s > 0 and identifier not in NEVER_LOOK:
+            threading.Thread(target=self._hold, name="pool", daemon=True).start()
+
+    def _hold(self) -> None:
+        """Keep the multimodal model up while the endpoint is; without it signatures decide."""
+        from actors.consult import consults  # torch: only where it is needed
+        from actors.identify import IdentifierPool, in_pool
+        from pipeline.serving.model import run_settings
+
+        settings = run_settings(self.run.read())
+        if not (consults(settings, self.serving) and in_pool(settings)):
+            return
+        while self._pool is None:
+            try:
+                self._pool = IdentifierPool(settings).__enter__()
+            except Exception as error:
+                log.warning("no multimodal model: %s", " ".join(str(error).split()))
+                time.sleep(POOL_AGAIN_S)
+
+    def __del__(self) -> None:
+        if self._pool is not None:
+            self._pool.__exit__()
 
     async def publish(self, manifest: int | None, reason: str = "publish") -> dict[str, Any]:
         """Answer from a manifest, None for the newest; a manifest that answers stays as it is."""

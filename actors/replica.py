@@ -6,17 +6,21 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from ray import serve
 
+from actors.consult import SecondOpinion, consults
 from actors.http.backend import Reply
 from actors.http.local import describe, example, lineage
 from pipeline.errors import IntegrityError
 from pipeline.serving.asking import Ask
+from pipeline.serving.consult import Doubt
 from pipeline.serving.model import ServedModel, single_thread
 from pipeline.serving.pointer import Pointer, Refused, read_pointer
 from pipeline.settings import ServingSettings
@@ -47,6 +51,10 @@ class Replica:
         self._answering = ThreadPoolExecutor(1, "answer")
         self._loading = ThreadPoolExecutor(1, "load")
         self._fresh = True
+        settings = self.model.settings
+        self._second: SecondOpinion | None = None
+        if consults(settings, self.serving):
+            self._second = SecondOpinion(settings, self.serving.consult_s)
         self._lag = Gauge("archipelago_generation_lag", description="Generations behind the run")
         size = self.model.backbone.image_size
         self.model.classify(np.zeros((1, size, size, 3), np.uint8), [Ask()])
@@ -67,39 +75,82 @@ class Replica:
 
     async def classify(self, images: np.ndarray, asks: list[Ask]) -> Reply:
         """Answer one request; it shares its pass with whatever else is waiting."""
-        return await self._batched((images, asks))
+        reply, doubts = await self._batched((images, asks))
+        if self._second is None or not doubts:
+            return reply
+        clock = time.perf_counter()
+        told = await self._second(images[[doubt.row for doubt in doubts]], doubts)
+        if told is None:
+            reply = replace(reply, late=len(doubts))
+        else:
+            reply = await self._heed(reply, images, asks, doubts, told)
+        spent = {**reply.milliseconds, "consult": 1000.0 * (time.perf_counter() - clock)}
+        return replace(reply, consulted=len(doubts), milliseconds=spent)
+
+    async def _heed(
+        self,
+        reply: Reply,
+        images: np.ndarray,
+        asks: list[Ask],
+        doubts: list[Doubt],
+        told: list[tuple[str, float]],
+    ) -> Reply:
+        """Answers of doubted images: surer, or anew as images of another domain."""
+        answers = list(reply.answers)
+        moved: dict[int, tuple[str, float]] = {}
+        for doubt, (task, confidence) in zip(doubts, told, strict=True):
+            if task == answers[doubt.row].task:
+                answers[doubt.row] = replace(answers[doubt.row], task_confidence=confidence)
+            else:
+                moved[doubt.row] = task, confidence
+        if moved:
+            rows = list(moved)
+            wishes = [replace(asks[row], task=moved[row][0]) for row in rows]
+            again, _ = await self._batched((images[rows], wishes))
+            if again.generation != reply.generation or again.unknown is not None:
+                return reply  # a new generation answers by now: one request, one generation
+            for row, answer in zip(rows, again.answers, strict=True):
+                answers[row] = replace(answer, task_confidence=moved[row][1])
+        return replace(reply, answers=tuple(answers))
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.002)
-    async def _batched(self, requests: list[Request]) -> list[Reply]:
+    async def _batched(self, requests: list[Request]) -> list[tuple[Reply, list[Doubt]]]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._answering, self._answer, requests)
 
-    def _answer(self, requests: Sequence[Request]) -> list[Reply]:
+    def _answer(self, requests: Sequence[Request]) -> list[tuple[Reply, list[Doubt]]]:
         if self._fresh:
             self._follow()
             self._fresh = False
         known = self.model.current.tasks
-        replies: list[Reply | None] = [None] * len(requests)
+        replies: list[tuple[Reply, list[Doubt]] | None] = [None] * len(requests)
         taken: list[int] = []
         for index, (_, asks) in enumerate(requests):
             unknown = next((a.task for a in asks if a.task and a.task not in known), None)
             if unknown is not None:
-                replies[index] = Reply(self.model.current.pointer.generation, unknown=unknown)
+                generation = self.model.current.pointer.generation
+                replies[index] = Reply(generation, unknown=unknown), []
             else:
                 taken.append(index)
         for part in _parts(taken, [len(images) for images, _ in requests]):
             pixels = np.concatenate([requests[index][0] for index in part])
             asks = [ask for index in part for ask in requests[index][1]]
+            doubts: list[Doubt] = []
             try:
-                generation, answers, spent = self.model.classify(pixels, asks)
+                generation, answers, spent = self.model.classify(pixels, asks, doubts)
             except KeyError as error:  # forgotten between the check and the pass
                 for index in part:
-                    replies[index] = Reply(0, unknown=str(error.args[0]))
+                    replies[index] = Reply(0, unknown=str(error.args[0])), []
                 continue
             start = 0
             for index in part:
                 stop = start + len(requests[index][0])
-                replies[index] = Reply(generation, tuple(answers[start:stop]), spent)
+                own = [
+                    replace(doubt, row=doubt.row - start)
+                    for doubt in doubts
+                    if start <= doubt.row < stop
+                ]
+                replies[index] = Reply(generation, tuple(answers[start:stop]), spent), own
                 start = stop
         assert all(reply is not None for reply in replies)
         return replies  # type: ignore[return-value]

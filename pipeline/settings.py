@@ -281,6 +281,7 @@ class ServingSettings(Strict):
     batch_wait_ms: NonNegativeFloat = 2.0
     queue: PositiveInt = 64
     timeout_s: PositiveInt = 30
+    consult_s: NonNegativeFloat = 0.5
     publish_timeout_s: PositiveInt = 120
     poll_s: float = Field(2.0, gt=0.0)
     max_body_mib: PositiveInt = 16

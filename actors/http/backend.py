@@ -24,6 +24,8 @@ class Reply:
         milliseconds: of each part of the pass that answered it.
         unknown: a domain that was asked for and is not learned; then there are no answers.
         again: how often the request had to be sent again.
+        consulted: images that the multimodal model was asked about.
+        late: those of them without an answer in time; the signatures decided.
     """
 
     generation: int
@@ -31,6 +33,8 @@ class Reply:
     milliseconds: dict[str, float] = field(default_factory=dict)
     unknown: str | None = None
     again: int = 0
+    consulted: int = 0
+    late: int = 0
 
 
 class Backend(Protocol):

@@ -56,6 +56,8 @@ class Observer:
                 line["generation"] = seen.reply.generation
                 line["images"] = seen.images
                 line["again"] = seen.reply.again
+                line["consulted"] = seen.reply.consulted
+                line["late"] = seen.reply.late
                 line["tasks"] = [answer.task or NOBODY for answer in seen.reply.answers]
             log.info(json.dumps(line))
         self.count(request.url.path, response.status_code, milliseconds, seen)
@@ -81,6 +83,11 @@ class Meter(Observer):
         self._again = Counter(
             "archipelago_fallbacks", description="Requests sent again after a replica was lost"
         )
+        self._consults = Counter(
+            "archipelago_consults",
+            description="Images that the multimodal model was asked about",
+            tag_keys=("answer",),
+        )
         self._latency = Histogram(
             "archipelago_latency_ms",
             description="Milliseconds of a classify request",
@@ -96,6 +103,10 @@ class Meter(Observer):
             return
         if seen.reply.again:
             self._again.inc(seen.reply.again)
+        in_time = seen.reply.consulted - seen.reply.late
+        for answer, count in (("in time", in_time), ("late", seen.reply.late)):
+            if count:
+                self._consults.inc(count, tags={"answer": answer})
         tasks = [answer.task or NOBODY for answer in seen.reply.answers]
         for task in tasks:
             self._images.inc(tags={"task": task})

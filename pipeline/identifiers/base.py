@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -76,6 +77,14 @@ class Identification:
     def closed(self) -> np.ndarray:
         """(B,) the likeliest learned task, whether accepted or not."""
         return self.shares.argmax(axis=1)
+
+    def rows(self, at: Sequence[int]) -> Identification:
+        """Of some of the images."""
+        few = {
+            name: getattr(self, name)[list(at)]
+            for name in ("probabilities", "shares", "chosen", "unseen_score")
+        }
+        return Identification(self.options, **few)
 
 
 class Identifier(ABC):
@@ -144,6 +153,31 @@ class Identifier(ABC):
     @abstractmethod
     def identify(self, evidence: Evidence) -> Identification:
         """Decide for each image on its own."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The learned tasks in words, for identifiers that look."""
+        return ()
+
+    def doubted(self, found: Identification) -> np.ndarray:
+        """Positions of the images about which a multimodal model is worth asking.
+
+        Args:
+            found: what `alone` says of them.
+        """
+        return np.zeros(0, np.int64)
+
+    def settled(
+        self, found: Identification, rows: np.ndarray, scores: np.ndarray
+    ) -> Identification:
+        """What `alone` says, with the multimodal model's scores of some images.
+
+        Args:
+            found: what `alone` says of B images.
+            rows: (n,) positions that the model was asked about.
+            scores: (n, T) its scores for the learned tasks; a row of NaN was not answered.
+        """
+        return found
 
     @property
     @abstractmethod

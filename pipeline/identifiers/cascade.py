@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.identifiers.base import Identification, register
 from pipeline.identifiers.folds import Rule, combined, fit_rule, margins_of
-from pipeline.identifiers.mllm import Mllm
+from pipeline.identifiers.mllm import Mllm, log_of
 
 
 @register
@@ -32,10 +32,10 @@ class Cascade(Mllm):
         super()._fit()
         self.rule = fit_rule(self._known_folds(), self.reading, self.settings.share)
 
-    def _asked(self, guarded: Identification, log_shares: np.ndarray) -> np.ndarray:
+    def doubted(self, found: Identification) -> np.ndarray:
         """Unsure images; whoever is none of these is not asked which one it is."""
-        unsure = margins_of(log_shares) < self.rule.margin
-        return np.flatnonzero(unsure & (guarded.chosen >= 0))
+        unsure = margins_of(log_of(found.shares)) < self.rule.margin
+        return np.flatnonzero(unsure & (found.chosen >= 0))
 
     def _combined(self, signature: np.ndarray, model: np.ndarray) -> np.ndarray:
         return combined(signature, model, self.rule.weight)

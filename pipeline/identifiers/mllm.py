@@ -48,6 +48,11 @@ class Mllm(Identifier):
         return self.guard.tasks
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """Their descriptions."""
+        return tuple(self.descriptions[task] for task in self.tasks)
+
+    @property
     def threshold(self) -> float | None:
         """The guard's."""
         return self.guard.threshold
@@ -88,7 +93,7 @@ class Mllm(Identifier):
             raise ValueError(f"task '{task}' has no description; this identifier needs one")
         guard = self.guard.learn(task, signature, held_out)
         self.descriptions[task] = study.description.text
-        shares = _log(self.guard.identify(study.held_out).shares)
+        shares = log_of(self.guard.identify(study.held_out).shares)
         margins = margins_of(shares)
         rows = self._rows(margins) if len(self.tasks) > 1 else np.zeros(0, np.int64)
         fold = Fold(
@@ -141,30 +146,35 @@ class Mllm(Identifier):
 
     def identify(self, evidence: Evidence) -> Identification:
         """The guard's answer, with the model's word on which task it is."""
-        guarded = self.guard.identify(evidence)
+        found = self.guard.identify(evidence)
+        rows = self.doubted(found)
+        return self.settled(found, rows, self._scores(evidence, rows))
+
+    def doubted(self, found: Identification) -> np.ndarray:
+        """All images, as soon as there is a choice."""
+        return np.arange(len(found.chosen) if len(self.tasks) > 1 else 0)
+
+    def settled(
+        self, found: Identification, rows: np.ndarray, scores: np.ndarray
+    ) -> Identification:
+        """The guard's answer, with the model's word on some of the images."""
         if len(self.tasks) < 2:
-            return guarded
-        log_shares = _log(guarded.shares)
-        rows = self._asked(guarded, log_shares)
+            return found
+        log_shares = log_of(found.shares)
+        answered = ~np.isnan(scores).any(axis=1)
+        rows, scores = rows[answered], scores[answered]
         if len(rows):
-            scores = self._scores(evidence, rows)
-            answered = ~np.isnan(scores).any(axis=1)
-            rows, scores = rows[answered], scores[answered]
             said = self.reading.log_shares(scores, self.tasks)
             log_shares[rows] = self._combined(log_shares[rows], said)
         shares = np.exp(log_shares)
         shares /= shares.sum(axis=1, keepdims=True)
-        none = guarded.probabilities[:, -1:]
+        none = found.probabilities[:, -1:]
         return replace(
-            guarded,
+            found,
             shares=shares,
             probabilities=np.concatenate([shares * (1.0 - none), none], axis=1),
-            chosen=np.where(guarded.chosen < 0, -1, shares.argmax(axis=1)),
+            chosen=np.where(found.chosen < 0, -1, shares.argmax(axis=1)),
         )
-
-    def _asked(self, guarded: Identification, log_shares: np.ndarray) -> np.ndarray:
-        """Positions of the images that the model is asked about."""
-        return np.arange(len(log_shares))
 
     def _combined(self, signature: np.ndarray, model: np.ndarray) -> np.ndarray:
         """Log shares (n, T) from both."""
@@ -172,13 +182,13 @@ class Mllm(Identifier):
 
     def _scores(self, evidence: Evidence, rows: np.ndarray) -> np.ndarray:
         """The model's scores (n, T) for the learned tasks."""
-        texts = [self.descriptions[task] for task in self.tasks]
         if not len(rows):
-            return np.zeros((0, len(texts)))
+            return np.zeros((0, len(self.tasks)))
         if evidence.shown is None:
             raise ValueError(f"identifier {self.name} needs the images, not only their features")
-        return self._looker.look(evidence.shown, rows, texts)[:, :-1].astype(float)
+        return self._looker.look(evidence.shown, rows, self.texts)[:, :-1].astype(float)
 
 
-def _log(shares: np.ndarray) -> np.ndarray:
+def log_of(shares: np.ndarray) -> np.ndarray:
+    """Log shares, none below the floor."""
     return floored(np.log(np.maximum(shares, 1e-300)))

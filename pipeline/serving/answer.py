@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.evaluator import likeliest
-from pipeline.identifiers import Evidence, Identification, Shown
+from pipeline.identifiers import Evidence, Identification
 from pipeline.identifiers.features import DepthRecorder
 from pipeline.model.fusion import fuse, softmax
 from pipeline.serving.asking import Answer, Ask
-from pipeline.serving.consult import Consultant, Nobody
+from pipeline.serving.consult import Doubt, doubts_of
 from pipeline.serving.snapshot import Snapshot
 
 TEMPLATES = ("a photo of a {}.",)  # of labels that belong to no learned domain
@@ -56,7 +56,7 @@ def answer_batch(
     images_BSSC: np.ndarray,
     asks: Sequence[Ask],
     text: TextFeatures,
-    consultant: Consultant | None = None,
+    doubts: list[Doubt] | None = None,
 ) -> tuple[list[Answer], dict[str, float]]:
     """Answer every image, and say how many milliseconds each part took.
 
@@ -66,7 +66,7 @@ def answer_batch(
         images_BSSC: uint8 images.
         asks: one an image; their tasks are among the snapshot's.
         text: class features of an open vocabulary.
-        consultant: a second opinion on the domain.
+        doubts: takes the images on whose domain a second opinion is worth having.
     """
     clock = time.perf_counter()
     method = snapshot.method
@@ -84,10 +84,10 @@ def answer_batch(
         if reading.with_final:
             final = method.frozen_features(x_RLD, record)
             frozen = dict(zip(free.tolist(), final, strict=True))
-        shown = Shown(lambda at: images_BSSC[free[at]], rows=np.arange(len(free)))
-        evidence = Evidence(record.features(final).cpu().numpy(), None, shown)
+        evidence = Evidence(record.features(final).cpu().numpy())
         found = snapshot.identifier.identify(evidence)
-        found = (consultant or Nobody()).consult(snapshot.whole, evidence, found)
+        if doubts is not None:
+            doubts += doubts_of(snapshot.whole, found, free)
     identified = time.perf_counter()
     plan = _plan(snapshot, asks, free, found)
     pairs = _pairs(plan)

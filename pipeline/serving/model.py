@@ -33,7 +33,7 @@ from pipeline.model.kernels import Kernels, resolve_device
 from pipeline.serving.answer import TEMPLATES, Reading, answer_batch
 from pipeline.serving.asking import Answer, Ask
 from pipeline.serving.canary import check
-from pipeline.serving.consult import Consultant, Nobody
+from pipeline.serving.consult import Doubt
 from pipeline.serving.library import Library
 from pipeline.serving.pointer import NOTHING, Pointer, Refused, read_pointer
 from pipeline.serving.snapshot import Snapshot, build_snapshot
@@ -52,7 +52,6 @@ class ServedModel:
         run_dir: the run folder; its `run.json` says what the model is.
         serving: limits and the canary.
         device: `auto`, `cpu` or `cuda`.
-        consultant: a second opinion on the domain.
         follow: load the current generation at once.
 
     Raises:
@@ -65,12 +64,10 @@ class ServedModel:
         run_dir: str,
         serving: ServingSettings,
         device: str = "auto",
-        consultant: Consultant | None = None,
         follow: bool = True,
     ) -> None:
         self.run = RunFolder.open(run_dir)
         self.serving = serving
-        self.consultant: Consultant = consultant or Nobody()
         document = self.run.read()
         self.settings = run_settings(document)
         kernels = Kernels(**document["kernels"]) if document["kernels"] else Kernels()
@@ -157,13 +154,14 @@ class ServedModel:
     # -- requests ----------------------------------------------------------------------------
 
     def classify(
-        self, images_BSSC: np.ndarray, asks: Sequence[Ask]
+        self, images_BSSC: np.ndarray, asks: Sequence[Ask], doubts: list[Doubt] | None = None
     ) -> tuple[int, list[Answer], dict[str, float]]:
         """Generation, answers, and milliseconds of each part; for one thread at a time.
 
         Args:
             images_BSSC: uint8, of the backbone's size.
             asks: what is wanted for each image.
+            doubts: takes the images on whose domain a second opinion is worth having.
 
         Raises:
             KeyError: a domain that the current generation has not learned.
@@ -174,7 +172,7 @@ class ServedModel:
                 raise KeyError(ask.task)
         with self.exact():
             answers, spent = answer_batch(
-                snapshot, self.reading, images_BSSC, asks, self._text, self.consultant
+                snapshot, self.reading, images_BSSC, asks, self._text, doubts
             )
         return snapshot.pointer.generation, answers, spent
 

@@ -34,7 +34,7 @@ class Snapshot:
         tasks: learned domains by name, in the order they were learned.
         method: all functions, installed.
         identifier: recognises the domains by their signatures.
-        whole: the run's identifier, for a consultant that has its multimodal model.
+        whole: the run's identifier, which says whom to ask a multimodal model about.
         weight: lambda of unseen images.
     """
 

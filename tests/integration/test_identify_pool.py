@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import os
 import signal
 import threading
@@ -13,9 +15,11 @@ import pytest
 import ray
 from ray import serve
 
+from actors.consult import SecondOpinion
 from actors.identify import IdentifierPool, PooledScorer
-from pipeline.identifiers import Looker, Shown
+from pipeline.identifiers import Identification, Looker, Shown
 from pipeline.identifiers.scorer import build_scorer
+from pipeline.serving.consult import Doubt
 from pipeline.settings import IdentifierSettings, IdentifyPoolSettings, Settings
 from tests.unit.tiny_clip import settings as tiny_settings
 from tests.unit.tiny_mllm import save_mllm
@@ -63,6 +67,43 @@ def test_a_replica_killed_in_mid_run_changes_nothing(
     assert looker.work.fallbacks == 0 and looker.work.scorings == len(IMAGES) * len(TEXTS)
     assert scorer._handle.facts.remote().result()["pid"] != facts["pid"], "it was replaced"
     assert scorer.retried > 0, "something was lost and asked again"
+
+
+class Texts:
+    """An identifier of which only the texts are read."""
+
+    texts = tuple(TEXTS)
+
+    def settled(
+        self, found: Identification, rows: np.ndarray, scores: np.ndarray
+    ) -> Identification:
+        return dataclasses.replace(found, chosen=scores.argmax(axis=1), probabilities=scores)
+
+
+def test_online_nobody_waits_longer_than_the_deadline(
+    pool: IdentifierPool, chosen: Settings
+) -> None:
+    nothing = Identification(tuple(TEXTS), *[np.zeros((1, 3))] * 4)
+    doubts = [Doubt(row, Texts(), nothing) for row in range(4)]  # type: ignore[arg-type]
+    images = IMAGES[:4]
+
+    async def ask() -> None:
+        patient = SecondOpinion(chosen, 30.0)
+        told = await patient(images, doubts)
+        wanted = pool.scorer.score(images, TEXTS, "likelihood", 0).values[:, :-1]
+        assert told is not None
+        assert [task for task, _ in told] == [TEXTS[i] for i in wanted.argmax(axis=1)]
+        np.testing.assert_allclose([p for _, p in told], wanted.max(axis=1), atol=1e-3)
+        hasty = SecondOpinion(chosen, 0.001)
+        clock = time.monotonic()
+        assert [await hasty(images, doubts) for _ in range(4)] == [None] * 4
+        assert time.monotonic() - clock < 1.0
+        assert time.monotonic() < hasty._rest_until, "a model that is late is left alone"
+        elsewhere = chosen.identifier.model_copy(update={"model": "never/started"})
+        nobody = SecondOpinion(chosen.model_copy(update={"identifier": elsewhere}), 30.0)
+        assert await nobody(images, doubts) is None
+
+    asyncio.run(ask())
 
 
 def test_jobs_share_a_pool_and_it_goes_with_the_last_lease(

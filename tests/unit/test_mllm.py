@@ -20,11 +20,14 @@ from pipeline.evaluation.engine import Engine, EngineSpec
 from pipeline.evaluation.records import read_records
 from pipeline.evaluation.report import build_report, write_report
 from pipeline.identifiers import Evidence, Looker, Shown
+from pipeline.identifiers.cascade import Cascade
 from pipeline.identifiers.description import Description
+from pipeline.identifiers.folds import Rule
 from pipeline.identifiers.scorer import Scores
 from pipeline.learner import Learner
 from pipeline.model.kernels import Kernels
 from pipeline.redact import redacted
+from pipeline.serving.consult import doubts_of, settle
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
 from tests.unit.tiny_run import (
@@ -221,6 +224,23 @@ def test_each_image_is_decided_alone_and_forgetting_is_exact(
             Evidence(evidence.features[row : row + 1], TASKS[2], shown)
         )
         np.testing.assert_allclose(alone.probabilities[0], whole.probabilities[row], atol=1e-5)
+    # Online the model is asked beside the pass, about images that signatures call a domain's.
+    if isinstance(first.identifier, Cascade):
+        fitted, first.identifier.rule = first.identifier.rule, Rule(2.0, 0.7)  # asks about all
+    inside = first.identifier.identify(evidence)
+    found = first.identifier.alone.identify(Evidence(evidence.features))
+    doubts = doubts_of(first.identifier, found, np.arange(len(found.chosen)))
+    rows = [doubt.row for doubt in doubts]
+    scores = Colours().score(read(np.array(rows)), doubts[0].texts, "likelihood", 0).values
+    assert rows and set(rows) <= set(np.flatnonzero(found.chosen >= 0).tolist())
+    told = settle(doubts, np.concatenate([scores[:-1, :-1], np.full((1, N), np.nan)]))
+    for row, (task, confidence) in zip(rows[:-1], told, strict=False):
+        option = inside.chosen[row]
+        assert task == inside.options[option]
+        assert confidence == pytest.approx(inside.probabilities[row, option], abs=1e-5)
+    assert told[-1][0] == found.options[found.chosen[rows[-1]]], "without an answer: signatures"
+    if isinstance(first.identifier, Cascade):
+        first.identifier.rule = fitted
     first.identifier.forget(TASKS[1])
     without = first.identifier.identify(evidence)
     ref = {r.name: r for r in first.run.groups.list()}[TASKS[1]]
