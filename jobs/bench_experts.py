@@ -102,24 +102,28 @@ def compare_joint(part: str, seeds: Sequence[int], arguments: Sequence[str]) -> 
     found = [_kept(part, seed, arguments) for seed in seeds]
     first = next(iter(PARTS[part]))
     tasks = list(found[0][first]["figures"])
+    variants = list(PARTS[part])
     table = Table(title=f"{part}: joint training, test split, task given; {len(seeds)} seeds")
-    columns = [f"{task} ({found[0][first]['figures'][task][1]})" for task in tasks]
-    for name in ("variant", *columns, "gain, %", "shared gate", "parameters"):
-        table.add_column(name, justify="left" if name == "variant" else "right")
-    for variant in PARTS[part]:
-        figures = [seed[variant]["figures"] for seed in found]
-        gains = [
-            _gain(ours, seed[first]["figures"]) for ours, seed in zip(figures, found, strict=True)
-        ]
-        curves = [seed[variant]["gate"] for seed in found]
-        table.add_row(
-            variant,
-            *(_spread([each[task][0] for each in figures]) for task in tasks),
-            "-" if variant == first else _spread(gains, signed=True),
-            " to ".join(_spread([curve[i] for curve in curves], 2) for i in (0, -1))
-            if all(curves) else "-",
-            f"{found[0][variant]['parameters']:,}",
-        )  # fmt: skip
+    table.add_column("task")
+    for name in variants:
+        table.add_column(name, justify="right")
+    for task in tasks:
+        unit = found[0][first]["figures"][task][1]
+        values = [[seed[name]["figures"][task][0] for seed in found] for name in variants]
+        table.add_row(f"{task} ({unit})", *(_spread(each) for each in values))
+    table.add_section()
+    gains = {
+        name: [_gain(seed[name]["figures"], seed[first]["figures"]) for seed in found]
+        for name in variants
+    }
+    table.add_row("gain, %", "-", *(_spread(gains[n], signed=True) for n in variants[1:]))
+    curves = {name: [seed[name]["gate"] for seed in found] for name in variants}
+    gates = [
+        " to ".join(_spread([curve[i] for curve in each], 2) for i in (0, -1)) if all(each) else "-"
+        for each in curves.values()
+    ]
+    table.add_row("shared gate", *gates)
+    table.add_row("parameters", *(f"{found[0][name]['parameters']:,}" for name in variants))
     return table
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
@@ -67,7 +67,8 @@ def main(arguments: Sequence[str]) -> int:
             _write(run, comparison, rows)
         for task, description in comparison.descriptions.items():
             console.print(f"[bold]{task}[/bold]: {description.text if description else '-'}")
-        console.print(table(rows, tasks, comparison.scorer.model))
+        console.print(recognised(rows, tasks, comparison.scorer.model))
+        console.print(consequences(rows))
         for row in rows:
             if row.extra:
                 console.print(f"{row.title}: {row.extra}", markup=False)
@@ -78,28 +79,53 @@ def main(arguments: Sequence[str]) -> int:
         return _say(error, EXIT_LOCKED)
 
 
-def table(rows: Sequence[Row], tasks: Sequence[str], model: str) -> Table:
-    """Identifiers as rows."""
+def recognised(rows: Sequence[Row], tasks: Sequence[str], model: str) -> Table:
+    """Own images to own task after the last stage: tasks as rows, identifiers as columns."""
     found = Table(
-        title=f"Identifiers on the test images, percent; multimodal model {model}",
-        caption="own image to own task after the last stage; unseen: mean over the stages",
-        caption_justify="left", header_style="bold",
+        title=f"Own test images to own task after the last stage, percent; model {model}",
+        title_justify="left", header_style="bold",
     )  # fmt: skip
-    found.add_column("identifier", no_wrap=True)
-    for name in (*tasks, "mean", "with none", "AUROC", "seen ok", "refused"):
-        found.add_column(name, justify="right")
-    for name in ("images/s", "calls", "calls %", "Transfer", "Average", "Last"):
-        found.add_column(name, justify="right")
+    found.add_column("task")
     for row in rows:
-        speed = "-" if row.images_per_second is None else f"{row.images_per_second:.0f}"
-        found.add_row(
-            row.title,
-            *(percent(row.per_task[task]) for task in tasks),
-            *(percent(v) for v in (row.closed, row.with_none, row.auroc, row.accepted)),
-            percent(row.refused), speed, str(row.calls), percent(row.calls_share),
-            *(percent(v) for v in (row.transfer, row.average, row.last)),
-        )  # fmt: skip
+        found.add_column(row.title, justify="right")
+    for task in tasks:
+        found.add_row(task, *(percent(row.per_task[task]) for row in rows))
+    found.add_section()
+    found.add_row("mean", *(percent(row.closed) for row in rows))
+    found.add_row("with none", *(percent(row.with_none) for row in rows))
     return found
+
+
+def consequences(rows: Sequence[Row]) -> Table:
+    """Unseen images, cost and the metrics of the run: identifiers as columns."""
+    found = Table(
+        title="Unseen images (mean over the stages), cost of all stages, what comes of it",
+        title_justify="left", header_style="bold",
+    )  # fmt: skip
+    found.add_column("")
+    for row in rows:
+        found.add_column(row.title, justify="right")
+
+    def line(name: str, say: Callable[[Row], str]) -> None:
+        found.add_row(name, *(say(row) for row in rows))
+
+    line("unseen: AUROC, %", lambda row: percent(row.auroc))
+    line("seen images accepted, %", lambda row: percent(row.accepted))
+    line("unseen images refused, %", lambda row: percent(row.refused))
+    found.add_section()
+    line("images a second", lambda row: _speed(row.images_per_second))
+    line("calls", lambda row: f"{row.calls:,}")
+    line("calls, % of decisions", lambda row: percent(row.calls_share))
+    line("scorings", lambda row: f"{row.scorings:,}")
+    found.add_section()
+    line("Transfer", lambda row: percent(row.transfer))
+    line("Average", lambda row: percent(row.average))
+    line("Last", lambda row: percent(row.last))
+    return found
+
+
+def _speed(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
 
 
 def _words(arguments: Sequence[str]) -> dict[str, Any]:

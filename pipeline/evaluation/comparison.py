@@ -44,6 +44,7 @@ from pipeline.store.tensors import load
 from pipeline.streams import ImageTable, PreparedDomain, stratified_fold
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+WOULD_BE = 0.5  # weight of the model's answer in a curve of a cascade that asks nobody
 TIMED = 64  # images that are scored anew to measure speed
 
 
@@ -310,7 +311,10 @@ class Comparison:
         return [task.description.text for task in self._tasks if task.description is not None]
 
     def _curve(self, cascade: Cascade, evaluator: Evaluator) -> list[dict[str, float]]:
-        """Accuracy of the last stage among learned tasks, for each share of images asked about."""
+        """Accuracy of the last stage among learned tasks, for each share of images asked about.
+
+        Where the folds say that nobody is to be asked, the curve shows what asking would do.
+        """
         evidences = [evaluator.evidence(task) for task in cascade.tasks]
         margins = np.concatenate(
             [
@@ -319,13 +323,16 @@ class Comparison:
             ]
         )
         fitted, points = cascade.rule, []
+        weight = fitted.weight or WOULD_BE
         for share in SHARES:
             margin = float(np.quantile(margins, share)) if share < 1 else 2.0
-            cascade.rule = Rule(margin if share else 0.0, fitted.weight)
+            cascade.rule = Rule(margin if share else 0.0, weight)
             own = [
                 (cascade.identify(e).closed == i).mean() for i, e in enumerate(evidences)
             ]  # fmt: skip
-            points.append({"calls": 100.0 * share, "accuracy": 100.0 * float(np.mean(own))})
+            points.append(
+                {"calls": 100.0 * share, "accuracy": 100.0 * float(np.mean(own)), "weight": weight}
+            )
         cascade.rule = fitted
         return points
 

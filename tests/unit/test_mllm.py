@@ -288,7 +288,9 @@ def test_identifiers_side_by_side_are_what_runs_with_them_are(
     points = comparison.curve
     assert points[0]["accuracy"] == pytest.approx(rows["prototype"].closed)
     assert [point["calls"] for point in points][-1] == 100
-    assert identify.table(list(rows.values()), list(TASKS), "colours").row_count == 5
+    found = list(rows.values())
+    assert identify.recognised(found, list(TASKS), "colours").row_count == len(TASKS) + 2
+    assert identify.consequences(found).row_count == 10
 
 
 @pytest.mark.parametrize(
