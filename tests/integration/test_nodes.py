@@ -40,19 +40,27 @@ def two_nodes() -> Iterator[Any]:
         cluster.shutdown()
 
 
-def test_two_workers_on_two_nodes_train_one_group(
+def test_two_workers_on_two_nodes_train_one_group_for_two_domains(
     two_nodes: Any, stream: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    words = arguments(stream, run, ["amber"], *SPREAD, f"cluster.address={two_nodes.address}")
+    joint = (
+        "method=trge_ase",
+        "experts.preset=null",
+        "experts.shared_count=1",
+        "stream.stages=[[amber,birch]]",
+    )
+    words = arguments(
+        stream, run, ["amber", "birch"], *SPREAD, *joint, f"cluster.address={two_nodes.address}"
+    )
     with Driver(tmp_path / "log", words) as driver:
-        driver.when(lambda: training(run, "000-amber", 1), "stage 0 is being trained")
+        driver.when(lambda: training(run, "000-amber+birch", 1), "stage 0 is being trained")
         raylets = [
             node.all_processes["raylet"][0].process.pid for node in two_nodes.list_all_nodes()
         ]
         assert [len(titled(children(pid), TRAINER)) for pid in raylets] == [1, 1]
         assert driver.code() == 0, driver.output()
-        assert driver.output().count("step 12/12") == 1, "rank 0 alone speaks"
+        assert driver.output().count("step 24/24") == 1, "rank 0 alone speaks"
     folder = RunFolder.open(run)
     (ref,) = folder.groups.list()
     folder.groups.verify(ref)
@@ -60,7 +68,9 @@ def test_two_workers_on_two_nodes_train_one_group(
     assert all(bool(t.isfinite().all()) for t in group.values() if t.is_floating_point())
     report = json.loads((run / "report.json").read_text())
     assert report["status"] == "complete"
-    assert report["matrix"][0][0] > report["zero_shot"][0], "nothing was learned"
+    assert report["stages"] == [["amber", "birch"]]
+    for learned, before in zip(report["matrix"][0], report["zero_shot"], strict=True):
+        assert learned > before, "nothing was learned"
 
 
 def test_a_run_that_fits_nowhere_is_refused(two_nodes: Any, stream: Path, tmp_path: Path) -> None:
