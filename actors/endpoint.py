@@ -21,16 +21,24 @@ from actors.identify import POOL
 from actors.ingress import Ingress
 from actors.publisher import MODEL, Publisher
 from actors.replica import Replica
-from pipeline.settings import ServingSettings
+from pipeline.settings import ServingSettings, TrackingSettings
 
 PUBLISHER = "Publisher"
 POOLS_GO_S = 15.0
 
 
 def application(
-    run_dir: str, serving: ServingSettings, token_sha256: str | None, device: str = "auto"
+    run_dir: str,
+    serving: ServingSettings,
+    token_sha256: str | None,
+    device: str = "auto",
+    tracking: TrackingSettings | None = None,
 ) -> Any:
-    """The bound application: what `serve.run` and `serve deploy` take."""
+    """The bound application: what `serve.run` and `serve deploy` take.
+
+    `tracking` says where publications are noted; by default where the run itself is tracked.
+    """
+    where = None if tracking is None else tracking.model_dump(mode="json")
     plain = serving.model_dump(mode="json")
     actor = {"num_cpus": serving.num_cpus, "num_gpus": serving.num_gpus}
     small = {"num_cpus": min(serving.num_cpus, 0.1)}
@@ -55,7 +63,7 @@ def application(
         ray_actor_options=small,
         max_ongoing_requests=64,
         logging_config=logs,
-    )(Publisher).bind(run_dir, plain, serving.name, model)
+    )(Publisher).bind(run_dir, plain, serving.name, model, where)
     return serve.deployment(
         name="Ingress",
         num_replicas=serving.ingresses,

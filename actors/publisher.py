@@ -10,7 +10,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -23,8 +24,11 @@ from pipeline.serving.pointer import (
     read_pointer,
     write_pointer,
 )
-from pipeline.settings import ServingSettings
+from pipeline.settings import ServingSettings, TrackingSettings
 from pipeline.store import RunFolder
+from pipeline.tracking.aliases import note_serving
+from pipeline.tracking.erase import forget_tracked
+from pipeline.tracking.location import of_run
 
 log = logging.getLogger("ray.serve.archipelago")
 
@@ -41,12 +45,21 @@ class Publisher:
     `{"message"}`.
     """
 
-    def __init__(self, run_dir: str, serving: dict[str, Any], app: str, model: Any) -> None:
+    def __init__(
+        self,
+        run_dir: str,
+        serving: dict[str, Any],
+        app: str,
+        model: Any,
+        tracking: dict[str, Any] | None = None,
+    ) -> None:
         self.run = RunFolder.open(run_dir)
         self.serving = ServingSettings.model_validate(serving)
         self.app = app
         self.model: DeploymentHandle = model
         self._turn = asyncio.Lock()
+        self._told = None if tracking is None else TrackingSettings.model_validate(tracking)
+        self._tracking = ThreadPoolExecutor(1, "tracking")  # one at a time, in nobody's way
         self._pool: Any = None
         identifier = self.run.read()["config"]["identifier"]["name"]
         if self.serving.consult_s > 0 and identifier not in NEVER_LOOK:
@@ -93,6 +106,9 @@ class Publisher:
                 if answer["code"] != 200:
                     return answer
                 erased = await asyncio.to_thread(plan.finish, erase)
+                tracked = self._track(forget_tracked, task, erase)
+                if erase:  # a person waits for what is gone; else MLflow catches up on its own
+                    erased["untracked"] = await asyncio.wrap_future(tracked) or 0
                 return {**answer, "task": task, **erased}
             except (UserError, KeyError) as error:
                 return _problem(404, str(error.args[0]))
@@ -121,7 +137,21 @@ class Publisher:
             return _problem(422, refusals[0]["refused"])
         write_pointer(self.run, new, reason)
         await self._all("activate", new)
-        return await self._acknowledged(new, clock)
+        answer = await self._acknowledged(new, clock)
+        self._track(note_serving)
+        return answer
+
+    def _track(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
+        """Tell MLflow, beside everything else; what goes wrong there is a line in the log."""
+
+        def tell() -> Any:
+            try:
+                return work(self.run, of_run(self.run, self._told), *args)
+            except Exception as error:
+                log.warning("tracking: %s: %s", type(error).__name__, error)
+                return None
+
+        return self._tracking.submit(tell)
 
     async def _acknowledged(self, pointer: Pointer, clock: float) -> dict[str, Any]:
         """Wait until every replica that Serve lists as running reports the generation."""

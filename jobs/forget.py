@@ -34,7 +34,8 @@ from pipeline.serving.forget import forget_task
 from pipeline.serving.pointer import Refused, next_pointer, read_pointer, write_pointer
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
-from pipeline.tracking.erase import erase_tracked
+from pipeline.tracking.erase import forget_tracked
+from pipeline.tracking.location import of_run
 
 log = logging.getLogger("archipelago")
 
@@ -76,12 +77,12 @@ def forget(settings: Settings, task: str, erase: bool) -> dict[str, Any]:
     if settings.serving.url:
         told = post_admin(settings.serving, "forget", {"task": task, "erase": erase})
     else:
+        tracking = of_run(run, settings.tracking)
         plan = forget_task(settings.run_dir, task, settings.serving)
         if read_pointer(run).generation:
             write_pointer(run, next_pointer(run, plan.manifest), "forget")
         told = {"manifest": plan.manifest, **plan.finish(erase)}
-    if erase and settings.tracking.enabled:
-        told["untracked"] = erase_tracked(run, settings.tracking, task)
+        told["untracked"] = forget_tracked(run, tracking, task, erase)
     return told
 
 
@@ -97,6 +98,8 @@ def tell(told: dict[str, Any], task: str, console: Console) -> None:
     size = told.get("bytes") or {}
     if told.get("erased"):
         console.print(f"  erased: {', '.join(told['erased'])}")
+        if told.get("untracked"):
+            console.print(f"  erased in MLflow: {told['untracked']} entries and their files")
         if size.get("before") is not None:
             console.print(f"  on disk: {size['before']} -> {size['after']} bytes")
 

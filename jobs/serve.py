@@ -74,9 +74,8 @@ def bring_up(settings: Settings) -> str:
     serving, run = settings.serving, RunFolder.open(settings.run_dir)
     run_settings(run.read())
     _start_http(serving)
-    app = application(
-        settings.run_dir, serving, token_hash(os.environ.get(TOKEN)), settings.cluster.device
-    )
+    token, device = token_hash(os.environ.get(TOKEN)), settings.cluster.device
+    app = application(settings.run_dir, serving, token, device, settings.tracking)
     serve.run(app, name=serving.name, route_prefix="/")
     if settings.publish == "auto" or not read_pointer(run).generation:
         publish_newest(run, serving)

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
 
@@ -114,7 +114,7 @@ async def read(request: Request) -> tuple[list[bytes], dict[str, Any]]:
 
 def application(state: State, page: Path | None = None) -> FastAPI:
     """The contract; with `page`, its files at the root, as the product serves them."""
-    app = FastAPI()
+    app = FastAPI(docs_url=None)
 
     @app.middleware("http")
     async def note(request: Request, call: Any) -> Response:
@@ -174,6 +174,12 @@ def application(state: State, page: Path | None = None) -> FastAPI:
         return {"generation": state.generation, "manifest": state.manifest}
 
     if page:
+        from actors.http.app import create_app  # the product's description of itself
+        from pipeline.settings import ServingSettings
+
+        document = create_app(cast(Any, None), ServingSettings(), "x").openapi()
+        app.openapi = lambda: document  # type: ignore[method-assign]
+        app.get("/docs")(lambda: FileResponse(page / "docs.html"))
         app.mount("/", StaticFiles(directory=page, html=True))
     return app
 

@@ -80,6 +80,7 @@ def create_app(
         title="archipelago",
         summary="A CLIP that grows by one expert group per domain, and forgets none",
         version="1",
+        docs_url=None,  # a page of our own: FastAPI's loads its interface from elsewhere
         redoc_url=None,
     )
     watch = observer or Observer()
@@ -152,7 +153,7 @@ def create_app(
 
 
 def _add_page(app: FastAPI) -> None:
-    """The page at `/` and its files, each a route of its own: anything else is a 404 of ours."""
+    """The page at `/`, `/docs` and their files, a route each: anything else is a 404 of ours."""
 
     def served(file: Path) -> Callable[[], Awaitable[FileResponse]]:
         async def page() -> FileResponse:
@@ -163,7 +164,7 @@ def _add_page(app: FastAPI) -> None:
     for file in sorted(PAGE.rglob("*")) if PAGE.is_dir() else []:
         if file.is_file():
             path = file.relative_to(PAGE).as_posix()
-            where = "/" if path == "index.html" else f"/{path}"
+            where = {"index.html": "/", "docs.html": "/docs"}.get(path, f"/{path}")
             app.get(where, include_in_schema=False)(served(file))
 
 

@@ -33,7 +33,7 @@ from pipeline.serving.model import ServedModel
 from pipeline.serving.pointer import NOTHING, Refused
 from pipeline.serving.snapshot import Snapshot
 from pipeline.settings import ServingSettings
-from pipeline.store import GroupRef, RunFolder
+from pipeline.store import Folder, GroupRef, RunFolder
 from pipeline.store.tensors import dump, load
 
 log = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ def erase_files(plan: Forgetting) -> list[str]:
         if folder.exists(name):
             folder.delete_tree(name)
             removed.append(name)
-    files = [f"quarantine-{task}.parquet"]
+    files = [f"quarantine-{task}.parquet", f"identifier/traces/{plan.stage:03d}-{task}.json"]
     files += [n for n in folder.list("evaluation/features/") if _of(n, f"{task}-")]
     for other in folder.list("evaluation/logits/"):
         files += [n for n in folder.list(f"{other}/") if _of(n, f"{task}-")]
@@ -236,7 +236,18 @@ def erase_files(plan: Forgetting) -> list[str]:
         if folder.exists(name):
             folder.delete(name)
             removed.append(name)
+    _erase_calls(folder, task)
     return sorted(removed)
+
+
+def _erase_calls(folder: Folder, task: str) -> None:
+    """Recorded calls about a domain among those of a later evaluation; the others keep theirs."""
+    traces = folder.child("identifier/traces")
+    for name in traces.list():
+        calls = traces.read_json(name)
+        kept = [None if call and call.get("task") == task else call for call in calls]
+        if kept != calls:
+            traces.write_json(name, kept)
 
 
 def _of(name: str, start: str) -> bool:

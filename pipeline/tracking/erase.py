@@ -1,44 +1,99 @@
-"""Take a forgotten domain out of MLflow: its logged models, their files, and its run."""
+"""Take a forgotten domain out of MLflow: its models and their files, its run, its calls."""
 
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from pipeline.settings import TrackingSettings
 from pipeline.store import RunFolder
 from pipeline.tracking import models, runs
 from pipeline.tracking.client import connected
-from pipeline.tracking.location import locate
+from pipeline.tracking.location import locate, tracked_before
 from pipeline.tracking.snapshot import Snapshot
+from pipeline.tracking.sync import sync
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 
 
+def forget_tracked(run: RunFolder, settings: TrackingSettings, task: str, erase: bool) -> int:
+    """Bring MLflow up to date with a run that forgot a domain; returns how much was erased.
+
+    The model without it becomes a version, and the aliases follow. Nothing happens where nothing
+    was tracked; an MLflow that does not answer is a line in the log: the same call tries again.
+    """
+    if not tracked_before(run, settings):
+        return 0
+    count = erase_tracked(run, settings, task) if erase else 0
+    sync(run, settings)
+    return count
+
+
 def erase_tracked(run: RunFolder, settings: TrackingSettings, task: str) -> int:
-    """Remove artifacts and entries of one domain; returns how many. MLflow down is a warning."""
-    location = locate(run, settings)
-    if location.database is not None and not location.database.exists():
+    """Remove artifacts and entries of one domain; returns how many entries.
+
+    Gone are: models whose group is not stored any more (the domain's own, and those of dependents
+    from before they were mixed anew) with their files and versions, the stage's run with its
+    files, and recorded calls about the domain. MLflow hides deleted entries until `mlflow gc`
+    removes them; files are removed at once.
+    """
+    if not tracked_before(run, settings):
         return 0
     try:
-        with connected(location, settings) as client:
-            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
+        with connected(locate(run, settings), settings) as client:
             experiment = client.get_experiment_by_name(settings.experiment)
             if experiment is None:
                 return 0
-            snapshot, count = Snapshot.take(run), 0
-            known = models.logged_models(client, experiment.experiment_id, snapshot)
-            for model in known.values():
-                if model.tags.get(f"{runs.TAG}task") == task:
-                    get_artifact_repository(model.artifact_location).delete_artifacts()
-                    client.delete_logged_model(model.model_id)
-                    count += 1
-            where = f"tags.`{runs.TAG}key` = '{snapshot.key}' AND tags.`{runs.TAG}task` = '{task}'"
-            for found in client.search_runs([experiment.experiment_id], where):
-                get_artifact_repository(found.info.artifact_uri).delete_artifacts()
-                client.delete_run(found.info.run_id)
-                count += 1
-            return count
+            where, snapshot = experiment.experiment_id, Snapshot.take(run)
+            count = _erase_models(client, where, settings.model, snapshot, task)
+            count += _erase_runs(client, where, snapshot, task)
+            return count + _erase_calls(client, where, snapshot, task)
     except Exception as error:
         log.warning("tracking: not erased (%s: %s); run it again", type(error).__name__, error)
         return 0
+
+
+def _erase_models(
+    client: MlflowClient, experiment: str, registered: str, snapshot: Snapshot, task: str
+) -> int:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    stored = {(ref.stage, ref.sha256) for ref in snapshot.run.groups.list()}
+    gone = {
+        model.model_id: model
+        for key, model in models.logged_models(client, experiment, snapshot).items()
+        if key not in stored or model.tags[f"{runs.TAG}task"] == task
+    }
+    where = f"name = '{registered}' AND tags.`{runs.TAG}key` = '{snapshot.key}'"
+    for version in client.search_model_versions(where, max_results=10_000):
+        if str(version.source).removeprefix("models:/") in gone:
+            client.delete_model_version(registered, version.version)
+    for model_id, model in gone.items():
+        get_artifact_repository(model.artifact_location).delete_artifacts()
+        client.delete_logged_model(model_id)
+    return len(gone)
+
+
+def _erase_runs(client: MlflowClient, experiment: str, snapshot: Snapshot, task: str) -> int:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    found = client.search_runs([experiment], _about(snapshot, task), max_results=1000)
+    for run in found:
+        get_artifact_repository(run.info.artifact_uri).delete_artifacts()
+        client.delete_run(run.info.run_id)
+    return len(found)
+
+
+def _erase_calls(client: MlflowClient, experiment: str, snapshot: Snapshot, task: str) -> int:
+    where = _about(snapshot, task)
+    found = client.search_traces([experiment], where, max_results=500, include_spans=False)
+    if found:
+        client.delete_traces(experiment, trace_ids=[trace.info.trace_id for trace in found])
+    return len(found)
+
+
+def _about(snapshot: Snapshot, task: str) -> str:
+    return f"tags.`{runs.TAG}key` = '{snapshot.key}' AND tags.`{runs.TAG}task` = '{task}'"

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
-from pipeline.redact import redacted
+from pipeline.redact import HIDDEN, redacted
 from pipeline.settings import TrackingSettings
 from pipeline.store import RunFolder
 
@@ -77,6 +77,27 @@ def locate(run: RunFolder, settings: TrackingSettings) -> Location:
         f"tracking.uri: {Location(settings.uri, None).shown!r} is not supported (MLflow retired "
         "its file store); use null, sqlite:////dir/mlflow.db or a server's http address"
     )
+
+
+def of_run(run: RunFolder, told: TrackingSettings | None = None) -> TrackingSettings:
+    """Where a later job finds what a run has tracked: where it is told to, else as the run itself.
+
+    Raises UserError where the run's own address held a password: secrets are not stored.
+    """
+    if told is not None and told != TrackingSettings():
+        return told
+    stored = TrackingSettings.model_validate(run.read()["config"].get("tracking", {}))
+    if stored.enabled and HIDDEN in str(stored.uri):
+        raise UserError(f"tracking.uri: {stored.uri} lacks its secret: give it whole")
+    return stored
+
+
+def tracked_before(run: RunFolder, settings: TrackingSettings) -> bool:
+    """Whether MLflow may hold anything of a run; a sqlite file that is not there does not."""
+    if not settings.enabled:
+        return False
+    database = locate(run, settings).database
+    return database is None or database.exists()
 
 
 def _home(run: RunFolder) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.store import GroupRef, Manifest
+from pipeline.tracking.aliases import known_versions, name_candidate, name_served
 from pipeline.tracking.runs import TAG, tags
 from pipeline.tracking.snapshot import Snapshot
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, LoggedModel, Run
 
-CANDIDATE, COMMIT = "candidate", "COMMIT"
+COMMIT = "COMMIT"
 DIGEST = 36
 """MLflow keeps so many characters of a dataset's digest; its source holds all of them."""
 
@@ -69,27 +70,19 @@ def register(
     snapshot: Snapshot,
     known: dict[tuple[int, str], LoggedModel],
 ) -> None:
-    """One version of the registered model per manifest; `candidate` is the newest.
-
-    Versions are found by their tags: MLflow's numbers mean nothing here.
-    """
+    """One version of the registered model per manifest, and the aliases that name two of them."""
     manifests = [manifest for manifest in snapshot.manifests if manifest.groups]
     if not manifests:
         return
     _ensure_registered(client, name)
-    where = f"name = '{name}' AND tags.`{TAG}key` = '{snapshot.key}'"
-    found = client.search_model_versions(where, max_results=10_000)
-    versions = {version.tags[f"{TAG}manifest_sha256"]: version.version for version in found}
+    versions = known_versions(client, name, snapshot)
     for manifest in manifests:
         latest = manifest.groups[-1]
         if manifest.sha256 not in versions and (latest.stage, latest.sha256) in known:
             version = _create_version(client, name, parent, snapshot, manifest, known)
-            versions[manifest.sha256] = version
-    newest = versions.get(manifests[-1].sha256)
-    if newest is None:  # its groups were erased
-        return
-    if str(client.get_registered_model(name).aliases.get(CANDIDATE)) != str(newest):
-        client.set_registered_model_alias(name, CANDIDATE, newest)
+            versions[manifest.sha256] = str(version)
+    name_candidate(client, name, snapshot, versions)
+    name_served(client, name, snapshot, versions)
 
 
 def _create(

@@ -12,6 +12,8 @@ from pipeline.store import GroupRef, Manifest, RunFolder, sha256
 
 FILES = ("run.json", "report.json", "report.html", "matrix.parquet", "confusion.parquet")
 
+POINTER = "serving.json"  # the publisher's
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -60,6 +62,19 @@ class Snapshot:
         return sorted(self.groups.keys() | self.evaluations.keys())
 
     @cached_property
+    def erased(self) -> set[int]:
+        """Stages whose domain was forgotten for good: MLflow shows no run of theirs."""
+        last = {e["stage"]: e for e in self.events if e["event"] in ("stage-done", "forgotten")}
+        return {stage for stage, event in last.items() if event.get("erased")}
+
+    def served(self) -> str | None:
+        """sha256 of the manifest that answers requests at this moment; None where none does."""
+        try:
+            return str(self.run.folder.read_json(POINTER)["sha256"]) or None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    @cached_property
     def files(self) -> dict[str, bytes]:
         """The run's small result files by name."""
         names = [name for name in FILES if self.run.folder.exists(name)]
@@ -74,6 +89,7 @@ class Snapshot:
             f"{name.removesuffix('.json')}/{index}": call
             for name in sorted(folder.list())
             for index, call in enumerate(folder.read_json(name))
+            if call  # null: it was about a domain that is erased
         }
 
     @property

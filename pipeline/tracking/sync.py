@@ -73,6 +73,8 @@ def _project(
     children = runs.child_runs(client, experiment, parent)
     known = models.logged_models(client, experiment, snapshot)
     for stage in snapshot.stages:
+        if stage in snapshot.erased:
+            continue
         child = children.get(stage)
         if child is None:
             child = runs.create_child(client, experiment, parent, snapshot, stage)

@@ -39,6 +39,9 @@ def log_traces(client: MlflowClient, experiment: str, snapshot: Snapshot) -> Non
     calls = snapshot.calls
     if not calls:
         return
+    import mlflow
+
+    mlflow.tracing.reset()  # else a process's traces all go where its first one went
     where = f"tags.`{TAG}key` = '{snapshot.key}'"
     found = client.search_traces([experiment], where, max_results=MOST_TRACES, include_spans=False)
     known = {trace.info.tags.get(f"{TAG}call") for trace in found}

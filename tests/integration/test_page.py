@@ -97,6 +97,21 @@ def encoded(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
+def test_the_interface_is_described_without_help_from_elsewhere(visit: Callable[..., Any]) -> None:
+    page = visit(**PHONE)
+    page.get_by_role("link", name="HTTP interface").click()
+    page.get_by_role("heading", name="admin").wait_for()
+    page.locator("summary", has_text="/v1/classify").click()
+    classify = page.locator("details[open]")
+    assert "image needed list of file" in " ".join(classify.inner_text().split())
+    assert "Retry-After" in classify.inner_text() and "-F image=@" in classify.inner_text()
+    page.locator("summary", has_text="/v1/models").click()
+    page.locator("details[open]", has_text="/v1/models").get_by_role("button", name="Send").click()
+    page.locator("pre", has_text='"backbone": "clip-tiny"').wait_for()
+    page.locator("summary").evaluate_all("all => all.forEach((one) => one.parentNode.open = true)")
+    assert no_sideways_scrolling(page)
+
+
 @pytest.mark.parametrize("how", [DESK, PHONE], ids=["desk", "phone"])
 def test_an_example_is_answered_with_all_that_is_known(
     visit: Callable[..., Any], state: State, how: dict[str, Any]
@@ -292,9 +307,10 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing_inline() -> None
         text = file.read_text()
         hosts = {urlsplit(url).hostname for url in re.findall(r"https?://[^\s\"'<>)]+", text)}
         assert hosts <= {"www.w3.org"}, f"{file.name} names {hosts}"
-    html = (PAGE / "index.html").read_text()
-    assert not re.findall(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", html)
-    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html)
-    assert policy and "default-src 'none'" in policy[1] and "unsafe" not in policy[1]
-    for name in re.findall(r'(?:src|href)="([\w.-]+\.\w+)"', html):
-        assert (PAGE / name).exists()
+    for page in PAGE.glob("*.html"):
+        html = page.read_text()
+        assert not re.findall(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", html)
+        policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html)
+        assert policy and "default-src 'none'" in policy[1] and "unsafe" not in policy[1]
+        for name in re.findall(r'(?:src|href)="([\w.-]+\.\w+)"', html):
+            assert (PAGE / name).exists() or name == "openapi.json"

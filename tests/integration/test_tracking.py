@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,12 +20,17 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from actors.publisher import Publisher
+from jobs.ray_head import free_ports
 from pipeline.evaluation.report import write_report
 from pipeline.identifiers.description import PROMPTS
+from pipeline.serving.pointer import next_pointer, read_pointer, write_pointer
 from pipeline.settings import TrackingSettings
 from pipeline.store import RunFolder
 from pipeline.tracking import Tracker, locate, sync
+from pipeline.tracking.aliases import note_serving
 from tests.unit.synthetic_run import TASKS, write_run
+from tests.unit.tiny_serving import point
 
 NAME = "growing"
 
@@ -200,6 +205,66 @@ def test_prompts_and_calls_of_a_model_are_kept_once(tmp_path: Path) -> None:
     assert {"confusion.json", "task.json"} <= files
 
 
+def test_the_version_that_answers_is_named_and_a_forgotten_domain_is_erased(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kept, gone), place = TASKS[:2], tmp_path / "run"
+    run = write_run(place, stages=2, tasks=(kept, gone))
+    call = {"kind": "choice", "model": "colours@0", "began": 1.7e9, "seconds": 0.5}
+    call |= {"asked": ["grey noise"], "answer": [-1.5, 0.0]}
+    calls = [{**call, "task": task} for task in (kept, gone)]
+    run.folder.write_json("identifier/traces/001-test.json", calls)
+    point(run, 1)
+    assert not note_serving(run, _settings()), "nothing is created by a publication"
+    assert not (tmp_path / "mlflow.db").exists()
+    assert sync(run, _settings())
+    client, experiment = _client(run), _experiment(_client(run))
+
+    def named() -> dict[str, str]:
+        aliases = client.get_registered_model(NAME).aliases
+        versions = {str(v.version): v for v in client.search_model_versions()}
+        return {a: versions[str(v)].tags["archipelago.manifest"] for a, v in aliases.items()}
+
+    assert named() == {"candidate": "2", "serving": "1"}
+    point(run, 2)
+    assert note_serving(run, _settings()) and named() == {"candidate": "2", "serving": "2"}
+    point(run, 1)  # back
+    assert note_serving(run, _settings()) and named() == {"candidate": "2", "serving": "1"}
+    found = client.search_logged_models([experiment])
+    folders = {
+        model.tags["archipelago.task"]: Path(model.artifact_location.removeprefix("file://"))
+        for model in found
+    }
+    assert all((folders[task] / "group.safetensors").exists() for task in (kept, gone))
+    (sequence,) = _sequences(client)
+    stage = _children(client, sequence)[1].info.run_id
+    assert client.list_artifacts(stage)
+    monkeypatch.setattr(Publisher, "_publish", _answer_from)
+    publisher = Publisher(run.uri, {}, "app", None, _settings().model_dump())
+    told = asyncio.run(publisher.forget(gone, erase=True))
+    assert told["code"] == 200 and told["untracked"] == 3, "a model, a run and a call"
+    assert not folders[gone].exists() and (folders[kept] / "group.safetensors").exists()
+    (left,), (child,) = client.search_logged_models([experiment]), _children(client, sequence)
+    assert {left.tags["archipelago.task"], child.data.tags["archipelago.task"]} == {kept}
+    assert client.list_artifacts(child.info.run_id)
+    assert client.get_run(stage).info.lifecycle_stage == "deleted"
+    assert client.list_artifacts(stage) == []
+    versions = {v.tags["archipelago.manifest"] for v in client.search_model_versions()}
+    assert versions == {"1", "3"}, "the one of the erased group is gone"
+    assert named() == {"candidate": "3", "serving": "3"}
+    (trace,) = client.search_traces([experiment], "tags.`archipelago.kind` = 'choice'")
+    assert trace.info.tags["archipelago.task"] == kept
+    before = _inventory(client)
+    assert sync(run, _settings()) and _inventory(client) == before, "and does not come back"
+
+
+async def _answer_from(self: Publisher, manifest: int, reason: str) -> dict[str, Any]:
+    """As if every replica had prepared and acknowledged the manifest."""
+    write_pointer(self.run, next_pointer(self.run, manifest), reason)
+    self._track(note_serving)
+    return {"code": 200, "generation": read_pointer(self.run).generation, "manifest": manifest}
+
+
 def test_second_sync_adds_nothing(synced: RunFolder) -> None:
     client = _client(synced)
     before = _inventory(client)
@@ -272,12 +337,6 @@ def test_unwritable_database_never_stops_training(
     assert len(caplog.records) == 1 and "later sync" in caplog.text
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Any]:
     """Starts `mlflow server` on a given port when called; stopped with all its workers."""
@@ -319,7 +378,7 @@ def test_server_that_is_away_is_filled_in_later(
 ) -> None:
     run = write_run(tmp_path / "run", stages=2)
     write_report(run, pictures=False)
-    port = _free_port()
+    port = free_ports(1)[0]
     settings = _settings(f"http://127.0.0.1:{port}", timeout_s=2)
     environment, global_uri = dict(os.environ), mlflow.get_tracking_uri()
     started = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -202,7 +203,10 @@ def test_models_tasks_lineage_and_examples(client: TestClient) -> None:
     picture = client.get(tasks[0]["examples"][0])
     assert picture.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(picture.content)).size == (32, 32)
-    assert client.get("/docs").status_code == 200
+    docs = client.get("/docs").text
+    for file in re.findall(r'(?:src|href)="([\w./]+)"', docs):  # all of them ours
+        assert client.get(f"/{file.removeprefix('./')}").status_code == 200, file
+    assert 'src="docs.js"' in docs and not re.search(r"https?:|//", docs)
     assert "/v1/classify" in client.get("/openapi.json").json()["paths"]
 
 
