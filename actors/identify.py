@@ -32,7 +32,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from actors.lease import Lease
 from pipeline import identifiers
 from pipeline.errors import UserError
-from pipeline.identifiers.scorer import Scorer, ScorerError, Scores, build_scorer
+from pipeline.identifiers.processor import EMBEDDED, folder_digest
+from pipeline.identifiers.scorer import Scorer, ScorerError, Scores, build_scorer, check_driver
 from pipeline.settings import IdentifierSettings, IdentifyPoolSettings, Settings
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ log = logging.getLogger(__name__)
 POOL, DEPLOYMENT = "archipelago-identify", "model"
 LARGEST_BATCH = 8  # requests that a replica answers together; a job's request holds many images
 WAIT_S = 0.005  # for others to join a batch
-READ_IN_FULL = 64 * 2**20  # bytes of a model's file that are hashed; of larger ones only the size
-SHAPE = ("driver", "model", "endpoint", "device", "dtype", "attention")  # what makes another pool
+# What makes another pool.
+SHAPE = ("driver", "model", "endpoint", "device", "dtype", "attention", "options")
 
 
 class Model:
@@ -178,11 +179,12 @@ class IdentifierPool:
         """Find or start the pool.
 
         Raises:
-            UserError: its model cannot be loaded.
+            UserError: settings that can never work, or its model cannot be loaded.
         """
         if not self.name:
             self.scorer = build_scorer(self._settings)
             return self
+        check_driver(self._settings)
         self._lease = Lease(self.name, uuid.uuid4().hex, self._cluster.lease_s)
         try:
             handle = ThreadPoolExecutor(1).submit(self._deploy).result()
@@ -256,12 +258,7 @@ def pool_name(settings: IdentifierSettings, cluster: IdentifyPoolSettings) -> st
     package = Path(identifiers.__file__).parent
     for file in (*sorted(package.rglob("*.py")), Path(__file__)):
         total.update(file.read_bytes())
-    from pipeline.identifiers.drivers.local import EMBEDDED
-
     folder = Path(EMBEDDED.get(settings.model, settings.model))
-    for file in sorted(folder.glob("*")) if folder.is_dir() else ():
-        size = file.stat().st_size
-        total.update(f"{file.name} {size}".encode())
-        if file.is_file() and size <= READ_IN_FULL:
-            total.update(file.read_bytes())
+    if folder.is_dir():
+        total.update(folder_digest(folder).encode())
     return f"{POOL}-{total.hexdigest()[:12]}"

@@ -9,6 +9,7 @@ Shapes: B images, T descriptions.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -116,12 +117,14 @@ def check_driver(settings: IdentifierSettings) -> None:
         raise UserError(
             f"identifier.driver={settings.driver}: unknown; choose one of {', '.join(known)}"
         )
-    local = settings.driver == "transformers" and settings.model.startswith(("/", ".", "~"))
-    if local and not Path(settings.model).is_dir():
+    local = settings.driver in ("transformers", "vllm")
+    if local and settings.model.startswith(("/", ".", "~")) and not Path(settings.model).is_dir():
         raise UserError(
             f"identifier.model={settings.model}: there is no such directory; give mllm-tiny, a"
             " directory or the id of an image-text-to-text model on the hub"
         )
+    if settings.driver == "vllm":
+        _check_vllm(settings)
     if settings.driver == "openai" and not settings.endpoint:
         raise UserError(
             "identifier.endpoint: must be given for identifier.driver=openai, as"
@@ -131,6 +134,22 @@ def check_driver(settings: IdentifierSettings) -> None:
         raise UserError(
             "identifier.scoring=likelihood: an endpoint does not give the likelihood of a text;"
             " use choice (needs logprobs) or generate"
+        )
+
+
+def _check_vllm(settings: IdentifierSettings) -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "identifier.driver=vllm: needs the package `vllm`; install it with"
+            " pip install 'archipelago[vllm]'"
+        )
+    if settings.device == "cpu":
+        raise UserError(
+            "identifier.device=cpu: vllm is for GPUs; use identifier.driver=transformers"
+        )
+    if settings.attention != "auto":
+        raise UserError(
+            f"identifier.attention={settings.attention}: vllm chooses itself; leave it at auto"
         )
 
 

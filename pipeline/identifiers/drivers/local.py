@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,29 +20,16 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.identifiers.description import (
-    ANSWER,
-    LIKELIHOOD,
-    NONE_OF_THESE,
-    choice_prompt,
-    clean,
-    describe_prompt,
-    letters_for,
-    orders,
-    parse_letter,
-)
-from pipeline.identifiers.scorer import Scores, one_hot, register_driver
+from pipeline.identifiers.choices import Choices, most_fitting
+from pipeline.identifiers.description import ANSWER, LIKELIHOOD, clean, describe_prompt
+from pipeline.identifiers.processor import Processor, loading
+from pipeline.identifiers.scorer import Scores, register_driver
 from pipeline.settings import IdentifierSettings
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
-EMBEDDED = {"mllm-tiny": WEIGHTS / "mllm-tiny"}
 DTYPES = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DESCRIBE_TOKENS, ANSWER_TOKENS = 48, 4
-OWN = (
-    "<answer>"  # a token of mllm-tiny and its like: they were taught these questions and no others
-)
 TOLERANCE = 0.02  # nats a token, between the plain way and the one with kept keys and values
 
 
@@ -66,13 +52,9 @@ class TransformersScorer:
         if settings.device == "cuda" and not cuda:
             raise UserError("identifier.device=cuda: there is no CUDA device; use auto or cpu")
         self.device = "cuda" if cuda and settings.device != "cpu" else "cpu"
-        self.processor, self._model = _load(settings, self.device)
-        self.tokenizer = self.processor.tokenizer
-        self.tokenizer.padding_side = "left"
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model = f"{settings.model.rstrip('/').rsplit('/', 1)[-1]}@{_digest(self._model)}"
-        self._taught = OWN in self.tokenizer.get_vocab()
+        self.processor = Processor(settings)
+        self._model = _load(settings, self.processor.where, self.device)
+        self.model = f"{self.processor.short}@{_digest(self._model)}"
         self._priors: dict[str, float] = {}
         self._keeps: bool | None = None  # whether keys and values can be kept; None = not tried
 
@@ -81,16 +63,10 @@ class TransformersScorer:
     @torch.no_grad()
     def describe(self, images: np.ndarray, classes: Sequence[str], seed: int) -> str:
         """A sentence on each image; the one that suits all of them best."""
-        prompt = LIKELIHOOD if self._taught else describe_prompt(classes)
+        prompt = LIKELIHOOD if self.processor.taught else describe_prompt(classes)
         inputs = self._inputs(images, [prompt] * len(images))
         answers = self._generate(inputs, DESCRIBE_TOKENS)
-        candidates = [text for text in dict.fromkeys(clean(a) for a in answers) if text]
-        if not candidates:
-            return "images"
-        if len(candidates) == 1:
-            return candidates[0]
-        fit = self._likelihood(images, candidates).mean(axis=0)
-        return candidates[int(np.argmax(fit))]
+        return most_fitting(answers, lambda texts: self._likelihood(images, texts))
 
     @torch.no_grad()
     def score(
@@ -101,44 +77,25 @@ class TransformersScorer:
             values = self._likelihood(images, [clean(text) for text in descriptions])
             none = np.zeros((len(images), 1), np.float32)
             return Scores(np.concatenate([values, none], axis=1))
-        options = [*descriptions, NONE_OF_THESE]
-        letters = letters_for(len(options))
-        order = orders(images, len(options), seed)
-        how = "" if self._taught else ANSWER
-        prompts = [choice_prompt([options[o] for o in row], letters, how) for row in order]
-        inputs = self._inputs(images, prompts)
+        choices = Choices.of(images, descriptions, seed, "" if self.processor.taught else ANSWER)
+        inputs = self._inputs(images, choices.prompts)
         if scoring == "choice":
-            places = self._letter_scores(inputs, letters)
-            values = np.full_like(places, np.nan)
-            np.put_along_axis(values, order, places, axis=1)
-            return Scores(values)
-        answers = [parse_letter(text, letters) for text in self._generate(inputs, ANSWER_TOKENS)]
-        found = [None if a is None else int(row[a]) for a, row in zip(answers, order, strict=True)]
-        return Scores(one_hot(found, len(options)), sum(answer is None for answer in answers))
+            return Scores(choices.by_option(self._letter_scores(inputs, choices.letters)))
+        return choices.read(self._generate(inputs, ANSWER_TOKENS))
 
     # -- inputs ------------------------------------------------------------------------------
 
     def _inputs(self, images: np.ndarray | None, prompts: Sequence[str]) -> dict[str, Any]:
         """Tensors for one image and one prompt each; without images for prompts alone."""
         pictures = None if images is None else [Image.fromarray(image) for image in images]
-        if getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template:
-            return self._chat(pictures, prompts)
-        mark = "" if pictures is None else f"{self.processor.image_token}\n"
-        texts = [f"{mark}{prompt}\n" for prompt in prompts]
-        shown = {} if pictures is None else {"images": pictures}
-        found = self.processor(text=texts, return_tensors="pt", padding=True, **shown)
-        return dict(found.to(self.device))
-
-    def _chat(self, pictures: list[Image.Image] | None, prompts: Sequence[str]) -> dict[str, Any]:
-        chats = []
-        for row, prompt in enumerate(prompts):
-            content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
-            if pictures is not None:
-                content.insert(0, {"type": "image", "image": pictures[row]})
-            chats.append([{"role": "user", "content": content}])
-        found = self.processor.apply_chat_template(
-            chats, add_generation_prompt=True, tokenize=True, return_dict=True,
-            return_tensors="pt", processor_kwargs={"padding": True},
+        if not self.processor.templated:
+            texts = self.processor.plain(prompts, pictures is not None)
+            shown = {} if pictures is None else {"images": pictures}
+            found = self.processor.hf(text=texts, return_tensors="pt", padding=True, **shown)
+            return dict(found.to(self.device))
+        found = self.processor.hf.apply_chat_template(
+            self.processor.chats(prompts, pictures), add_generation_prompt=True, tokenize=True,
+            return_dict=True, return_tensors="pt", processor_kwargs={"padding": True},
         )  # fmt: skip
         found = found.to(self.device)
         return {
@@ -146,10 +103,7 @@ class TransformersScorer:
         }
 
     def _ids(self, text: str) -> Tensor:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not ids:
-            raise UserError(f"identifier.descriptions: '{text}' is empty for this model")
-        return torch.tensor([ids], device=self.device)
+        return torch.tensor([self.processor.ids(text)], device=self.device)
 
     # -- likelihood --------------------------------------------------------------------------
 
@@ -210,30 +164,16 @@ class TransformersScorer:
     def _letter_scores(self, inputs: dict[str, Any], letters: str) -> np.ndarray:
         """Log probability of each letter among the letters, (B, options)."""
         logits_BV = self._model(**inputs, use_cache=False).logits[:, -1].float()
-        places = [logits_BV[:, self._letter_ids(a)].logsumexp(dim=1) for a in letters]
+        places = [logits_BV[:, self.processor.letter_ids(a)].logsumexp(dim=1) for a in letters]
         return torch.stack(places, dim=1).log_softmax(dim=1).cpu().numpy()
-
-    def _letter_ids(self, letter: str) -> list[int]:
-        """Tokens that are this letter, with or without a space before it."""
-        found = set()
-        for text in (letter, f" {letter}"):
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            if ids and self.tokenizer.decode(ids[-1:]).strip() == letter:
-                found.add(ids[-1])
-        if not found:
-            raise UserError(
-                f"identifier.scoring=choice: the tokenizer of {self.model} has no token for the"
-                f" letter {letter}; use identifier.scoring=likelihood"
-            )
-        return sorted(found)
 
     def _generate(self, inputs: dict[str, Any], tokens: int) -> list[str]:
         start = inputs["input_ids"].shape[1]
         found = self._model.generate(
             **inputs, max_new_tokens=tokens, do_sample=False,
-            pad_token_id=self.tokenizer.pad_token_id,
+            pad_token_id=self.processor.tokenizer.pad_token_id,
         )  # fmt: skip
-        return self.tokenizer.batch_decode(found[:, start:], skip_special_tokens=True)
+        return self.processor.tokenizer.batch_decode(found[:, start:], skip_special_tokens=True)
 
 
 def _sum_of_logs(logits_BLV: Tensor, ids_L: Tensor) -> Tensor:
@@ -256,24 +196,14 @@ def _extended(inputs: dict[str, Any], ids_L: Tensor) -> dict[str, Any]:
     return longer
 
 
-def _load(settings: IdentifierSettings, device: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor  # seconds
-    from transformers.utils import logging as noise
+def _load(settings: IdentifierSettings, where: str, device: str) -> Any:
+    from transformers import AutoModelForImageTextToText  # seconds
 
-    noise.disable_progress_bar()
-    where = str(EMBEDDED.get(settings.model, settings.model))
     options = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
     dtype = torch.float32 if (settings.dtype, device) == ("auto", "cpu") else DTYPES[settings.dtype]
-    try:
-        processor = AutoProcessor.from_pretrained(where)
+    with loading(settings):
         model = AutoModelForImageTextToText.from_pretrained(where, dtype=dtype, **options)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(
-            f"identifier.model={settings.model}: cannot be loaded ({reason}); give mllm-tiny, a"
-            " directory or the id of an image-text-to-text model on the hub"
-        ) from error
-    return processor, model.eval().to(device)
+    return model.eval().to(device)
 
 
 def _digest(model: torch.nn.Module) -> str:

@@ -22,15 +22,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.identifiers.description import (
-    NONE_OF_THESE,
-    choice_prompt,
-    clean,
-    describe_prompt,
-    letters_for,
-    orders,
-    parse_letter,
-)
+from pipeline.identifiers.choices import Choices
+from pipeline.identifiers.description import clean, describe_prompt, parse_letter
 from pipeline.identifiers.scorer import ScorerError, Scores, one_hot, register_driver
 from pipeline.redact import redacted
 from pipeline.settings import IdentifierSettings
@@ -81,19 +74,16 @@ class OpenAIScorer:
         """One question about each image; see `Scorer.score`."""
         if scoring == "likelihood":
             raise UserError("identifier.scoring=likelihood: not with identifier.driver=openai")
-        options = [*descriptions, NONE_OF_THESE]
-        letters = letters_for(len(options))
-        order = orders(images, len(options), seed)
+        choices = Choices.of(images, descriptions, seed)
 
         def one(row: int) -> tuple[np.ndarray, bool]:
-            prompt = choice_prompt([options[o] for o in order[row]], letters)
-            return self._one(images[row : row + 1], prompt, letters, scoring, seed)
+            prompt = choices.prompts[row]
+            return self._one(images[row : row + 1], prompt, choices.letters, scoring, seed)
 
         with ThreadPoolExecutor(self.settings.concurrency, "openai") as pool:
             answers = list(pool.map(one, range(len(images))))
-        values = np.full((len(images), len(options)), np.nan, np.float32)
-        if len(images):
-            np.put_along_axis(values, order, np.stack([place for place, _ in answers]), axis=1)
+        places = np.array([place for place, _ in answers], np.float32)
+        values = choices.by_option(places.reshape(choices.order.shape))
         return Scores(values, sum(failed for _, failed in answers))
 
     def _one(

@@ -1,0 +1,79 @@
+"""The question with letters, as every driver asks it: options in an order of their own per image.
+
+Shapes: B images, T descriptions; options are the descriptions and, last, "none of these".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.identifiers.description import (
+    ANSWER,
+    NONE_OF_THESE,
+    choice_prompt,
+    clean,
+    letters_for,
+    orders,
+    parse_letter,
+)
+from pipeline.identifiers.scorer import Scores, one_hot
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """One question about each image.
+
+    Attributes:
+        letters: one for each place.
+        order: (B, T + 1), `[b, p]` is the option that stands at place p.
+        prompts: B texts.
+    """
+
+    letters: str
+    order: np.ndarray
+    prompts: list[str]
+
+    @classmethod
+    def of(
+        cls, images: np.ndarray, descriptions: Sequence[str], seed: int, how: str = ANSWER
+    ) -> Choices:
+        """Ask which description fits.
+
+        Args:
+            images: (B, H, W, 3) uint8.
+            descriptions: T texts.
+            seed: of the orders.
+            how: what to say about the form of the answer.
+        """
+        options = [*descriptions, NONE_OF_THESE]
+        letters, order = letters_for(len(options)), orders(images, len(options), seed)
+        prompts = [choice_prompt([options[o] for o in row], letters, how) for row in order]
+        return cls(letters, order, prompts)
+
+    def by_option(self, places: np.ndarray) -> np.ndarray:
+        """Log scores (B, T + 1) by option, from those by place."""
+        values = np.full(self.order.shape, np.nan, np.float32)
+        np.put_along_axis(values, self.order, places.astype(np.float32), axis=1)
+        return values
+
+    def read(self, answers: Sequence[str]) -> Scores:
+        """Scores of answers in text; what is no letter is counted."""
+        found = [parse_letter(text, self.letters) for text in answers]
+        places = one_hot(found, len(self.letters))
+        return Scores(self.by_option(places), sum(place is None for place in found))
+
+
+def most_fitting(answers: Sequence[str], fit: Callable[[list[str]], np.ndarray]) -> str:
+    """Of several sentences the one that suits all images.
+
+    Args:
+        answers: as the model gave them, one an image.
+        fit: how well some texts fit each image, (B, texts).
+    """
+    candidates = [text for text in dict.fromkeys(clean(answer) for answer in answers) if text]
+    if len(candidates) < 2:
+        return candidates[0] if candidates else "images"
+    return candidates[int(np.argmax(fit(candidates).mean(axis=0)))]
