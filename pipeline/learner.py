@@ -178,6 +178,7 @@ class Learner:
             images_per_second=facts["images_per_second"],
             loss=facts["loss"],
             held_out_accuracy=facts["held_out_accuracy"],
+            held_out_loss=facts["held_out_loss"],
             curve=facts["curve"],
             seconds={
                 "look": looked,

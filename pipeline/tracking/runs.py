@@ -219,7 +219,7 @@ def _child_metrics(snapshot: Snapshot, stage: int) -> list[Metric]:
         for name, value in point.items():
             if name != "step":
                 found += _metric(f"train/{name}", value, time, point["step"])
-    for name in ("loss", "held_out_accuracy", "images_per_second"):
+    for name in ("loss", "held_out_loss", "held_out_accuracy", "images_per_second"):
         found += _metric(f"train/{name}", trained.get(name), time, steps)
     _, card = snapshot.groups.get(stage, (None, {}))
     for kind in ("parameters", "bytes"):

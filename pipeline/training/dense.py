@@ -57,6 +57,7 @@ class DenseObjective(Objective):
     """One dense task: its head reads the trunk's output and two later depths under its routers."""
 
     pooled = False
+    scored = False
 
     def __init__(
         self, shared: Shared, domain: PreparedDomain, backbone: Backbone, settings: Settings,

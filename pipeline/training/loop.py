@@ -204,7 +204,7 @@ def train(
             metrics = {
                 "step": done,
                 "loss": float(np.mean(losses)),
-                "held_out_accuracy": 100.0 * state.best_accuracy,
+                **held_out(state, objectives),
                 "best_step": state.best_step,
                 "images_per_second": seen / elapsed,
                 **gates.take(method.settings.experts.shared_count),
@@ -213,6 +213,19 @@ def train(
             report(metrics, state)
     adapter.load_state_dict(state.best, strict=True)
     return state
+
+
+def held_out(state: TrainingState, objectives: Sequence[Objective]) -> dict[str, float]:
+    """Figures of the best weights on the held-out folds; accuracy (percent) where there is one.
+
+    Empty before the first look at them.
+    """
+    if not math.isfinite(state.best_loss):
+        return {}
+    found = {"held_out_loss": state.best_loss}
+    if any(task.scored for task in objectives):
+        found["held_out_accuracy"] = 100.0 * state.best_accuracy
+    return found
 
 
 def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -40,8 +40,10 @@ class Objective(ABC):
         name: the task.
         trunk: activations of this rank's rows.
         pooled: True if the task reads the pooled feature, False if it reads token maps.
+        scored: whether `judge` gives a score besides the loss.
     """
 
+    scored: ClassVar[bool] = True
     name: str
     trunk: TrunkCache
     pooled: bool = True

@@ -29,7 +29,7 @@ from pipeline.store import GroupRef, RunFolder
 from pipeline.store.tensors import dump, load
 from pipeline.streams import DenseTable, ImageTable, PreparedDomain, Stage, stratified_fold
 from pipeline.training.dense import DenseObjective, dense_folds, dense_objectives
-from pipeline.training.loop import TrainingState, planned_steps, train
+from pipeline.training.loop import TrainingState, held_out, planned_steps, train
 from pipeline.training.objectives import (
     Classification,
     Objective,
@@ -145,9 +145,9 @@ def run_stage(
     def report(metrics: dict[str, Any], state: TrainingState | None) -> None:
         if rank == 0:
             log.info(
-                "stage %d %s: step %d/%d, loss %.3f, held-out %.1f %%, %.0f images/s",
+                "stage %d %s: step %d/%d, loss %.3f, held-out %s, %.0f images/s",
                 spec.stage, spec.name, metrics["step"], steps,
-                metrics["loss"], metrics["held_out_accuracy"], metrics["images_per_second"],
+                metrics["loss"], _said(metrics), metrics["images_per_second"],
             )  # fmt: skip
         curve.append(metrics)
         save(metrics, state, None)
@@ -163,7 +163,8 @@ def run_stage(
         trunk = sum({id(task.trunk): task.trunk.seconds for task in objectives}.values())
         outcome.facts |= {
             "best_step": state.best_step,
-            "held_out_accuracy": 100.0 * state.best_accuracy,
+            **{"held_out_accuracy": None, "held_out_loss": None},
+            **held_out(state, objectives),
             "loss": curve[-1]["loss"] if curve else None,
             "images_per_second": curve[-1]["images_per_second"] if curve else None,
             "curve": curve,
@@ -177,6 +178,12 @@ def run_stage(
             },
         }
     save({"step": state.step, "done": True}, state, outcome)
+
+
+def _said(metrics: dict[str, Any]) -> str:
+    if "held_out_accuracy" in metrics:
+        return f"{metrics['held_out_accuracy']:.1f} %"
+    return f"loss {metrics['held_out_loss']:.3f}" if "held_out_loss" in metrics else "-"
 
 
 def build(spec: StageSpec) -> tuple[Method, Adapter]:
