@@ -4,9 +4,10 @@
     python jobs/forget.py run_dir=/data/runs/first task=pets erase=true
     python jobs/forget.py run_dir=/data/runs/first task=pets serving.url=http://host:8000
 
-Groups that borrowed from it are mixed anew, or learned again by the next `jobs/sequence.py`
-(`serving.dependents`). With `serving.url` a running endpoint does it and answers once all its
-replicas have forgotten; else the run folder is changed, and what serves it follows in seconds.
+Groups that borrowed from it are mixed anew and measured on their test split before and after, or
+learned again by the next `jobs/sequence.py` (`serving.dependents`). With `serving.url` a running
+endpoint does it, measured on stored images alone, and answers once all its replicas have forgotten;
+else the run folder is changed, and what serves it follows in seconds.
 Exit codes: 0 done, 1 failure, 2 a mistake of the user's, 3 the run is locked.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from actors.arguments import load_settings
+from actors.arguments import cache_dir, load_settings
 from actors.logs import show_logs
 from actors.publishing import post_admin
 from pipeline.errors import (
@@ -31,7 +32,9 @@ from pipeline.errors import (
     UserError,
 )
 from pipeline.serving.forget import forget_task
+from pipeline.serving.model import run_settings
 from pipeline.serving.pointer import Refused, next_pointer, read_pointer, write_pointer
+from pipeline.serving.retest import retest
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
 from pipeline.tracking.erase import forget_tracked
@@ -81,7 +84,9 @@ def forget(settings: Settings, task: str, erase: bool) -> dict[str, Any]:
         plan = forget_task(settings.run_dir, task, settings.serving)
         if read_pointer(run).generation:
             write_pointer(run, next_pointer(run, plan.manifest), "forget")
-        told = {"manifest": plan.manifest, **plan.finish(erase)}
+        chosen = run_settings(run.read()).model_copy(update={"run_dir": settings.run_dir})
+        why = retest(plan, chosen, cache_dir(chosen))
+        told = {"manifest": plan.manifest, "untested": why, **plan.finish(erase)}
         told["untracked"] = forget_tracked(run, tracking, task, erase)
     return told
 
@@ -92,9 +97,14 @@ def tell(told: dict[str, Any], task: str, console: Console) -> None:
     for item in told.get("dependents", ()):
         if item["rule"] == "remix":
             words = f"mixed anew, {item['before']:.1f} % -> {item['after']:.1f} % on its probes"
+            if test := item.get("test"):
+                words += f", {test['before']:.1f} % -> {test['after']:.1f} % on its test split"
+                words += f" ({test['images']} images)"
         else:
             words = "left out until jobs/sequence.py learns it again"
         console.print(f"  {item['task']} borrowed from it: {words}")
+    if told.get("untested"):
+        console.print(f"  not measured on the test split: {told['untested']}")
     size = told.get("bytes") or {}
     if told.get("erased"):
         console.print(f"  erased: {', '.join(told['erased'])}")

@@ -49,7 +49,8 @@ class Forgetting:
         stage: its stage.
         manifest: the model without it.
         dependents: `{"task", "rule", "before", "after"}` per group that borrowed from it; accuracy
-            in percent of the images stored with it, `after` None for one to be learned again.
+            in percent of the images stored with it, `after` None for one to be learned again; with
+            `{"test": {"images", "before", "after"}}` where `retest` could read the test split.
         superseded: stored groups that the new manifest no longer needs.
         digests: of the domain's splits.
         tasks: the domains of its group: itself, unless several were learned together.

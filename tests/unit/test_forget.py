@@ -16,6 +16,7 @@ from pipeline.serving.model import ServedModel
 from pipeline.serving.pointer import next_pointer, read_pointer, write_pointer
 from pipeline.store import RunFolder
 from pipeline.store.tensors import load
+from pipeline.streams import ImageTable
 from tests.unit.tiny_run import TASKS, World, learn_stream, make_learner
 from tests.unit.tiny_serving import SERVING, copy_run, point, test_images
 
@@ -128,6 +129,50 @@ def test_dependents_are_learned_again_by_the_next_start(
     assert set(now) == set(TASKS) - {task}, "learned again, and the forgotten one is not"
     cards = [json.loads(run.groups.read(ref, "task.json")) for ref in now.values()]
     assert all(task not in [n["task"] for n in card["neighbours"]] for card in cards)
+
+
+def test_dependents_are_measured_on_the_test_split(
+    learned: RunFolder, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy_run(learned, tmp_path / "run")
+    lenders = _neighbours(run)
+    task = next(names[0] for names in lenders.values() if names)
+    losing = {name for name, names in lenders.items() if task in names}
+    document = run.read()
+    stream = {**document["config"]["stream"], "reader": "parquet"}
+    document["config"]["stream"] = {**stream, "root": str(world.backbone.parent / "nowhere")}
+    run.folder.write_json("run.json", document)
+    aside = copy_run(run, tmp_path / "aside")
+    assert job.main([f"run_dir={aside.uri}", f"task={task}"]) == 0
+    said = capsys.readouterr().out
+    assert "not measured on the test split: the stream cannot be read" in said
+    assert "on its probes" in said
+    document["config"]["stream"]["root"] = str(world.backbone.parent / "stream")
+    run.folder.write_json("run.json", document)
+
+    def right(model: ServedModel) -> dict[str, float]:
+        found = {}
+        for domain in world.domains:
+            if domain.name in losing:
+                images = test_images(world, domain.name, 100)
+                _, answers, _ = model.classify(images, [Ask(domain.name, None, 1)] * len(images))
+                labels = ImageTable.open(domain.tables["test"]).labels
+                classes = model.current.tasks[domain.name].classes
+                hits = [a.classes[0][0] == classes[k] for a, k in zip(answers, labels, strict=True)]
+                found[domain.name] = 100.0 * float(np.mean(hits))
+        return found
+
+    model = ServedModel(run.uri, SERVING, "cpu")
+    before = right(model)
+    assert job.main([f"run_dir={run.uri}", f"task={task}", "erase=true"]) == 0
+    model.follow()
+    event = run.journal.last("forgotten")
+    assert event
+    tested = {item["task"]: item["test"] for item in event["dependents"]}
+    assert {name: test["before"] for name, test in tested.items()} == pytest.approx(before)
+    assert {name: test["after"] for name, test in tested.items()} == pytest.approx(right(model))
+    assert all(test["images"] == len(test_images(world, n, 100)) for n, test in tested.items())
+    assert "on its test split (24 images)" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line(learned: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
