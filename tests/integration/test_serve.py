@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from PIL import Image
+from ray import serve
 
+from actors.ingress import Ingress
 from actors.publisher import running_replicas
 from actors.publishing import publish_newest
 from jobs import serve as job
@@ -212,6 +215,66 @@ def model_pids(app: str) -> list[int]:
     client: Any = _get_global_client()
     deployments = client.get_serve_details()["applications"][app]["deployments"]
     return [r["pid"] for r in deployments["Model"]["replicas"] if r["pid"]]
+
+
+def test_when_nobody_answers_it_says_when_to_come_again(endpoint: Endpoint) -> None:
+    """An ingress of little patience before the same model, which is held still meanwhile."""
+    impatient = SERVING.model_copy(update={"timeout_s": 1}).model_dump(mode="json")
+    body = serve.deployment(name="Ingress", ray_actor_options={"num_cpus": 0.1})(
+        serve.ingress()(Ingress)
+    )
+    handles = [serve.get_deployment_handle(name, "archipelago") for name in ("Model", "Publisher")]
+    serve.run(body.bind(impatient, None, *handles), name="impatient", route_prefix="/impatient")
+    url = f"{endpoint.url}/impatient/v1/classify"
+    request = urllib.request.Request(
+        url, json.dumps(endpoint.body()).encode(), {"Content-Type": "application/json"}
+    )
+    pids = model_pids("archipelago")
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    assert refused.value.code == 503 and int(refused.value.headers["Retry-After"]) >= 1
+    error = json.loads(refused.value.read())["error"]
+    assert error["code"] == 503 and "\n" not in error["message"]
+    wait_until(lambda: call(url, endpoint.body())[0] == 200, "the model's answer")
+    serve.delete("impatient")
+
+
+def test_ray_exports_what_is_counted(endpoint: Endpoint) -> None:
+    """As Prometheus reads it, from the port that every node has for it."""
+    for task, code in ((TASKS[0], 200), ("nobody", 404)):
+        assert call(f"{endpoint.url}/v1/classify", endpoint.body(task=task))[0] == code
+    wanted = {
+        "images_total": f'task="{TASKS[0]}"',
+        "latency_ms_count": f'task="{TASKS[0]}"',
+        "errors_total": 'code="404"',
+        "generation_lag": "",
+    }
+
+    def exported() -> dict[str, list[float]]:
+        lines = []
+        for node in ray.nodes():
+            url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+            with urllib.request.urlopen(url, timeout=10) as page:
+                lines += page.read().decode().splitlines()
+        return {
+            metric: [
+                float(line.rsplit(" ", 1)[1])
+                for line in lines
+                if line.startswith(f"ray_archipelago_{metric}{{") and label in line
+            ]
+            for metric, label in wanted.items()
+        }
+
+    wait_until(lambda: all(exported().values()), "the metrics")
+    found = exported()
+    assert sum(found["images_total"]) >= 1 and sum(found["latency_ms_count"]) >= 1
+    assert sum(found["errors_total"]) >= 1 and 0.0 in found["generation_lag"]
 
 
 def test_forget_over_http(endpoint: Endpoint) -> None:
