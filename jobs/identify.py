@@ -29,6 +29,7 @@ from pipeline.evaluation.console import percent
 from pipeline.evaluation.engine import Engine, EngineSpec
 from pipeline.evaluation.plots import curve
 from pipeline.identifiers.background import find_background, load_background
+from pipeline.identifiers.places import said
 from pipeline.identifiers.scorer import build_scorer
 from pipeline.methods.base import method_class
 from pipeline.model.kernels import Kernels
@@ -70,8 +71,8 @@ def main(arguments: Sequence[str]) -> int:
         console.print(recognised(rows, tasks, comparison.scorer.model))
         console.print(consequences(rows))
         for row in rows:
-            if row.extra:
-                console.print(f"{row.title}: {row.extra}", markup=False)
+            for line in remarks(row):
+                console.print(f"{row.title}: {line}", markup=False)
         return EXIT_DONE
     except UserError as error:
         return _say(error, EXIT_USER)
@@ -126,6 +127,19 @@ def consequences(rows: Sequence[Row]) -> Table:
 
 def _speed(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
+
+
+def remarks(row: Row) -> list[str]:
+    """What else was found about an identifier, in sentences."""
+    found = []
+    if "margin" in row.extra:
+        found.append(
+            f"asks below a margin of {row.extra['margin']:.3f}; the model's answer weighs"
+            f" {row.extra['weight']:.2f}"
+        )
+    if row.extra.get("position_bias"):
+        found.append(said(row.extra["position_bias"]))
+    return found
 
 
 def _words(arguments: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.identifiers.places import said
+
 
 def summary_table(report: dict[str, Any]) -> Table:
     """Stages as rows, tasks as columns, references below, Transfer/Average/Last in the caption."""
@@ -67,6 +69,8 @@ def _caption(report: dict[str, Any]) -> Text:
         if identifier["model"] is not None:
             text.append(f"\n{identifier['backend']}: {identifier['model']} was asked ")
             text.append(f"{identifier['calls']} times, {identifier['fallbacks']} fallbacks")
+        if identifier["position_bias"] is not None:
+            text.append(f"\n{said(identifier['position_bias'])}")
     for group in report["groups"]:
         for task, description in group.get("descriptions", {}).items():
             by = "" if description["by"] == "mllm" else " (by hand)"
