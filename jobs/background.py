@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
+from actors.exits import exit_codes
 from pipeline.config import load
-from pipeline.errors import EXIT_DONE, EXIT_USER, UserError
+from pipeline.errors import EXIT_DONE, UserError
 from pipeline.evaluation.engine import Engine, EngineSpec
 from pipeline.identifiers.background import save_background
 from pipeline.identifiers.signature import Background
@@ -33,28 +34,25 @@ PER_FILE = 600  # images taken from each file, so that no kind outweighs the oth
 BATCH = 128
 
 
+@exit_codes("background")
 def main(arguments: Sequence[str]) -> int:
     """Compute and write a background; returns the exit code."""
-    try:
-        if len(arguments) < 2:
-            raise UserError("say where the images are and which file to write")
-        images, target = Path(arguments[0]), Path(arguments[1])
-        files = sorted(images.glob("*.parquet"))
-        if not files:
-            raise UserError(f"{images}: no parquet files there")
-        settings = load([*arguments[2:], "identifier.depths=all"])
-        kernels = Kernels(device=resolve_device("auto"))
-        engine = Engine(EngineSpec(settings, str(target.parent.absolute()), kernels))
-        features = [
-            engine.encode(batch)
-            for file in track(files, console=Console(stderr=True))
-            for batch in _batches(file, engine)
-        ]
-        found = Background.of(np.concatenate(features), f"{len(files)} files of images")
-        save_background(target, found)
-    except UserError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"background: {error}")
-        return EXIT_USER
+    if len(arguments) < 2:
+        raise UserError("say where the images are and which file to write")
+    images, target = Path(arguments[0]), Path(arguments[1])
+    files = sorted(images.glob("*.parquet"))
+    if not files:
+        raise UserError(f"{images}: no parquet files there")
+    settings = load([*arguments[2:], "identifier.depths=all"])
+    kernels = Kernels(device=resolve_device("auto"))
+    engine = Engine(EngineSpec(settings, str(target.parent.absolute()), kernels))
+    features = [
+        engine.encode(batch)
+        for file in track(files, console=Console(stderr=True))
+        for batch in _batches(file, engine)
+    ]
+    found = Background.of(np.concatenate(features), f"{len(files)} files of images")
+    save_background(target, found)
     return EXIT_DONE
 
 

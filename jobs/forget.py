@@ -13,7 +13,6 @@ Exit codes: 0 done, 1 failure, 2 a mistake of the user's, 3 the run is locked.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -21,16 +20,10 @@ from typing import Any
 from rich.console import Console
 
 from actors.arguments import cache_dir, load_settings
+from actors.exits import exit_codes
 from actors.logs import show_logs
 from actors.publishing import post_admin
-from pipeline.errors import (
-    EXIT_DONE,
-    EXIT_FAILURE,
-    EXIT_LOCKED,
-    EXIT_USER,
-    LockedError,
-    UserError,
-)
+from pipeline.errors import EXIT_DONE, UserError
 from pipeline.serving.forget import forget_task
 from pipeline.serving.model import run_settings
 from pipeline.serving.pointer import Refused, next_pointer, read_pointer, write_pointer
@@ -40,37 +33,30 @@ from pipeline.store import RunFolder
 from pipeline.tracking.erase import forget_tracked
 from pipeline.tracking.location import of_run
 
-log = logging.getLogger("archipelago")
 
-
+@exit_codes(
+    "forget", "the domain is not forgotten; the same command tries again", mistakes=(Refused,)
+)
 def main(arguments: Sequence[str]) -> int:
     """Forget one domain; returns the exit code."""
-    try:
-        words, own = [], {"task": "", "erase": "false"}
-        for word in arguments:
-            key, _, value = word.partition("=")
-            if key in own:
-                own[key] = value
-            else:
-                words.append(word)
-        if not own["task"]:
-            raise UserError("task: say which domain to forget, task=NAME")
-        if own["erase"] not in ("true", "false"):
-            raise UserError(f"erase={own['erase']}: expected true or false")
-        settings = load_settings(words)
-        if not any(word.startswith("run_dir=") for word in words):
-            raise UserError("run_dir: say of which run, run_dir=DIR")
-        show_logs()
-        told = forget(settings, own["task"], own["erase"] == "true")
-        tell(told, own["task"], Console(highlight=False, soft_wrap=True))
-        return EXIT_DONE
-    except (UserError, Refused) as error:
-        return _say(error, EXIT_USER)
-    except LockedError as error:
-        return _say(error, EXIT_LOCKED)
-    except Exception:
-        log.exception("the domain is not forgotten; the same command tries again")
-        return EXIT_FAILURE
+    words, own = [], {"task": "", "erase": "false"}
+    for word in arguments:
+        key, _, value = word.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            words.append(word)
+    if not own["task"]:
+        raise UserError("task: say which domain to forget, task=NAME")
+    if own["erase"] not in ("true", "false"):
+        raise UserError(f"erase={own['erase']}: expected true or false")
+    settings = load_settings(words)
+    if not any(word.startswith("run_dir=") for word in words):
+        raise UserError("run_dir: say of which run, run_dir=DIR")
+    show_logs()
+    told = forget(settings, own["task"], own["erase"] == "true")
+    tell(told, own["task"], Console(highlight=False, soft_wrap=True))
+    return EXIT_DONE
 
 
 def forget(settings: Settings, task: str, erase: bool) -> dict[str, Any]:
@@ -112,11 +98,6 @@ def tell(told: dict[str, Any], task: str, console: Console) -> None:
             console.print(f"  erased in MLflow: {told['untracked']} entries and their files")
         if size.get("before") is not None:
             console.print(f"  on disk: {size['before']} -> {size['after']} bytes")
-
-
-def _say(message: object, code: int) -> int:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"forget: {message}", markup=False)
-    return code
 
 
 if __name__ == "__main__":

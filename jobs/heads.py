@@ -23,10 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from actors.exits import exit_codes
 from pipeline.config import load
 from pipeline.dense import build
 from pipeline.dense.probe import fit_head, judge_head
-from pipeline.errors import EXIT_USER, UserError
+from pipeline.errors import EXIT_DONE
 from pipeline.model.backbone import Backbone, load_backbone
 from pipeline.settings import Settings
 from pipeline.streams import DenseTable, PreparedDomain, open_stream, prepare
@@ -86,6 +87,7 @@ def measure(
     return out
 
 
+@exit_codes("heads")
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(description="Heads of dense tasks on frozen tokens.")
@@ -94,24 +96,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--channels", type=int, default=64)
     options = parser.parse_args(arguments)
-    try:
-        settings = load(["stream=scenes", *options.overrides])
-        with tempfile.TemporaryDirectory() as folder:
-            domains = prepare(
-                open_stream(settings.stream, settings.seed, dense=True),
-                size=settings.backbone.image_size or load_backbone(settings.backbone).image_size,
-                run=folder,
-                cache_dir=settings.cluster.cache_dir or str(Path(folder) / "cache"),
-                cache_gib=settings.cluster.cache_gib,
-                cluster=settings.cluster,
-                max_pixels=settings.stream.max_pixels,
-                use_ray=False,
-            )
-            Console().print(measure(settings, domains, options))
-    except UserError as error:
-        Console(stderr=True, highlight=False).print(f"heads: {error}", markup=False)
-        return EXIT_USER
-    return 0
+    settings = load(["stream=scenes", *options.overrides])
+    with tempfile.TemporaryDirectory() as folder:
+        domains = prepare(
+            open_stream(settings.stream, settings.seed, dense=True),
+            size=settings.backbone.image_size or load_backbone(settings.backbone).image_size,
+            run=folder,
+            cache_dir=settings.cluster.cache_dir or str(Path(folder) / "cache"),
+            cache_gib=settings.cluster.cache_gib,
+            cluster=settings.cluster,
+            max_pixels=settings.stream.max_pixels,
+            use_ray=False,
+        )
+        Console().print(measure(settings, domains, options))
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -23,12 +23,14 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.arguments import cache_dir
-from pipeline.errors import EXIT_DONE, EXIT_LOCKED, EXIT_USER, LockedError, UserError
+from actors.exits import exit_codes
+from pipeline.errors import EXIT_DONE, UserError
 from pipeline.evaluation.comparison import Candidate, Comparison, Row
 from pipeline.evaluation.console import percent
 from pipeline.evaluation.engine import Engine, EngineSpec
 from pipeline.evaluation.plots import curve
 from pipeline.identifiers.background import find_background, load_background
+from pipeline.identifiers.places import said
 from pipeline.identifiers.scorer import build_scorer
 from pipeline.methods.base import method_class
 from pipeline.model.kernels import Kernels
@@ -45,38 +47,34 @@ CANDIDATES = (
 )
 
 
+@exit_codes("identify")
 def main(arguments: Sequence[str]) -> int:
     """Compare, print and write; returns the exit code."""
     console = Console(highlight=False)
-    try:
-        words = _words(arguments)
-        run = RunFolder(str(words.pop("run_dir")))
-        split, only = words.pop("split", "test"), words.pop("only", None)
-        if split != "test":
-            raise UserError(f"split={split}: identifiers are compared on split=test")
-        settings = _settings(run, words)
-        with run.lock():
-            comparison = _open(run, settings)
-            with console.status("Reading the run ..."):
-                tasks = comparison.read()
-            rows = []
-            for candidate in CANDIDATES:
-                if only is None or {candidate.name, candidate.key} & set(only):
-                    with console.status(f"{candidate.title} ..."):
-                        rows.append(comparison.row(candidate))
-            _write(run, comparison, rows)
-        for task, description in comparison.descriptions.items():
-            console.print(f"[bold]{task}[/bold]: {description.text if description else '-'}")
-        console.print(recognised(rows, tasks, comparison.scorer.model))
-        console.print(consequences(rows))
-        for row in rows:
-            if row.extra:
-                console.print(f"{row.title}: {row.extra}", markup=False)
-        return EXIT_DONE
-    except UserError as error:
-        return _say(error, EXIT_USER)
-    except LockedError as error:
-        return _say(error, EXIT_LOCKED)
+    words = _words(arguments)
+    run = RunFolder(str(words.pop("run_dir")))
+    split, only = words.pop("split", "test"), words.pop("only", None)
+    if split != "test":
+        raise UserError(f"split={split}: identifiers are compared on split=test")
+    settings = _settings(run, words)
+    with run.lock():
+        comparison = _open(run, settings)
+        with console.status("Reading the run ..."):
+            tasks = comparison.read()
+        rows = []
+        for candidate in CANDIDATES:
+            if only is None or {candidate.name, candidate.key} & set(only):
+                with console.status(f"{candidate.title} ..."):
+                    rows.append(comparison.row(candidate))
+        _write(run, comparison, rows)
+    for task, description in comparison.descriptions.items():
+        console.print(f"[bold]{task}[/bold]: {description.text if description else '-'}")
+    console.print(recognised(rows, tasks, comparison.scorer.model))
+    console.print(consequences(rows))
+    for row in rows:
+        for line in remarks(row):
+            console.print(f"{row.title}: {line}", markup=False)
+    return EXIT_DONE
 
 
 def recognised(rows: Sequence[Row], tasks: Sequence[str], model: str) -> Table:
@@ -126,6 +124,19 @@ def consequences(rows: Sequence[Row]) -> Table:
 
 def _speed(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
+
+
+def remarks(row: Row) -> list[str]:
+    """What else was found about an identifier, in sentences."""
+    found = []
+    if "margin" in row.extra:
+        found.append(
+            f"asks below a margin of {row.extra['margin']:.3f}; the model's answer weighs"
+            f" {row.extra['weight']:.2f}"
+        )
+    if row.extra.get("position_bias"):
+        found.append(said(row.extra["position_bias"]))
+    return found
 
 
 def _words(arguments: Sequence[str]) -> dict[str, Any]:
@@ -193,13 +204,6 @@ def _write(run: RunFolder, comparison: Comparison, rows: Sequence[Row]) -> None:
     if comparison.curve:
         alone = {row.title: row.closed for row in rows if not row.title.startswith("cascade")}
         run.folder.write("identify/curve.png", curve(comparison.curve, alone))
-
-
-def _say(message: object, code: int) -> int:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"identify: {message}", markup=False
-    )
-    return code
 
 
 if __name__ == "__main__":

@@ -22,34 +22,25 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER, UserError
+from actors.exits import exit_codes
+from pipeline.errors import EXIT_DONE, UserError
 from pipeline.pretraining.launch import pretrain
 from pipeline.pretraining.settings import PretrainSettings, load_settings
 
-log = logging.getLogger("archipelago")
 
-
+@exit_codes("pretrain", "pretrain failed; the same command continues from the last checkpoint")
 def main(arguments: Sequence[str]) -> int:
     """Train, or examine; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        if arguments and arguments[0] == "exam":
-            roots = [a for a in arguments[1:] if "=" not in a]
-            settings = _settings([a for a in arguments[1:] if "=" in a])
-            _examine(settings, roots[0] if roots else None)
-        else:
-            settings = _settings(arguments)
-            _connect(settings)
-            folder = pretrain(settings)
-            _figures(settings, folder)
-    except UserError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"pretrain: {error}", markup=False
-        )
-        return EXIT_USER
-    except Exception:
-        log.exception("pretrain failed; the same command continues from the last checkpoint")
-        return EXIT_FAILURE
+    if arguments and arguments[0] == "exam":
+        roots = [a for a in arguments[1:] if "=" not in a]
+        settings = _settings([a for a in arguments[1:] if "=" in a])
+        _examine(settings, roots[0] if roots else None)
+    else:
+        settings = _settings(arguments)
+        _connect(settings)
+        folder = pretrain(settings)
+        _figures(settings, folder)
     return EXIT_DONE
 
 

@@ -10,50 +10,35 @@ Exit codes: 0 done, 1 failure, 2 a mistake of the user's, 3 the run is locked, 1
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from actors.arguments import load_settings, reference_methods, reference_settings
+from actors.exits import exit_codes
 from actors.session import Session, Stopped
-from pipeline.errors import (
-    EXIT_DONE,
-    EXIT_FAILURE,
-    EXIT_LOCKED,
-    EXIT_STOPPED,
-    EXIT_USER,
-    LockedError,
-    UserError,
-)
-from pipeline.evaluation.console import summary_table
+from pipeline.errors import EXIT_DONE
+from pipeline.evaluation.console import summary
 from pipeline.evaluation.report import write_report
 
-log = logging.getLogger("archipelago")
 
-
+@exit_codes(
+    "sequence",
+    "the run failed; the same command continues from the last finished step",
+    stopped=(Stopped,),
+)
 def main(arguments: Sequence[str]) -> int:
     """Run a sequence with Hydra overrides; returns the exit code."""
-    try:
-        settings = load_settings(arguments)
-        with Session(settings) as session:
-            learn_stream(session)
-            for name in reference_methods(settings):
-                with session.reference(reference_settings(arguments, name, settings)) as other:
-                    learn_stream(other)
-            report = session.finish()
-        Console().print(summary_table(report))
-        return EXIT_DONE
-    except UserError as error:
-        return _say(error, EXIT_USER)
-    except LockedError as error:
-        return _say(error, EXIT_LOCKED)
-    except Stopped:
-        return _say("stopped; the same command continues", EXIT_STOPPED)
-    except Exception:
-        log.exception("the run failed; the same command continues from the last finished step")
-        return EXIT_FAILURE
+    settings = load_settings(arguments)
+    with Session(settings) as session:
+        learn_stream(session)
+        for name in reference_methods(settings):
+            with session.reference(reference_settings(arguments, name, settings)) as other:
+                learn_stream(other)
+        report = session.finish()
+    Console().print(summary(report))
+    return EXIT_DONE
 
 
 def learn_stream(session: Session) -> None:
@@ -66,13 +51,6 @@ def learn_stream(session: Session) -> None:
         session.show(record)
         write_report(session.run, pictures=False)
         session.tracker.poke()
-
-
-def _say(message: object, code: int) -> int:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"sequence: {message}", markup=False
-    )
-    return code
 
 
 if __name__ == "__main__":

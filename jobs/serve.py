@@ -10,7 +10,6 @@ Exit codes: 0 ready (or taken down), 1 failure, 2 a mistake of the user's.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
@@ -25,43 +24,36 @@ from rich.console import Console
 
 from actors.arguments import load_settings
 from actors.cluster import join_cluster
+from actors.exits import exit_codes
 from actors.http.admin import TOKEN, token_hash
 from actors.logs import show_logs
-from pipeline.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER, UserError
+from pipeline.errors import EXIT_DONE, UserError
 from pipeline.serving.model import run_settings
 from pipeline.serving.pointer import read_pointer
 from pipeline.settings import ServingSettings, Settings
 from pipeline.store import RunFolder
 
-log = logging.getLogger("archipelago")
-
 READY_S = 120.0
 
 
+@exit_codes("serve", "the endpoint did not come up")
 def main(arguments: Sequence[str]) -> int:
     """Bring an endpoint up or take it down; returns the exit code."""
     console = Console(highlight=False, soft_wrap=True)
-    try:
-        words = [word for word in arguments if not word.startswith("down=")]
-        down = "down=true" in arguments
-        if len(words) + down + ("down=false" in arguments) < len(arguments):
-            raise UserError("down: expected true or false")
-        settings = load_settings(words)
-        if not any(word.startswith("run_dir=") for word in words):
-            raise UserError("run_dir: say which run to serve, run_dir=DIR")
-        show_logs()
-        with join_cluster(settings):
-            if down:
-                return take_down(settings.serving, console)
-            url = bring_up(settings)
-        console.print(f"[bold]{url}[/bold] answers; {url}/docs says how")
-        return EXIT_DONE
-    except UserError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"serve: {error}", markup=False)
-        return EXIT_USER
-    except Exception:
-        log.exception("the endpoint did not come up")
-        return EXIT_FAILURE
+    words = [word for word in arguments if not word.startswith("down=")]
+    down = "down=true" in arguments
+    if len(words) + down + ("down=false" in arguments) < len(arguments):
+        raise UserError("down: expected true or false")
+    settings = load_settings(words)
+    if not any(word.startswith("run_dir=") for word in words):
+        raise UserError("run_dir: say which run to serve, run_dir=DIR")
+    show_logs()
+    with join_cluster(settings):
+        if down:
+            return take_down(settings.serving, console)
+        url = bring_up(settings)
+    console.print(f"[bold]{url}[/bold] answers; {url}/docs says how")
+    return EXIT_DONE
 
 
 def bring_up(settings: Settings) -> str:

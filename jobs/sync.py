@@ -12,26 +12,22 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
+from actors.exits import exit_codes
 from pipeline.config import load
-from pipeline.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER, UserError
+from pipeline.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from pipeline.store import RunFolder
 from pipeline.tracking import sync
 
 
+@exit_codes("sync")
 def main(arguments: Sequence[str]) -> int:
     """Sync a run and its references; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        settings = load(arguments)
-        if settings.run_dir is None:
-            raise UserError("run_dir: say which run to sync, run_dir=DIR")
-        run = RunFolder.open(settings.run_dir)
-        done = [sync(each, settings.tracking) for each in (run, *run.references().values())]
-    except UserError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"sync: {error}", markup=False)
-        return EXIT_USER
+    settings = load(arguments)
+    if settings.run_dir is None:
+        raise UserError("run_dir: say which run to sync, run_dir=DIR")
+    run = RunFolder.open(settings.run_dir)
+    done = [sync(each, settings.tracking) for each in (run, *run.references().values())]
     return EXIT_DONE if all(done) else EXIT_FAILURE
 
 

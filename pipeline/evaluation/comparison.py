@@ -33,7 +33,6 @@ from pipeline.identifiers import (
 )
 from pipeline.identifiers.cascade import Cascade
 from pipeline.identifiers.describer import Describer
-from pipeline.identifiers.description import orders
 from pipeline.identifiers.folds import Rule, margins_of
 from pipeline.identifiers.scorer import Scorer
 from pipeline.identifiers.signature import Background
@@ -225,7 +224,8 @@ class Comparison:
             row.extra = {"margin": identifier.rule.margin, "weight": identifier.rule.weight}
             self.curve = self._curve(identifier, evaluator)
         if candidate.scoring == "choice":
-            row.extra["position_bias"] = self._position_bias(identifier, evaluator)
+            assert looker is not None
+            row.extra["position_bias"] = looker.work.position_bias()
         return row
 
     def _count(self, looker: Looker, before: dict[str, Any]) -> None:
@@ -335,13 +335,3 @@ class Comparison:
             )
         cascade.rule = fitted
         return points
-
-    def _position_bias(self, identifier: Identifier, evaluator: Evaluator) -> list[float]:
-        """Mean probability of each place among the options, percent; equal without a bias."""
-        evidence = evaluator.evidence(self.domains[-1].name)
-        assert evidence.shown is not None and identifier.looker is not None
-        at = np.arange(min(TIMED, len(evidence.features)))
-        values = identifier.looker.look(evidence.shown, at, self._texts())
-        order = orders(evidence.shown.read(at), values.shape[1], self.settings.seed)
-        places = np.take_along_axis(np.exp(values), order, axis=1)
-        return [round(100.0 * float(v), 1) for v in np.nanmean(places, axis=0)]

@@ -1,19 +1,52 @@
-"""The accuracy matrix for a terminal."""
+"""What a run reached, for a terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.identifiers.places import said
 
-def summary_table(report: dict[str, Any]) -> Table:
-    """Stages as rows, tasks as columns, references below, Transfer/Average/Last in the caption."""
+ACCURACY = "accuracy"  # a task's own figure where it classifies
+
+
+def summary(report: dict[str, Any]) -> Group:
+    """Accuracy after each stage, figures of dense tasks, and what follows from both."""
+    own = report["own"] or {}
+    dense = [task for task in report["tasks"] if own.get(task, ACCURACY) != ACCURACY]
+    parts: list[RenderableType] = []
+    if len(dense) < len(report["tasks"]):
+        parts.append(accuracy_table(report))
+    if dense:
+        parts.append(measures_table(report, dense))
+    return Group(*parts, _caption(report))
+
+
+def measures_table(report: dict[str, Any], tasks: Sequence[str]) -> Table:
+    """Each task's own figure, with that of a model of its own beside it where there is one."""
+    title = f"{report['method']} on {report['stream']}: test images, the task given"
+    table = Table(title=title, header_style="bold")
+    for name in ("task", "measure", "learned", "alone"):
+        table.add_column(name, justify="left" if name in ("task", "measure") else "right")
+    alone = report["baseline"]["metrics"] if report["baseline"] else {}
+    for task in tasks:
+        name = report["own"][task]
+        found = report["metrics"].get(task, {}).get(name)
+        unit = "" if found is None else f", {found['unit']}"
+        lower = " (lower is better)" if found is not None and found["lower_is_better"] else ""
+        values = [None if f is None else f["value"] for f in (found, alone.get(task, {}).get(name))]
+        table.add_row(task, f"{name}{unit}{lower}", *(percent(value) for value in values))
+    return table
+
+
+def accuracy_table(report: dict[str, Any]) -> Table:
+    """Stages as rows, tasks as columns, references below."""
     table = Table(
         title=f"{report['method']} on {report['stream']}: accuracy after each stage, percent",
-        caption=_caption(report),
-        caption_justify="left",
         header_style="bold",
     )
     table.add_column("after stage", no_wrap=True)
@@ -47,9 +80,13 @@ def _row(values: list[float | None], learned: int = 0) -> list[Text]:
 
 def _caption(report: dict[str, Any]) -> Text:
     text = Text()
-    scores = "/".join(percent(report[key]) for key in ("transfer", "average", "last"))
-    text.append(f"Transfer/Average/Last {scores}", style="bold")
-    text.append(f"   ({report['setting']}, {report['status']})")
+    scores = [report[key] for key in ("transfer", "average", "last")]
+    if any(score is not None for score in scores):
+        joined = "/".join(percent(score) for score in scores)
+        text.append(f"Transfer/Average/Last {joined}", style="bold")
+        text.append(f"   ({report['setting']}, {report['status']})")
+    else:
+        text.append(f"{report['setting']}, {report['status']}")
     if report["delta_m"] is not None:
         single = report["baseline"]["method"]
         text.append(f"\nDelta_m {report['delta_m']:+.2f} % over single tasks ({single})")
@@ -67,6 +104,8 @@ def _caption(report: dict[str, Any]) -> Text:
         if identifier["model"] is not None:
             text.append(f"\n{identifier['backend']}: {identifier['model']} was asked ")
             text.append(f"{identifier['calls']} times, {identifier['fallbacks']} fallbacks")
+        if identifier["position_bias"] is not None:
+            text.append(f"\n{said(identifier['position_bias'])}")
     for group in report["groups"]:
         for task, description in group.get("descriptions", {}).items():
             by = "" if description["by"] == "mllm" else " (by hand)"

@@ -175,6 +175,7 @@ def _model(records: Records) -> dict[str, Any]:
     known = [work for work in works if work]
     seconds = sum(work["seconds"] for work in known)
     images = sum(work["images"] for work in known)
+    biases = [work.get("position_bias") for work in reversed(known)]
     counts = ("calls", "scorings", "fallbacks", "parse_failures")
     words = [d for _, card in records.groups for d in descriptions(card).values()]
     models = [description["model"] for description in words if description["model"]]
@@ -184,6 +185,7 @@ def _model(records: Records) -> dict[str, Any]:
         "scoring": settings.get("scoring") if known else None,
         **{name: sum(work[name] for work in known) for name in counts},
         "images_per_second": images / seconds if seconds else None,
+        "position_bias": next(filter(None, biases), None),
     }
 
 

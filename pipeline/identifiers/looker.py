@@ -24,13 +24,16 @@ from pipeline.identifiers.description import (
     Description,
     Sample,
     clean,
+    orders,
 )
+from pipeline.identifiers.places import Places
 from pipeline.identifiers.scorer import Scorer, Scores
 from pipeline.settings import IdentifierSettings
 from pipeline.store import Folder
 from pipeline.store.tensors import dump, load
 
 MOST_TRACES = 12  # calls of a stage that are recorded in full
+PLACED = 64  # images of each set on which position bias is measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +65,8 @@ class Work:
         fallbacks: decisions left to the signature because no usable answer came.
         parse_failures: answers that were no option.
         seconds: spent waiting for the model.
+        images: that it really looked at.
+        places: what position bias is computed from, by the number of options.
     """
 
     calls: int = 0
@@ -69,11 +74,17 @@ class Work:
     fallbacks: int = 0
     parse_failures: int = 0
     seconds: float = 0.0
-    images: int = 0  # that the model really looked at
+    images: int = 0
+    places: dict[int, Places] = field(default_factory=dict)
+
+    def position_bias(self) -> dict[str, Any] | None:
+        """See `Places.bias`, of the longest list of options; None for scores without places."""
+        return self.places[max(self.places)].bias() if self.places else None
 
     def asdict(self) -> dict[str, Any]:
         """Plain data for a record."""
-        return dict(vars(self))
+        plain = {name: value for name, value in vars(self).items() if name != "places"}
+        return plain | {"position_bias": self.position_bias()}
 
 
 class Looker:
@@ -147,8 +158,14 @@ class Looker:
             found = np.concatenate([found, np.zeros((len(at), 1), np.float32)], axis=1)
         else:
             found = values[0]
+            self._place(shown.read(at[:PLACED]), found[:PLACED])
         self.work.fallbacks += int(np.isnan(found).any(axis=1).sum())
         return found
+
+    def _place(self, images: np.ndarray, values: np.ndarray) -> None:
+        options = values.shape[1]
+        tally = self.work.places.setdefault(options, Places.empty(options))
+        tally.add(values, orders(images, options, self.seed))
 
     def _complete(self, shown: Shown, at: np.ndarray, columns: list[list[str]]) -> None:
         """Score what is not known yet, all texts that an image lacks at once."""

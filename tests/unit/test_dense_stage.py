@@ -57,18 +57,20 @@ def _settings(world: World, method: str = "ase", **training: Any) -> Settings:
     )
 
 
-def _learn(world: World, run: RunFolder, chosen: Settings) -> list[dict[str, Any]]:
+def _open(world: World, run: RunFolder, chosen: Settings) -> None:
     tasks = [domain.name for domain in world.domains]
     stages = [list(stage.tasks) for stage in stages_of(chosen, tasks)]
+    facts = {
+        "backbone": {"name": "tiny", "sha256": "f" * 64, "parameters": 7},
+        "stream": {"tasks": tasks, "stages": stages},
+        "versions": {"torch": "2"},
+    }
+    run.open_run(chosen.model_dump(mode="json"), facts)
+
+
+def _learn(world: World, run: RunFolder, chosen: Settings) -> list[dict[str, Any]]:
     with run.lock():
-        run.open_run(
-            chosen.model_dump(mode="json"),
-            {
-                "backbone": {"name": "tiny", "sha256": "f" * 64, "parameters": 7},
-                "stream": {"tasks": tasks, "stages": stages},
-                "versions": {"torch": "2"},
-            },
-        )
+        _open(world, run, chosen)
     return learn_stream(make_learner(world, run, chosen))
 
 
@@ -117,15 +119,7 @@ def test_five_tasks_together_and_each_alone(world: World, tmp_path: Path) -> Non
 def _learn_reference(world: World, run: RunFolder, other: RunFolder) -> list[dict[str, Any]]:
     with run.lock():
         single = _settings(world, "lora_per_task")
-        tasks = [domain.name for domain in world.domains]
-        other.open_run(
-            single.model_dump(mode="json"),
-            {
-                "backbone": {"name": "tiny", "sha256": "f" * 64, "parameters": 7},
-                "stream": {"tasks": tasks, "stages": [[task] for task in tasks]},
-                "versions": {"torch": "2"},
-            },
-        )
+        _open(world, other, single)
         learner = make_learner(world, other, single)
         records = []
         for stage in learner.restore():

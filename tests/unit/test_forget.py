@@ -39,6 +39,13 @@ def _neighbours(run: RunFolder) -> dict[str, list[str]]:
     return found
 
 
+def _borrowed_from(run: RunFolder) -> tuple[str, list[str]]:
+    """A domain that others borrowed from, and these."""
+    lenders = _neighbours(run)
+    task = next(names[0] for names in lenders.values() if names)
+    return task, [name for name, names in lenders.items() if task in names]
+
+
 def test_a_group_nobody_borrows_from_leaves_the_others_to_the_bit(
     learned: RunFolder, world: World, tmp_path: Path
 ) -> None:
@@ -70,9 +77,7 @@ def test_dependents_are_mixed_anew_and_measured(
     learned: RunFolder, world: World, tmp_path: Path
 ) -> None:
     run = copy_run(learned, tmp_path / "run")
-    lenders = _neighbours(run)
-    task = next(names[0] for names in lenders.values() if names)
-    losing = [name for name, names in lenders.items() if task in names]
+    task, losing = _borrowed_from(run)
     kept = [name for name in TASKS if name not in (*losing, task)]
     model = ServedModel(run.uri, SERVING, "cpu")
     images = test_images(world, TASKS[0])
@@ -112,9 +117,7 @@ def test_dependents_are_learned_again_by_the_next_start(
     learned: RunFolder, world: World, tmp_path: Path
 ) -> None:
     run = copy_run(learned, tmp_path / "run")
-    lenders = _neighbours(run)
-    task = next(names[0] for names in lenders.values() if names)
-    losing = [name for name, names in lenders.items() if task in names]
+    task, losing = _borrowed_from(run)
     plan = forget_task(run.uri, task, SERVING.model_copy(update={"dependents": "retrain"}))
     plan.finish(erase=False)
     names = [ref.name for ref in run.models.read(plan.manifest).groups]

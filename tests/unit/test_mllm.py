@@ -21,14 +21,16 @@ from pipeline.evaluation.records import read_records
 from pipeline.evaluation.report import build_report, write_report
 from pipeline.identifiers import Evidence, Looker, Shown
 from pipeline.identifiers.cascade import Cascade
+from pipeline.identifiers.choices import Choices
 from pipeline.identifiers.description import Description
 from pipeline.identifiers.folds import Rule
+from pipeline.identifiers.places import Places, said
 from pipeline.identifiers.scorer import Scores
 from pipeline.learner import Learner
 from pipeline.model.kernels import Kernels
 from pipeline.redact import redacted
 from pipeline.serving.consult import doubts_of, settle
-from pipeline.settings import Settings
+from pipeline.settings import IdentifierSettings, Settings
 from pipeline.store import RunFolder
 from tests.unit.tiny_run import (
     TASKS,
@@ -114,6 +116,39 @@ def run(world: World, scorer: Colours, tmp_path_factory: pytest.TempPathFactory)
     return _learn(world, tmp_path_factory.mktemp("runs") / "mllm", "mllm", scorer)
 
 
+def _bias(by_option: Sequence[float], first: float) -> dict[str, Any]:
+    """What is found of a model that likes options by themselves, and the first letter besides."""
+
+    class Letters(Colours):
+        def score(
+            self, images: np.ndarray, descriptions: Sequence[str], scoring: str, seed: int
+        ) -> Scores:
+            choices = Choices.of(images, descriptions, seed)
+            places = np.array(by_option)[choices.order]
+            places[:, 0] += first
+            return Scores(choices.by_option(np.log(places / places.sum(axis=1, keepdims=True))))
+
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    settings = IdentifierSettings(name="mllm", scoring="choice")
+    looker = Looker(Letters(), settings, seed=1)
+    looker.look(Shown(lambda at: images[at]), np.arange(64), ["a", "b", "c"])
+    found = looker.work.asdict()["position_bias"]
+    assert found["images"] == 64 and sum(found["by_place"]) == pytest.approx(100, abs=0.1)
+    return found
+
+
+def test_a_model_that_likes_the_first_letter_is_found_out() -> None:
+    fair = _bias([0.7, 0.15, 0.1, 0.05], first=0.0)
+    assert fair["largest"] == 0.0, "what it thinks of the options is no bias"
+    blind = _bias([1e-9] * 4, first=1.0)
+    assert blind["by_place"][0] == pytest.approx(100) and blind["largest"] > 60
+    assert blind["deviation"][0] == blind["largest"] and max(blind["deviation"][1:]) < 0
+    slight = _bias([0.7, 0.15, 0.1, 0.05], first=0.1)
+    assert 3 < slight["largest"] < 12 and slight["deviation"][0] == slight["largest"]
+    assert "position bias" in said(slight) and "none" in said(slight)
+    assert Places.empty(2).bias() is None, "one description stands nowhere else"
+
+
 def test_every_pair_is_scored_once_in_all_stages(run: RunFolder, scorer: Colours) -> None:
     """N tasks over N stages: N x images scorings, not N x N x images."""
     report = build_report(run)["identifier"]
@@ -178,6 +213,9 @@ def test_choice_asks_per_set_of_options_and_failures_fall_back(
     assert report["scorings"] == report["calls"] == (N - 1) * N * IMAGES
     assert 0.2 * report["calls"] < report["fallbacks"] == report["parse_failures"]
     assert report["fallbacks"] < 0.6 * report["calls"]
+    bias = report["position_bias"]
+    answered = N * IMAGES - read_records(run).newest["work"]["fallbacks"]  # type: ignore
+    assert bias["images"] == answered and len(bias["by_place"]) == N + 1
     plain = _learn(world, tmp_path / "plain", "prototype")
     dead = _learn(world, tmp_path / "dead", "mllm", Colours(broken=1.1), scoring="generate")
     matrices = [read_records(r).matrix("identified") for r in (plain, dead)]  # type: ignore[union-attr]
@@ -282,7 +320,10 @@ def test_identifiers_side_by_side_are_what_runs_with_them_are(
     )
     assert rows["prototype"].calls == 0 and rows["mllm choice"].scorings == looked.calls
     assert rows["prototype"].auroc == looked.auroc, "the signature decides about none"
-    assert len(rows["mllm choice"].extra["position_bias"]) == N + 1
+    bias = rows["mllm choice"].extra["position_bias"]
+    assert len(bias["by_place"]) == N + 1 and bias["images"] >= N * IMAGES
+    (line,) = identify.remarks(rows["mllm choice"])
+    assert f"position bias {bias['largest']:.1f} points" in line
     cascade = rows["cascade likelihood"]
     assert cascade.calls_share <= 30 and cascade.images_per_second is not None
     points = comparison.curve

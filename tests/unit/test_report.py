@@ -16,7 +16,7 @@ from rich.console import Console
 
 from pipeline.evaluation import cost
 from pipeline.evaluation import report as reporting
-from pipeline.evaluation.console import summary_table
+from pipeline.evaluation.console import summary
 from pipeline.store import RunFolder
 from tests.unit import synthetic_run
 from tests.unit.synthetic_run import IMAGES, LEARNED, TASKS, write_run
@@ -194,9 +194,9 @@ def test_schema_refuses_a_wrong_report(finished: RunFolder) -> None:
         jsonschema.validate(report, reporting.schema())
 
 
-def test_summary_table_shows_matrix_and_references(finished: RunFolder) -> None:
+def test_summary_shows_matrix_and_references(finished: RunFolder) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(summary_table(reporting.build_report(finished)))
+    console.print(summary(reporting.build_report(finished)))
     text = console.export_text()
     for expected in ("zero-shot", "fine-tuning", "upper bound", "3 mnist", "Transfer/Average/Last"):
         assert expected in text

@@ -5,29 +5,20 @@ python -m pipeline.streams.atlas docs/atlas.png [--seed 0]
 
 from __future__ import annotations
 
-import argparse
-import logging
-from pathlib import Path
-
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageFont
 
 from pipeline.streams.atlas import SCENES
-from pipeline.streams.atlas.canvas import SIZE
 from pipeline.streams.atlas.glyphs import font
+from pipeline.streams.atlas.paper import INK, TILE, blank, tile, write
 from pipeline.streams.atlas.scene import Scene
 
-ZOOM = 2
-TILE = SIZE * ZOOM
 GAP = 14
 LABEL = 34
 MARGIN = 40
 SIDE = 214  # width of the column that names the domain
 SHOWN = 9  # classes a row
 ROWS = 2  # images of each class, one below the other
-BITS = 5  # a channel: halves the file, and the grain hides the steps
-PAPER, INK, MUTED = (252, 251, 248), (32, 36, 44), (112, 118, 128)
-
-log = logging.getLogger(__name__)
+MUTED = (112, 118, 128)
 
 
 def _shown(scene: Scene) -> list[int]:
@@ -46,8 +37,7 @@ def sheet(seed: int) -> Image.Image:
     """Every domain with nine of its classes, two test images each, and their names."""
     band = ROWS * TILE + (ROWS - 1) * 4 + LABEL + 22
     width = 2 * MARGIN + SIDE + SHOWN * (TILE + GAP) - GAP
-    page = Image.new("RGB", (width, 2 * MARGIN + len(SCENES) * band - 22), PAPER)
-    draw = ImageDraw.Draw(page)
+    page, draw = blank(width, 2 * MARGIN + len(SCENES) * band - 22)
     for place, (name, scene) in enumerate(SCENES.items()):
         top = MARGIN + place * band
         draw.text((MARGIN, top + 88), name, INK, font("DejaVuSans-Bold", 32))
@@ -58,8 +48,7 @@ def sheet(seed: int) -> Image.Image:
             left = MARGIN + SIDE + column * (TILE + GAP)
             for row in range(ROWS):
                 pixels, _ = scene.render(seed, "test", row * len(scene.classes) + label)
-                tile = Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.LANCZOS)
-                page.paste(tile, (left, top + row * (TILE + 4)))
+                page.paste(tile(pixels), (left, top + row * (TILE + 4)))
             text = scene.classes[label]
             below = top + ROWS * TILE + (ROWS - 1) * 4 + LABEL // 2 + 2
             draw.text(
@@ -68,17 +57,5 @@ def sheet(seed: int) -> Image.Image:
     return page
 
 
-def main() -> None:
-    """Write the sheet to the path on the command line."""
-    parser = argparse.ArgumentParser(description="Paint a contact sheet of the atlas.")
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    page = ImageOps.posterize(sheet(arguments.seed), BITS)
-    page.save(arguments.path, optimize=True)
-    log.info("%s: %d x %d pixels", arguments.path, *page.size)
-
-
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main()
+    write("Paint a contact sheet of the atlas.", sheet)

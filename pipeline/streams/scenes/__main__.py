@@ -5,35 +5,25 @@ python -m pipeline.streams.scenes docs/scenes.png [--seed 0]
 
 from __future__ import annotations
 
-import argparse
-import logging
-from pathlib import Path
-
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image
 
-from pipeline.streams.atlas.canvas import SIZE
 from pipeline.streams.atlas.glyphs import font
+from pipeline.streams.atlas.paper import INK, TILE, blank, tile, write
 from pipeline.streams.scenes import render
 from pipeline.streams.scenes.things import CLASSES, PARTS
 
-ZOOM = 2
-TILE = SIZE * ZOOM
 GAP = 6
 MARGIN = 24
 HEADER = 34
 FOOTER = 66
 SHOWN = (5, 9, 12, 0, 16)  # test images
 COLUMNS = ("image", "semseg", "parts", "saliency", "normals", "edges")
-BITS = 5  # a channel: halves the file
-PAPER, INK = (252, 251, 248), (32, 36, 44)
 PALETTE = np.array(
     [(38, 40, 46), (230, 75, 60), (240, 170, 60), (90, 170, 235), (150, 105, 70), (130, 100, 200),
      (225, 215, 150), (90, 180, 90)],
     np.uint8,
 )  # fmt: skip
-
-log = logging.getLogger(__name__)
 
 
 def tiles(seed: int, index: int) -> list[np.ndarray]:
@@ -58,15 +48,13 @@ def sheet(seed: int) -> Image.Image:
     """Scenes below one another, their targets beside them, and what the colours mean."""
     width = 2 * MARGIN + len(COLUMNS) * (TILE + GAP) - GAP
     height = 2 * MARGIN + HEADER + len(SHOWN) * (TILE + GAP) + FOOTER
-    page = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(page)
+    page, draw = blank(width, height)
     for column, name in enumerate(COLUMNS):
         left = MARGIN + column * (TILE + GAP)
         draw.text((left + TILE // 2, MARGIN + 12), name, INK, font("DejaVuSans-Bold", 17), "mm")
         for row, index in enumerate(SHOWN):
-            how = Image.Resampling.LANCZOS if column == 0 else Image.Resampling.NEAREST
-            tile = Image.fromarray(tiles(seed, index)[column]).resize((TILE, TILE), how)
-            page.paste(tile, (left, MARGIN + HEADER + row * (TILE + GAP)))
+            shown = tile(tiles(seed, index)[column], smooth=column == 0)
+            page.paste(shown, (left, MARGIN + HEADER + row * (TILE + GAP)))
     top = height - MARGIN - FOOTER + 20
     for line, (title, names) in enumerate((("semseg", CLASSES), ("parts", PARTS))):
         draw.text((MARGIN, top + 26 * line), title, INK, font("DejaVuSans-Bold", 14), "lm")
@@ -78,17 +66,5 @@ def sheet(seed: int) -> Image.Image:
     return page
 
 
-def main() -> None:
-    """Write the sheet to the path on the command line."""
-    parser = argparse.ArgumentParser(description="Paint scenes beside their targets.")
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    page = ImageOps.posterize(sheet(arguments.seed), BITS)
-    page.save(arguments.path, optimize=True)
-    log.info("%s: %d x %d pixels", arguments.path, *page.size)
-
-
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main()
+    write("Paint scenes beside their targets.", sheet)

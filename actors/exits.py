@@ -1,0 +1,65 @@
+"""Every end of a job has its exit code; every mistake of the user's is one line."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from pipeline.errors import (
+    EXIT_FAILURE,
+    EXIT_LOCKED,
+    EXIT_STOPPED,
+    EXIT_USER,
+    LockedError,
+    UserError,
+)
+
+log = logging.getLogger("archipelago")
+
+Main = Callable[[Sequence[str]], int]
+Kinds = tuple[type[BaseException], ...]
+
+
+def exit_codes(
+    job: str, failure: str = "", *, mistakes: Kinds = (), stopped: Kinds = ()
+) -> Callable[[Main], Main]:
+    """Decorator of a job's `main`, which returns its own code when nothing is raised.
+
+    Args:
+        job: its name, before what is said.
+        failure: what to log about any other error; empty = such errors are raised on.
+        mistakes: errors of the user's beside `UserError`.
+        stopped: errors that say the job was stopped and can go on.
+    """
+
+    wrong: Kinds = (UserError, *mistakes)
+
+    def around(main: Main) -> Main:
+        @functools.wraps(main)
+        def guarded(arguments: Sequence[str]) -> int:
+            try:
+                return main(arguments)
+            except wrong as error:
+                return _say(job, error, EXIT_USER)
+            except LockedError as error:
+                return _say(job, error, EXIT_LOCKED)
+            except stopped:
+                return _say(job, "stopped; the same command continues", EXIT_STOPPED)
+            except Exception:
+                if not failure:
+                    raise
+                log.exception(failure)
+                return EXIT_FAILURE
+
+        return guarded
+
+    return around
+
+
+def _say(job: str, message: object, code: int) -> int:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"{job}: {message}", markup=False)
+    return code
