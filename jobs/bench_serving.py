@@ -1,12 +1,13 @@
 """Measure the endpoint on a finished run: a publication, lost processes, and many groups.
 
     python jobs/bench_serving.py run_dir=/data/runs/first
-    python jobs/bench_serving.py run_dir=/data/runs/first parts=[publish,kill,groups]
+    python jobs/bench_serving.py run_dir=/data/runs/first parts=[publish,kill,groups,scale]
 
-Works on a copy of the run, in an own local Ray that ends with it. Prints three tables:
+Works on a copy of the run, in an own local Ray that ends with it. Prints tables:
 `publish` latency before, during and after a publication under steady load; `kill` what a killed
 replica and a killed ingress cost; `groups` throughput with many synthetic groups, relative to
-frozen CLIP behind the same endpoint and to the bound 1/(2-p), p = share of blocks in the trunk.
+frozen CLIP behind the same endpoint and to the bound 1/(2-p), p = share of blocks in the trunk;
+`scale` when a second replica answers under steady load of many clients, and what they notice.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ from pipeline.store import RunFolder
 from pipeline.store.tensors import load
 
 TOKEN = "bench"
-PARTS = ("publish", "kill", "groups")
+PARTS = ("publish", "kill", "groups", "scale")
 SIZES = (1, 8, 32, 100)
 CALM_S = 8.0  # of load before and after what is measured
 BATCH, SECONDS = 32, 10.0  # images a request, and time per throughput
+CLIENTS, SCALE_S = 48, 180.0  # at once, and how long a second replica may take
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -225,19 +227,48 @@ class Bench:
             count += len(images)
         return len(images) / best, 100.0 * seen / count
 
+    def scale(self) -> None:
+        """More clients than one replica is meant for: when is there a second, and does it cost?"""
+        self._point(self.run.models.versions()[-1])
+        with self.endpoint("serving.replicas_min=1", "serving.replicas_max=2"):
+            before = set(self._replicas("Replica"))
+            with Load(self.url, self._ask(task=self.first.name), CLIENTS) as load:
+                begin = time.perf_counter()
+                while len(self._answering()) < 2 and time.perf_counter() - begin < SCALE_S:
+                    time.sleep(0.5)
+                end = time.perf_counter()
+                time.sleep(2 * CALM_S)
+            grown = set(self._replicas("Replica")) - before
+            if not grown:
+                raise RuntimeError(f"no second replica within {SCALE_S:g} s")
+            table = Table(title=f"{CLIENTS} clients: a second replica after {end - begin:.1f} s")
+            for column in ("", "requests", "per second", "p50 ms", "p99 ms", "failed"):
+                table.add_column(column, justify="right")
+            now = time.perf_counter()
+            for label, start, stop in (("one replica", begin, end), ("two replicas", end, now)):
+                count, *rest = load.row(start, stop)
+                table.add_row(label, count, f"{int(count) / (stop - start):.1f}", *rest)
+            self.console.print(table)
+
+    def _answering(self) -> set[str]:
+        """Replicas that have acknowledged the generation: publishing again changes nothing."""
+        manifest = {"manifest": self.run.models.versions()[-1]}
+        status, told = post(f"{self.url}/v1/admin/publish", manifest, TOKEN)
+        return set(told["replicas"]) if status == 200 else set()
+
 
 _DEPLOYMENT = {"Replica": "Model", "Ingress": "Ingress"}
 
 
 class Load:
-    """Steady requests from two threads until the context ends."""
+    """Steady requests from a few threads until the context ends."""
 
-    def __init__(self, url: str, body: dict[str, Any]) -> None:
+    def __init__(self, url: str, body: dict[str, Any], threads: int = 2) -> None:
         self.url, self.body = url, body
         self.results: list[tuple[float, float, int]] = []
         self.answers: list[Any] = []
         self._end = threading.Event()
-        self._threads = [threading.Thread(target=self._work) for _ in range(2)]
+        self._threads = [threading.Thread(target=self._work) for _ in range(threads)]
 
     def __enter__(self) -> Load:
         for thread in self._threads:
