@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from PIL import Image
@@ -14,17 +15,33 @@ from actors.http.backend import Reply
 from pipeline.serving.asking import Ask
 from pipeline.serving.library import LearnedTask
 from pipeline.serving.model import ServedModel
-from pipeline.serving.pointer import history
+from pipeline.serving.pointer import history, read_pointer
 from pipeline.serving.snapshot import Snapshot
 
 EXAMPLES = 6  # probe images shown of a task
 
 
+_SAID: WeakKeyDictionary[ServedModel, tuple[Any, dict[str, Any]]] = WeakKeyDictionary()
+
+
 def describe(model: ServedModel) -> dict[str, Any]:
-    """What a model says of itself."""
-    snapshot, document = model.current, model.run.read()
+    """What a model says of itself; made once for a generation and the manifests that there are.
+
+    Pages ask every few seconds, and the history alone is many files.
+    """
+    snapshot, latest = model.current, tuple(model.run.models.versions())
     pointer = snapshot.pointer
-    latest = model.run.models.versions()
+    key = (pointer, read_pointer(model.run), latest)
+    known = _SAID.get(model)
+    if known is not None and known[0] == key:
+        return known[1]
+    said = _describe(model, snapshot, latest)
+    _SAID[model] = (key, said)
+    return said
+
+
+def _describe(model: ServedModel, snapshot: Snapshot, latest: tuple[int, ...]) -> dict[str, Any]:
+    document, pointer = model.run.read(), snapshot.pointer
     return {
         "generation": pointer.generation,
         "manifest": pointer.manifest,

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,17 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from actors.http import local
 from actors.http.admin import token_hash
 from actors.http.app import create_app
 from actors.http.backend import Reply
 from actors.http.local import LocalBackend
 from actors.http.problems import busy, not_ready
 from pipeline.serving.model import ServedModel
+from pipeline.serving.pointer import history
 from pipeline.store import RunFolder
 from tests.unit.tiny_run import TASKS, World
-from tests.unit.tiny_serving import SERVING, test_images
+from tests.unit.tiny_serving import SERVING, copy_run, point, test_images
 
 LIMITS = SERVING.model_copy(
     update={"max_body_mib": 1, "max_images": 8, "max_pixels": 250_000, "max_labels": 5}
@@ -208,6 +211,24 @@ def test_models_tasks_lineage_and_examples(client: TestClient) -> None:
         assert client.get(f"/{file.removeprefix('./')}").status_code == 200, file
     assert 'src="docs.js"' in docs and not re.search(r"https?:|//", docs)
     assert "/v1/classify" in client.get("/openapi.json").json()["paths"]
+
+
+def test_a_model_is_described_anew_only_when_something_changed(
+    served_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy_run(served_run, tmp_path / "run")
+    model, read = ServedModel(run.uri, SERVING, "cpu"), []
+    monkeypatch.setattr(local, "history", lambda run: read.append(1) or history(run))
+    first = local.describe(model)
+    assert local.describe(model) == first and len(read) == 1
+    point(run, 2)
+    ahead = local.describe(model)  # published, and not yet answering here
+    assert (ahead["generation"], len(ahead["history"])) == (1, 2)
+    model.follow()
+    now = local.describe(model)
+    assert (now["generation"], now["manifest"], now["candidates"]) == (2, 2, [3, 4])
+    run.models.publish(run.groups.list()[:2], again=True)
+    assert local.describe(model)["candidates"] == [3, 4, 5] and len(read) == 4
 
 
 def test_admin_needs_its_token(backend: LocalBackend) -> None:
