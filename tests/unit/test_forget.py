@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from jobs import forget as job
 from pipeline.errors import UserError
+from pipeline.evaluation.engine import Engine
 from pipeline.serving.asking import Ask
 from pipeline.serving.forget import forget_task
 from pipeline.serving.model import ServedModel
@@ -135,7 +137,11 @@ def test_dependents_are_learned_again_by_the_next_start(
 
 
 def test_dependents_are_measured_on_the_test_split(
-    learned: RunFolder, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    learned: RunFolder,
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = copy_run(learned, tmp_path / "run")
     lenders = _neighbours(run)
@@ -165,6 +171,14 @@ def test_dependents_are_measured_on_the_test_split(
                 found[domain.name] = 100.0 * float(np.mean(hits))
         return found
 
+    seen: dict[str, list[np.ndarray]] = {}
+
+    class Watched(Engine):
+        def logits(self, table: str, rows: np.ndarray, function: str | None, *names: Any) -> Any:
+            seen.setdefault(str(function), []).append(super().logits(table, rows, function, *names))
+            return seen[str(function)][-1]
+
+    monkeypatch.setattr("pipeline.serving.retest.Engine", Watched)
     model = ServedModel(run.uri, SERVING, "cpu")
     before = right(model)
     assert job.main([f"run_dir={run.uri}", f"task={task}", "erase=true"]) == 0
@@ -175,6 +189,8 @@ def test_dependents_are_measured_on_the_test_split(
     assert {name: test["before"] for name, test in tested.items()} == pytest.approx(before)
     assert {name: test["after"] for name, test in tested.items()} == pytest.approx(right(model))
     assert all(test["images"] == len(test_images(world, n, 100)) for n, test in tested.items())
+    assert seen.keys() == losing
+    assert all(len(two) == 2 and not np.array_equal(*two) for two in seen.values()), "two functions"
     assert "on its test split (24 images)" in capsys.readouterr().out
 
 
