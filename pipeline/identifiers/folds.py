@@ -89,7 +89,7 @@ class Reading:
     Attributes:
         temperature: scores are divided by it.
         centre: how much of a description's usual score on its own task is taken off.
-        usual: task -> mean score of its own held-out rows.
+        usual: task -> mean score of its own held-out rows; where there are none, as the others'.
     """
 
     temperature: float = 1.0
@@ -98,7 +98,9 @@ class Reading:
 
     def log_shares(self, scores: np.ndarray, options: Sequence[str]) -> np.ndarray:
         """Calibrated log shares (n, T) of the model."""
-        offsets = np.array([(self.usual or {}).get(option, 0.0) for option in options])
+        known = self.usual or {}
+        others = float(np.mean(list(known.values()))) if known else 0.0
+        offsets = np.array([known.get(option, others) for option in options])
         z = (scores - self.centre * offsets) / self.temperature
         return floored(z - logsumexp(z))
 

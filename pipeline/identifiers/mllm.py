@@ -95,7 +95,7 @@ class Mllm(Identifier):
         self.descriptions[task] = study.description.text
         shares = log_of(self.guard.identify(study.held_out).shares)
         margins = margins_of(shares)
-        rows = self._rows(margins) if len(self.tasks) > 1 else np.zeros(0, np.int64)
+        rows = self._rows(margins)  # of a first task too: how well its own images usually fit
         fold = Fold(
             task,
             self.tasks,
