@@ -40,7 +40,6 @@ DEFAULTS = [  # short, for two cores: a fair measurement takes the defaults of `
     "stream.order=[digits,glyphs,shapes,terrain,textures]",
     "stream.options.train=480",
     "identifier=cascade",  # with mllm-tiny, which describes each domain
-    "identifier.samples=32",  # from so many images: a small model wants more to find its words
     "training.steps=50",
     "training.validate_every=25",
     "evaluation.references=[finetune]",
