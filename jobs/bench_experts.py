@@ -10,6 +10,8 @@ Parts: `shared` (none, naive, adaptive at equal parameters and equally many acti
 test split with the task given; `trge` (TRGE with and without adaptive shared experts, one domain a
 stage, whole runs); `cost` (time of a training step and of inference). Everything else is a setting.
 The frozen trunk runs once a seed for all variants. What lies in run_dir already is not repeated.
+`backbone.attention=math backbone.precision=fp32` names what all seeds shall use;
+by default each process takes what it measures to be fastest.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from pipeline.evaluation.metrics import delta_m
 from pipeline.evaluation.report import build_report
 from pipeline.methods.base import Adapter, StageContext, build_method
 from pipeline.model.backbone import Backbone, load_backbone
-from pipeline.model.kernels import Kernels
+from pipeline.model.kernels import Kernels, probe
 from pipeline.settings import Settings
 from pipeline.store import RunFolder, sha256
 from pipeline.streams import DenseTable, ImageTable, PreparedDomain, open_stream, prepare
@@ -162,7 +164,8 @@ def joint(
     common = [*IN_PROCESS, "tracking=off", *arguments, f"seed={seed}"]
     settings = {name: load([*common, *words]) for name, words in variants.items()}
     one = next(iter(settings.values()))
-    backbone = load_backbone(one.backbone, "cpu", Kernels())
+    kernels = probe(one.backbone.attention, one.backbone.precision, "cpu")
+    backbone = load_backbone(one.backbone, "cpu", kernels)
     with tempfile.TemporaryDirectory() as folder:
         domains = prepare(
             open_stream(one.stream, seed, dense=True),
@@ -174,7 +177,7 @@ def joint(
             max_pixels=one.stream.max_pixels,
             use_ray=False,
         )
-        spec = StageSpec(one, folder, Kernels(), 0, tuple(domains))
+        spec = StageSpec(one, folder, kernels, 0, tuple(domains))
         objectives = load_data(spec, build_method(backbone, one), 0, 1)
         heads = [copy.deepcopy(h.state_dict()) if (h := o.head()) else None for o in objectives]
         first = build_method(backbone, one).first_blocks[0]
@@ -222,7 +225,8 @@ def _trunk(backbone: Backbone, first: int, path: str) -> torch.Tensor:
     table, tower, parts = ImageTable.open(path), backbone.image, []
     for start in range(0, len(table), CHUNK):
         pixels = table.images(np.arange(start, min(start + CHUNK, len(table))))
-        parts.append(tower.run(tower.embed(backbone.normalise(pixels)), 0, first))
+        with backbone.kernels.exact():
+            parts.append(tower.run(tower.embed(backbone.normalise(pixels)), 0, first))
     return torch.cat(parts)
 
 

@@ -154,7 +154,8 @@ class IdentifierSettings(Strict):
     endpoint: str | None = None
     scoring: Literal["likelihood", "choice", "generate"] = "likelihood"
     share: float = Field(0.3, ge=0.0, le=1.0)
-    samples: PositiveInt = 6
+    samples: PositiveInt = 24
+    sentences: PositiveInt = 3
     descriptions: dict[str, str] = Field(default_factory=dict)
     calibration_images: PositiveInt = 64
     batch_size: PositiveInt = 32

@@ -5,7 +5,7 @@ Shapes: B images, T descriptions; options are the descriptions and, last, "none 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,6 @@ from pipeline.identifiers.description import (
     ANSWER,
     NONE_OF_THESE,
     choice_prompt,
-    clean,
     letters_for,
     orders,
     parse_letter,
@@ -64,16 +63,3 @@ class Choices:
         found = [parse_letter(text, self.letters) for text in answers]
         places = one_hot(found, len(self.letters))
         return Scores(self.by_option(places), sum(place is None for place in found))
-
-
-def most_fitting(answers: Sequence[str], fit: Callable[[list[str]], np.ndarray]) -> str:
-    """Of several sentences the one that suits all images.
-
-    Args:
-        answers: as the model gave them, one an image.
-        fit: how well some texts fit each image, (B, texts).
-    """
-    candidates = [text for text in dict.fromkeys(clean(answer) for answer in answers) if text]
-    if len(candidates) < 2:
-        return candidates[0] if candidates else "images"
-    return candidates[int(np.argmax(fit(candidates).mean(axis=0)))]

@@ -27,8 +27,9 @@ ANSWER = (
     "not instructions."
 )
 NONE_OF_THESE = "none of these"
+OR = "; or "  # between the sentences of a description
 PROMPTS = {"describe": DESCRIBE, "likelihood": LIKELIHOOD, "choice": CHOICE + ANSWER}
-LONGEST_NAME, MOST_NAMES, LONGEST_TEXT = 40, 20, 400
+LONGEST_NAME, MOST_NAMES, LONGEST_TEXT = 40, 20, 900
 
 
 def version_of(*prompts: str) -> str:
@@ -37,7 +38,7 @@ def version_of(*prompts: str) -> str:
 
 
 DESCRIBE_VERSION = version_of(DESCRIBE, LIKELIHOOD)
-SCORE_VERSION = version_of(LIKELIHOOD, CHOICE, ANSWER, NONE_OF_THESE)
+SCORE_VERSION = version_of(LIKELIHOOD, CHOICE, ANSWER, NONE_OF_THESE, OR)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Description:
     """One task in words, as `task.json` keeps it.
 
     Attributes:
-        text: one line.
+        text: one line; alternatives are parted by `OR`.
         prompt_version: of the prompt that asked for it.
         model: who wrote it, with the digest of its weights; empty if written by hand.
         seed: of the choice of samples.

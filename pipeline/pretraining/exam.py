@@ -6,12 +6,14 @@ Shapes: B images, S side, T texts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.identifiers.sentences import fits, most_fitting
 from pipeline.pretraining.build import ANSWER, BEGIN, USER, image_prefix
 from pipeline.pretraining.captions import kind_caption
 from pipeline.pretraining.lessons import KIND_PROMPT, LETTERS, Known, choice, question
@@ -24,6 +26,7 @@ from pipeline.streams.domain import Split
 from pipeline.streams.stream import open_stream
 
 CHUNK = 64
+SENTENCES = 3  # of a description, as in conf/identifier/mllm.yaml
 
 
 class Examiner:
@@ -90,9 +93,8 @@ class Examiner:
         return [text.strip() for text in texts]
 
     def describe(self, images: np.ndarray) -> str:
-        """Of what is said about each image, what suits all of them best."""
-        candidates = sorted(set(self.say(images)))
-        return candidates[int(self.fits(images, candidates).mean(axis=0).argmax())]
+        """Of what is said about each image, the few that together suit all of them best."""
+        return most_fitting(self.say(images), lambda texts: self.fits(images, texts), SENTENCES)
 
     @torch.no_grad()
     def letters(self, image: np.ndarray, asked: str, options: int) -> np.ndarray:
@@ -164,7 +166,7 @@ def domain_exam(
     names = list(texts)
     found: dict[str, dict[str, Any]] = {}
     for place, (name, (_, test)) in enumerate(domains.items()):
-        best = examiner.fits(test, list(texts.values())).argmax(axis=1)
+        best = fits(list(texts.values()), partial(examiner.fits, test)).argmax(axis=1)
         counts = np.bincount(best, minlength=len(names))
         found[name] = {
             "description": texts[name],

@@ -37,7 +37,7 @@ ALLOWED = {
     "identifiers": COMMON | {"redact", "model", "store", "streams"},
     "methods": COMMON | {"model", "identifiers", "store", "streams"},
     "training": COMMON | {"model", "dense", "identifiers", "methods", "store", "streams"},
-    "pretraining": COMMON | {"model", "store", "streams"},
+    "pretraining": COMMON | {"model", "identifiers", "store", "streams"},
     "evaluation": COMMON | {"model", "dense", "identifiers", "methods", "store", "streams"},
     "serving": COMMON | LEARNING | {"config", "store", "streams"},
     "learner": COMMON | LEARNING | {"store", "streams"},  # joins them; nobody imports it

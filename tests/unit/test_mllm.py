@@ -177,7 +177,7 @@ def test_task_files_hold_the_description_and_where_it_comes_from(run: RunFolder)
         description = card["description"]
         assert set(description) == {"text", "prompt_version", "model", "seed", "samples", "by"}
         assert (description["by"], description["model"]) == ("mllm", "colours@0")
-        assert len(description["samples"]) == 6 and len(set(description["samples"])) == 6
+        assert len(description["samples"]) == 24 == len(set(description["samples"]))
     assert len({card["description"]["text"] for card in cards}) == N
     traces = run.folder.read_json(f"identifier/traces/001-{TASKS[1]}.json")
     assert {trace["kind"] for trace in traces} == {"describe", "likelihood"}

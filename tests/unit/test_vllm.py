@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.identifiers.choices import most_fitting
 from pipeline.identifiers.drivers import vllm
 from pipeline.identifiers.scorer import Scorer, build_scorer
 from pipeline.settings import IdentifierSettings
@@ -80,12 +79,6 @@ def test_a_prompt_whose_end_was_rewritten_is_refused() -> None:
     assert vllm._sum_of_logs(answer, [7, 8]) == -3.0 and vllm._sum_of_logs(answer, [8]) == -2.0
     with pytest.raises(UserError, match="scoring=likelihood"):
         vllm._sum_of_logs(answer, [7, 9])
-
-
-def test_the_most_fitting_sentence_is_kept() -> None:
-    fit = np.array([[-1.0, -2.0], [-3.0, -1.0]])
-    assert most_fitting([" a ", "b", "a", ""], lambda _: fit) == "b"
-    assert most_fitting(["", ""], lambda _: fit) == "images"
 
 
 def test_settings_reach_vllm_and_what_cannot_work_is_refused(

@@ -20,10 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.identifiers.choices import Choices, most_fitting
-from pipeline.identifiers.description import ANSWER, LIKELIHOOD, clean, describe_prompt
+from pipeline.identifiers.choices import Choices
+from pipeline.identifiers.description import ANSWER, LIKELIHOOD, describe_prompt
 from pipeline.identifiers.processor import Processor, loading
 from pipeline.identifiers.scorer import Scores, register_driver
+from pipeline.identifiers.sentences import fits, most_fitting, sentences_of
 from pipeline.settings import IdentifierSettings
 
 log = logging.getLogger(__name__)
@@ -62,11 +63,18 @@ class TransformersScorer:
 
     @torch.no_grad()
     def describe(self, images: np.ndarray, classes: Sequence[str], seed: int) -> str:
-        """A sentence on each image; the one that suits all of them best."""
+        """A sentence on each image; the few that together suit all of them best."""
         prompt = LIKELIHOOD if self.processor.taught else describe_prompt(classes)
-        inputs = self._inputs(images, [prompt] * len(images))
-        answers = self._generate(inputs, DESCRIBE_TOKENS)
-        return most_fitting(answers, lambda texts: self._likelihood(images, texts))
+        size = self.settings.batch_size
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        answers: list[str] = []
+        for part in parts:
+            answers += self._generate(self._inputs(part, [prompt] * len(part)), DESCRIBE_TOKENS)
+
+        def fit(texts: list[str]) -> np.ndarray:
+            return np.concatenate([self._likelihood(part, texts) for part in parts])
+
+        return most_fitting(answers, fit, self.settings.sentences)
 
     @torch.no_grad()
     def score(
@@ -74,9 +82,11 @@ class TransformersScorer:
     ) -> Scores:
         """See `Scorer.score`."""
         if scoring == "likelihood":
-            values = self._likelihood(images, [clean(text) for text in descriptions])
+            values = fits(descriptions, lambda texts: self._likelihood(images, texts))
             none = np.zeros((len(images), 1), np.float32)
             return Scores(np.concatenate([values, none], axis=1))
+        if self.processor.taught:  # with one sentence an option
+            descriptions = [sentences_of(text)[0] for text in descriptions]
         choices = Choices.of(images, descriptions, seed, "" if self.processor.taught else ANSWER)
         inputs = self._inputs(images, choices.prompts)
         if scoring == "choice":

@@ -25,10 +25,11 @@ import torch
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.identifiers.choices import Choices, most_fitting
-from pipeline.identifiers.description import ANSWER, LIKELIHOOD, clean, describe_prompt
+from pipeline.identifiers.choices import Choices
+from pipeline.identifiers.description import ANSWER, LIKELIHOOD, describe_prompt
 from pipeline.identifiers.processor import Processor, folder_digest, loading
 from pipeline.identifiers.scorer import Scores, register_driver
+from pipeline.identifiers.sentences import fits, most_fitting, sentences_of
 from pipeline.settings import IdentifierSettings
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -58,6 +59,7 @@ class VllmScorer:
             )
         for name, value in SILENT.items():
             os.environ.setdefault(name, value)
+        self.settings = settings
         self._vllm: Any = importlib.import_module("vllm")
         self.processor = Processor(settings)
         chosen = {
@@ -73,19 +75,22 @@ class VllmScorer:
     # -- the contract ------------------------------------------------------------------------
 
     def describe(self, images: np.ndarray, classes: Sequence[str], seed: int) -> str:
-        """A sentence on each image; the one that suits all of them best."""
+        """A sentence on each image; the few that together suit all of them best."""
         prompt = LIKELIHOOD if self.processor.taught else describe_prompt(classes)
         answers = self._texts(images, [prompt] * len(images), DESCRIBE_TOKENS)
-        return most_fitting(answers, lambda texts: self._likelihood(images, texts))
+        most = self.settings.sentences
+        return most_fitting(answers, lambda texts: self._likelihood(images, texts), most)
 
     def score(
         self, images: np.ndarray, descriptions: Sequence[str], scoring: str, seed: int
     ) -> Scores:
         """See `Scorer.score`."""
         if scoring == "likelihood":
-            values = self._likelihood(images, [clean(text) for text in descriptions])
+            values = fits(descriptions, lambda texts: self._likelihood(images, texts))
             none = np.zeros((len(images), 1), np.float32)
             return Scores(np.concatenate([values, none], axis=1))
+        if self.processor.taught:  # with one sentence an option
+            descriptions = [sentences_of(text)[0] for text in descriptions]
         choices = Choices.of(images, descriptions, seed, "" if self.processor.taught else ANSWER)
         if scoring == "choice":
             places = self._letter_scores(images, choices.prompts, choices.letters)
