@@ -213,9 +213,13 @@ class Client:
         """Serve an earlier model version again; the new generation, as for `publish`."""
         return self._change("rollback", manifest=manifest)
 
-    def forget(self, task: str, erase: bool = False) -> int:
-        """Serve without a domain, and with `erase` delete what was stored of it; the generation."""
-        return self._change("forget", task=task, erase=erase)
+    def forget(self, task: str, erase: bool = False, test: bool = False) -> int:
+        """Serve without a domain, and with `erase` delete what was stored of it; the generation.
+
+        With `test`, domains that borrowed from it are measured on their test split, which takes
+        long; the figures are in the run's journal.
+        """
+        return self._change("forget", task=task, erase=erase, test=test)
 
     def _change(self, verb: str, **body: object) -> int:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}

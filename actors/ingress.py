@@ -63,7 +63,7 @@ class ServeBackend:
     async def admin(self, verb: str, **arguments: Any) -> dict[str, Any]:
         """Through the publisher; refusals are problems."""
         if verb == "forget":
-            call = self._publisher.forget.remote(arguments["task"], arguments["erase"])
+            call = self._publisher.forget.remote(**arguments)
         else:
             call = self._publisher.publish.remote(arguments["manifest"], verb)
         try:

@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.serve.handle import DeploymentHandle
 
+from actors.arguments import cache_dir
 from pipeline.errors import IntegrityError, LockedError, UserError
 from pipeline.serving.pointer import (
     Pointer,
@@ -29,6 +30,9 @@ from pipeline.store import RunFolder
 from pipeline.tracking.aliases import note_serving
 from pipeline.tracking.erase import forget_tracked
 from pipeline.tracking.location import of_run
+
+if TYPE_CHECKING:
+    from pipeline.serving.forget import Forgetting
 
 log = logging.getLogger("ray.serve.archipelago")
 
@@ -95,8 +99,8 @@ class Publisher:
             except (IntegrityError, Refused) as error:
                 return _problem(422, str(error))
 
-    async def forget(self, task: str, erase: bool) -> dict[str, Any]:
-        """Publish a manifest without a domain, then erase it if asked to."""
+    async def forget(self, task: str, erase: bool, test: bool = False) -> dict[str, Any]:
+        """Publish a manifest without a domain, then measure dependents and erase, as asked."""
         from pipeline.serving.forget import forget_task  # the model is loaded only for this
 
         async with self._turn:
@@ -105,7 +109,9 @@ class Publisher:
                 answer = await self._publish(plan.manifest, "forget")
                 if answer["code"] != 200:
                     return answer
+                why = await asyncio.to_thread(self._retest, plan) if test else None
                 erased = await asyncio.to_thread(plan.finish, erase)
+                erased["untested"] = why
                 tracked = self._track(forget_tracked, task, erase)
                 if erase:  # a person waits for what is gone; else MLflow catches up on its own
                     erased["untracked"] = await asyncio.wrap_future(tracked) or 0
@@ -116,6 +122,13 @@ class Publisher:
                 return _problem(503, f"the run is being written to: {error}")
             except (IntegrityError, Refused) as error:
                 return _problem(422, str(error))
+
+    def _retest(self, plan: Forgetting) -> str | None:
+        from pipeline.serving.model import run_settings
+        from pipeline.serving.retest import retest
+
+        settings = run_settings(self.run.read()).model_copy(update={"run_dir": self.run.uri})
+        return retest(plan, settings, cache_dir(settings))
 
     async def _publish(self, manifest: int | None, reason: str) -> dict[str, Any]:
         clock = time.perf_counter()

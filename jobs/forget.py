@@ -64,7 +64,7 @@ def forget(settings: Settings, task: str, erase: bool) -> dict[str, Any]:
     assert settings.run_dir is not None
     run = RunFolder.open(settings.run_dir)
     if settings.serving.url:
-        told = post_admin(settings.serving, "forget", {"task": task, "erase": erase})
+        told = post_admin(settings.serving, "forget", {"task": task, "erase": erase, "test": True})
     else:
         tracking = of_run(run, settings.tracking)
         plan = forget_task(settings.run_dir, task, settings.serving)

@@ -30,6 +30,9 @@ class ForgetRequest(BaseModel):
 
     task: str
     erase: bool = Field(False, description="also remove its files, for ever")
+    test: bool = Field(
+        False, description="also measure domains that borrowed from it on their test split; slow"
+    )
 
 
 def token_hash(token: str | None) -> str | None:
@@ -63,6 +66,6 @@ def router(backend: Backend, token_sha256: str | None) -> APIRouter:
     @routes.post("/forget")
     async def forget(request: ForgetRequest) -> dict[str, Any]:
         """Remove a domain from the model, and with `erase` from the disk."""
-        return await backend.admin("forget", task=request.task, erase=request.erase)
+        return await backend.admin("forget", **request.model_dump())
 
     return routes

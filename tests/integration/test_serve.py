@@ -24,6 +24,7 @@ from ray import serve
 from actors.ingress import Ingress
 from actors.publisher import running_replicas
 from actors.publishing import publish_newest
+from jobs import forget as forget_job
 from jobs import serve as job
 from jobs.ray_head import free_ports
 from pipeline.serving.model import run_settings
@@ -295,3 +296,30 @@ def test_forget_over_http(endpoint: Endpoint) -> None:
     assert event and event["task"] == last and event["erased"]
     shown = json.dumps([str(p) for p in Path(endpoint.run.uri).rglob(f"*{last}*")])
     assert shown == "[]", "no file names it any more"
+
+
+def test_dependents_are_measured_by_the_endpoint(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the test split, which the publisher reads; the job that asked for it waits and tells."""
+    run = endpoint.run
+    document = run.read()
+    place = {"reader": "parquet", "root": str(endpoint.world.backbone.parent / "stream")}
+    document["config"]["stream"] |= place
+    run.folder.write_json("run.json", document)
+    _, tasks = call(f"{endpoint.url}/v1/tasks")
+    cards = {ref.name: json.loads(run.groups.read(ref, "task.json")) for ref in run.groups.list()}
+    served = [task["name"] for task in tasks["tasks"]]
+    borrowed = {name: [n["task"] for n in cards[name]["neighbours"]] for name in served}
+    lender = next(names[0] for names in borrowed.values() if names)
+    monkeypatch.setenv("ARCHIPELAGO_ADMIN_TOKEN", TOKEN)
+    words = [f"run_dir={run.uri}", f"task={lender}", f"serving.url={endpoint.url}"]
+    assert forget_job.main(words) == 0
+    said = capsys.readouterr().out
+    event = run.journal.last("forgotten")
+    assert event and event["task"] == lender
+    dependents = {item["task"]: item["test"] for item in event["dependents"]}
+    assert set(dependents) == {name for name, names in borrowed.items() if lender in names}
+    for name, test in dependents.items():
+        figures = f"{test['before']:.1f} % -> {test['after']:.1f} % on its test split"
+        assert f"{name} borrowed from it" in said and figures in said

@@ -245,7 +245,7 @@ def test_admin_needs_its_token(backend: LocalBackend) -> None:
         answer = client.post("/v1/admin/rollback", json={"manifest": 2}, headers=right)
         assert answer.json() == {"verb": "rollback", "manifest": 2}
         answer = client.post("/v1/admin/forget", json={"task": "a", "erase": True}, headers=right)
-        assert answer.json() == {"verb": "forget", "task": "a", "erase": True}
+        assert answer.json() == {"verb": "forget", "task": "a", "erase": True, "test": False}
         assert client.post("/v1/admin/publish", json={}, headers=right).status_code == 422
 
 
