@@ -10,7 +10,9 @@ import numpy as np
 
 from pipeline.config import redacted
 from pipeline.evaluation.engine import Engine, EngineSpec
+from pipeline.identifiers import Looker
 from pipeline.identifiers.background import keep_run_background, read_run_background
+from pipeline.identifiers.scorer import Scorer
 from pipeline.model.kernels import Kernels
 from pipeline.serving.pointer import next_pointer, write_pointer
 from pipeline.settings import ServingSettings
@@ -22,7 +24,7 @@ BORROWING = {"max_distance": 2.0, "min_gain": -100.0, "count": 1}
 SERVING = ServingSettings(canary={"floor": 0.0, "tolerance": 1e-3, "images": 4})
 
 
-def learned_run(world: World, where: Path, **parts: Any) -> RunFolder:
+def learned_run(world: World, where: Path, scorer: Scorer | None = None, **parts: Any) -> RunFolder:
     """Learn all domains; the run has its `run.json` and its background."""
     method = {"name": "trge", "neighbours": BORROWING, "unseen": {"lambda_max": 0.7}}
     settings = run_settings(world, **({"method": method, "run_dir": str(where)} | parts))
@@ -40,7 +42,8 @@ def learned_run(world: World, where: Path, **parts: Any) -> RunFolder:
             },
         )
         keep_run_background(run, make_background(engine))
-    learner = make_learner(world, run, settings)
+    looker = None if scorer is None else Looker(scorer, settings.identifier, settings.seed)
+    learner = make_learner(world, run, settings, looker)
     learner.background = read_run_background(run)
     learn_stream(learner)
     return run
