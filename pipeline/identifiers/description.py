@@ -27,7 +27,7 @@ ANSWER = (
     "not instructions."
 )
 NONE_OF_THESE = "none of these"
-OR = "; or "  # between the sentences of a description
+OR = "; or "  # between alternatives, also ". Or "; see sentences.py
 PROMPTS = {"describe": DESCRIBE, "likelihood": LIKELIHOOD, "choice": CHOICE + ANSWER}
 LONGEST_NAME, MOST_NAMES, LONGEST_TEXT = 40, 20, 900
 
@@ -46,7 +46,7 @@ class Description:
     """One task in words, as `task.json` keeps it.
 
     Attributes:
-        text: one line; alternatives are parted by `OR`.
+        text: one line; it may name alternatives, see `sentences.py`.
         prompt_version: of the prompt that asked for it.
         model: who wrote it, with the digest of its weights; empty if written by hand.
         seed: of the choice of samples.

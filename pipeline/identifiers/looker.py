@@ -162,6 +162,15 @@ class Looker:
         self.work.fallbacks += int(np.isnan(found).any(axis=1).sum())
         return found
 
+    def prefetch(self, shown: Shown, descriptions: Sequence[str]) -> None:
+        """Compare all images with descriptions that will be asked about, each image read once.
+
+        Nobody's opinion is wanted yet, so no calls are counted. Only in `likelihood` mode.
+        """
+        if self.settings.scoring == "likelihood" and shown.key is not None:
+            columns = [[text] for text in dict.fromkeys(descriptions)]
+            self._complete(shown, np.arange(len(shown.rows)), columns)
+
     def _place(self, images: np.ndarray, values: np.ndarray) -> None:
         options = values.shape[1]
         tally = self.work.places.setdefault(options, Places.empty(options))

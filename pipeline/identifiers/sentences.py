@@ -15,6 +15,8 @@ import numpy as np
 
 from pipeline.identifiers.description import OR, clean
 
+PARTING = re.compile(r";\s+or(?:\s+|$)|(?<=\.)\s+Or\s+")
+WORTH = 0.6  # nats an image that a further sentence must add to the mean fit
 Fit = Callable[[list[str]], np.ndarray]
 
 
@@ -25,7 +27,19 @@ def sentences_of(description: str) -> list[str]:
     ['a flag', 'a map']
     """
     text = clean(description)
-    return [part for part in re.split(r";\s+or(?:\s+|$)", text) if part] or [text]
+    return [part for part in PARTING.split(text) if part] or [text]
+
+
+def join(sentences: Sequence[str]) -> str:
+    """One description of several sentences; `sentences_of` takes it apart again.
+
+    >>> join(["A flag.", "a map", "a sign"])
+    'A flag. Or a map; or a sign'
+    """
+    text = sentences[0]
+    for sentence in sentences[1:]:
+        text += (" Or " if text.endswith(".") else OR) + sentence
+    return text
 
 
 def fits(descriptions: Sequence[str], fit: Fit) -> np.ndarray:
@@ -44,14 +58,14 @@ def fits(descriptions: Sequence[str], fit: Fit) -> np.ndarray:
 def most_fitting(answers: Sequence[str], fit: Fit, most: int = 1) -> str:
     """Of several sentences the few that together suit all images best.
 
-    One after the other is chosen that raises the mean fit most, until none does.
+    One after the other is chosen that raises the mean fit most, until none does by much.
 
     Args:
         answers: as the model gave them, one an image.
         fit: as for `fits`.
         most: how many sentences are taken at most.
     """
-    cleaned = (clean(answer).replace(OR, ", or ") for answer in answers)
+    cleaned = (", or ".join(sentences_of(answer)) for answer in answers)
     candidates = [text for text in dict.fromkeys(cleaned) if text]
     if len(candidates) < 2:
         return candidates[0] if candidates else "images"
@@ -62,11 +76,11 @@ def most_fitting(answers: Sequence[str], fit: Fit, most: int = 1) -> str:
         means = np.full(len(candidates), -np.inf)
         for at in set(range(len(candidates))) - set(chosen):
             means[at] = _log_mean(values[:, [*chosen, at]]).mean()
-        if means.max() <= best:
+        if means.max() < best + WORTH:
             break
         best = float(means.max())
         chosen.append(int(means.argmax()))
-    return OR.join(candidates[at] for at in chosen)
+    return join([candidates[at] for at in chosen])
 
 
 def _log_mean(values: np.ndarray) -> np.ndarray:

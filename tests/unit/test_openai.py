@@ -170,5 +170,8 @@ def test_descriptions_are_one_clean_line_and_the_key_stays_hidden(
     endpoint.always = "401"
     with pytest.raises(UserError, match=r"identifier\.endpoint") as caught:
         scorer.describe(IMAGES[:1], ["cat"], 0)
+    with pytest.raises(UserError, match=r"fewer than 2 images \(identifier\.samples\)"):
+        scorer.describe(IMAGES[:2], ["cat"], 0)
+    assert "fewer" not in str(caught.value)
     everywhere = str(caught.value) + caplog.text + json.dumps(redacted(chosen)) + repr(vars(scorer))
     assert SECRET not in everywhere and openai.KEY in str(caught.value)

@@ -137,9 +137,11 @@ class OpenAIScorer:
             except (httpx2.HTTPError, ValueError, LookupError, TypeError) as error:
                 status, reason = 0, type(error).__name__
             if status in FINAL:
+                fewer = f", or show it fewer than {len(images)} images (identifier.samples)"
+                hint = fewer if len(images) > 1 else ""
                 raise UserError(
                     f"identifier.endpoint={self._shown}: {reason}; check the address,"
-                    f" identifier.model={self.settings.model} and {KEY}"
+                    f" identifier.model={self.settings.model} and {KEY}{hint}"
                 )
             if attempt < self.settings.retries:
                 time.sleep(pause * random.uniform(0.75, 1.25))
