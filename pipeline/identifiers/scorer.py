@@ -55,7 +55,7 @@ class Scorer(Protocol):
     remote: bool
 
     def describe(self, images: np.ndarray, classes: Sequence[str], seed: int) -> str:
-        """One sentence on what kind of pictures these are.
+        """What kind of pictures these are: a sentence, or a few that `sentences.join` joins.
 
         Args:
             images: (S, H, W, 3) uint8, some training images of one task.
