@@ -57,7 +57,7 @@ class LessonSettings(Strict):
 class ExamSettings(Strict):
     """How many images of a domain an examination looks at."""
 
-    few: PositiveInt = 16
+    few: PositiveInt = 24
     tests: PositiveInt = 120
 
 
