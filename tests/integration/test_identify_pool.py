@@ -97,7 +97,7 @@ def test_online_nobody_waits_longer_than_the_deadline(
         hasty = SecondOpinion(chosen, 0.001)
         clock = time.monotonic()
         assert [await hasty(images, doubts) for _ in range(4)] == [None] * 4
-        assert time.monotonic() - clock < 1.0
+        assert time.monotonic() - clock < 10.0, "not the 30 s of the patient one"
         assert time.monotonic() < hasty._rest_until, "a model that is late is left alone"
         elsewhere = chosen.identifier.model_copy(update={"model": "never/started"})
         nobody = SecondOpinion(chosen.model_copy(update={"identifier": elsewhere}), 30.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,12 +119,11 @@ def test_mlflow_holds_the_sequence_and_a_child_per_task(finished: SimpleNamespac
     assert parent.data.metrics["last"] == read_report(finished.run)["last"]
 
 
-def test_again_is_a_quick_no_op(finished: SimpleNamespace, tmp_path: Path) -> None:
+def test_again_is_a_no_op(finished: SimpleNamespace, tmp_path: Path) -> None:
     before, hashes = documents(finished.run), group_hashes(finished.run)
-    started = time.monotonic()
     with Driver(tmp_path / "log", finished.words) as driver:
         assert driver.code() == 0, driver.output()
-    assert time.monotonic() - started < 60
+    assert "images/s" in finished.output and "images/s" not in driver.output(), "nothing is trained"
     assert documents(finished.run) == before
     assert group_hashes(finished.run) == hashes
     assert len(events(finished.run, "stage-started")) == 2
