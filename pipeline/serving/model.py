@@ -150,6 +150,9 @@ class ServedModel:
             )
         except FileNotFoundError:
             raise Refused(f"there is no manifest {pointer.manifest}") from None
+        except (ValueError, LookupError, TypeError) as error:  # a group that does not fit the rest
+            said = f"{type(error).__name__}: {error}"
+            raise Refused(f"manifest {pointer.manifest} cannot be put together ({said})") from error
 
     # -- requests ----------------------------------------------------------------------------
 

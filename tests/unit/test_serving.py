@@ -237,6 +237,24 @@ def test_a_bad_group_is_refused_and_the_old_generation_keeps_answering(
     assert ServedModel(mine.uri, SERVING, "cpu").current.pointer == read_pointer(mine)
 
 
+def test_a_group_that_does_not_fit_the_others_is_refused_too(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    mine = copy_run(run, tmp_path / "run")
+    point(mine, 2)
+    model = ServedModel(mine.uri, SERVING, "cpu")
+
+    def damage(data: bytes) -> bytes:
+        card = json.loads(data)
+        del card["calibration"]["identifier"]
+        return json.dumps(card).encode()
+
+    version = _rewrite(mine, 2, "task.json", damage)
+    with pytest.raises(Refused, match=rf"manifest {version} cannot be put together \(KeyError"):
+        model.prepare(next_pointer(mine, version))
+    assert list(model.current.tasks) == list(TASKS[:2])
+
+
 def test_other_refusals(run: RunFolder, model: ServedModel, tmp_path: Path) -> None:
     mine = copy_run(run, tmp_path / "run")
     other = ServedModel(mine.uri, SERVING, "cpu")
