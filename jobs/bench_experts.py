@@ -10,8 +10,8 @@ Parts: `shared` (none, naive, adaptive at equal parameters and equally many acti
 test split with the task given; `trge` (TRGE with and without adaptive shared experts, one domain a
 stage, whole runs); `cost` (time of a training step and of inference). Everything else is a setting.
 The frozen trunk runs once a seed for all variants. What lies in run_dir already is not repeated.
-`backbone.attention=math backbone.precision=fp32` names what all seeds shall use;
-by default each process takes what it measures to be fastest.
+Each process computes in what it measures to be fastest, unless `backbone.attention` and
+`backbone.precision` say what all shall use.
 """
 
 from __future__ import annotations
