@@ -6,9 +6,8 @@ import asyncio
 import dataclasses
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -46,9 +45,16 @@ def pool(local_ray: str, chosen: Settings) -> Iterator[IdentifierPool]:
     serve.shutdown()
 
 
-def look(scorer: object, settings: IdentifierSettings) -> tuple[np.ndarray, Looker]:
+def look(
+    scorer: object, settings: IdentifierSettings, on_read: Callable[[int], None] = lambda first: None
+) -> tuple[np.ndarray, Looker]:
     looker = Looker(scorer, settings)  # type: ignore[arg-type]
-    return looker.look(Shown(lambda at: IMAGES[at]), np.arange(len(IMAGES)), TEXTS), looker
+
+    def read(at: np.ndarray) -> np.ndarray:
+        on_read(int(at[0]))
+        return IMAGES[at]
+
+    return looker.look(Shown(read), np.arange(len(IMAGES)), TEXTS), looker
 
 
 def test_a_replica_killed_in_mid_run_changes_nothing(
@@ -61,11 +67,19 @@ def test_a_replica_killed_in_mid_run_changes_nothing(
     wanted, _ = look(here, chosen.identifier)
     assert scorer.describe(IMAGES[:2], ["cat"], 0) == here.describe(IMAGES[:2], ["cat"], 0)
     facts = scorer._handle.facts.remote().result()
-    threading.Timer(0.15, os.kill, (facts["pid"], signal.SIGKILL)).start()
-    found, looker = look(scorer, chosen.identifier)
+    killed = []
+
+    def kill(first: int) -> None:
+        """Half-way, while the other thread's request is being answered; else once more later."""
+        if first >= len(IMAGES) // 2 and first % 16 == 0 and not scorer.retried:
+            time.sleep(0.005)
+            killed.append(scorer._handle.facts.remote().result()["pid"])
+            os.kill(killed[-1], signal.SIGKILL)
+
+    found, looker = look(scorer, chosen.identifier, kill)
     np.testing.assert_allclose(found, wanted, atol=1e-3)
     assert looker.work.fallbacks == 0 and looker.work.scorings == len(IMAGES) * len(TEXTS)
-    assert scorer._handle.facts.remote().result()["pid"] != facts["pid"], "it was replaced"
+    assert killed[0] == facts["pid"] != scorer._handle.facts.remote().result()["pid"], "replaced"
     assert scorer.retried > 0, "something was lost and asked again"
 
 
