@@ -46,7 +46,9 @@ def pool(local_ray: str, chosen: Settings) -> Iterator[IdentifierPool]:
 
 
 def look(
-    scorer: object, settings: IdentifierSettings, on_read: Callable[[int], None] = lambda first: None
+    scorer: object,
+    settings: IdentifierSettings,
+    on_read: Callable[[int], None] = lambda first: None,
 ) -> tuple[np.ndarray, Looker]:
     looker = Looker(scorer, settings)  # type: ignore[arg-type]
 
