@@ -17,7 +17,7 @@ import numpy as np
 from actors.identify import PooledScorer, in_pool, pool_name
 from pipeline.identifiers import identifier_class
 from pipeline.identifiers.scorer import Scorer, build_scorer
-from pipeline.serving.consult import Doubt, settle
+from pipeline.serving.consult import Doubt, Told, settle
 from pipeline.settings import ServingSettings, Settings
 
 log = logging.getLogger("ray.serve.archipelago")
@@ -46,10 +46,8 @@ class SecondOpinion:
         self._busy = asyncio.Semaphore(max(1, settings.identifier.concurrency))
         self._misses, self._rest_until = 0, 0.0
 
-    async def __call__(
-        self, images: np.ndarray, doubts: Sequence[Doubt]
-    ) -> list[tuple[str, float]] | None:
-        """Domain and confidence of each doubted image; None if there was no answer in time.
+    async def __call__(self, images: np.ndarray, doubts: Sequence[Doubt]) -> list[Told] | None:
+        """What is held of each doubted image; None if there was no answer in time.
 
         Args:
             images: uint8 (n, S, S, 3), one a doubt.

@@ -20,7 +20,7 @@ from actors.http.backend import Reply
 from actors.http.local import describe, example, lineage
 from pipeline.errors import IntegrityError
 from pipeline.serving.asking import Ask
-from pipeline.serving.consult import Doubt
+from pipeline.serving.consult import Doubt, Told
 from pipeline.serving.model import ServedModel, single_thread
 from pipeline.serving.pointer import Pointer, Refused, read_pointer
 from pipeline.settings import ServingSettings
@@ -93,24 +93,26 @@ class Replica:
         images: np.ndarray,
         asks: list[Ask],
         doubts: list[Doubt],
-        told: list[tuple[str, float]],
+        told: list[Told],
     ) -> Reply:
         """Answers of doubted images: surer, or anew as images of another domain."""
         answers = list(reply.answers)
-        moved: dict[int, tuple[str, float]] = {}
-        for doubt, (task, confidence) in zip(doubts, told, strict=True):
-            if task == answers[doubt.row].task:
-                answers[doubt.row] = replace(answers[doubt.row], task_confidence=confidence)
+        moved: dict[int, Told] = {}
+        for doubt, word in zip(doubts, told, strict=True):
+            if word.task is not None and word.task == answers[doubt.row].task:
+                answers[doubt.row] = replace(answers[doubt.row], task_confidence=word.confidence)
             else:
-                moved[doubt.row] = task, confidence
+                moved[doubt.row] = word
         if moved:
             rows = list(moved)
-            wishes = [replace(asks[row], task=moved[row][0]) for row in rows]
+            wishes = [
+                replace(asks[row], task=moved[row].task, shares=moved[row].shares) for row in rows
+            ]
             again, _ = await self._batched((images[rows], wishes))
             if again.generation != reply.generation or again.unknown is not None:
                 return reply  # a new generation answers by now: one request, one generation
             for row, answer in zip(rows, again.answers, strict=True):
-                answers[row] = replace(answer, task_confidence=moved[row][1])
+                answers[row] = replace(answer, task_confidence=moved[row].confidence)
         return replace(reply, answers=tuple(answers))
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.002)
@@ -126,7 +128,7 @@ class Replica:
         replies: list[tuple[Reply, list[Doubt]] | None] = [None] * len(requests)
         taken: list[int] = []
         for index, (_, asks) in enumerate(requests):
-            unknown = next((a.task for a in asks if a.task and a.task not in known), None)
+            unknown = next((n for ask in asks for n in ask.names if n not in known), None)
             if unknown is not None:
                 generation = self.model.current.pointer.generation
                 replies[index] = Reply(generation, unknown=unknown), []

@@ -21,7 +21,7 @@ from pipeline.evaluation.metrics import auroc, expected_calibration_error
 from pipeline.identifiers import Evidence, Identification, Identifier, Shown
 from pipeline.identifiers.oracle import certain
 from pipeline.methods.base import Method
-from pipeline.model.fusion import fuse, softmax, unseen_weight
+from pipeline.model.fusion import fuse, likeliest, softmax, unseen_weight
 from pipeline.settings import Settings
 from pipeline.store import GroupRef, RunFolder
 from pipeline.store.tensors import dump, load
@@ -385,9 +385,3 @@ def largest_lambda(fixed: float | str, curves: Sequence[list[float] | None]) -> 
         return 0.0
     gain = np.mean([curve - curve[0] for curve in known], axis=0)
     return float(LAMBDAS[int(np.argmax(gain - 1e-9 * np.arange(len(gain))))])
-
-
-def likeliest(shares_BT: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` likeliest tasks of each image: indices (B, M) and their shares (B, M)."""
-    order = np.argsort(-shares_BT, axis=1, kind="stable")[:, :count]
-    return order, np.maximum(np.take_along_axis(shares_BT, order, axis=1), 1e-12)

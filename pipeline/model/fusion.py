@@ -22,6 +22,12 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     return z / z.sum(axis=-1, keepdims=True)
 
 
+def likeliest(shares_BT: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` likeliest tasks of each image: indices (B, M) and their shares (B, M)."""
+    order = np.argsort(-shares_BT, axis=1, kind="stable")[:, :count]
+    return order, np.maximum(np.take_along_axis(shares_BT, order, axis=1), 1e-12)
+
+
 def fuse(
     frozen_BC: np.ndarray, groups_BMC: np.ndarray, shares_BM: np.ndarray, weight: float
 ) -> np.ndarray:

@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.evaluator import likeliest
 from pipeline.identifiers import Evidence, Identification
 from pipeline.identifiers.features import DepthRecorder
 from pipeline.model.fusion import fuse, softmax
 from pipeline.serving.asking import Answer, Ask
-from pipeline.serving.consult import Doubt, doubts_of
+from pipeline.serving.consult import Doubt, doubts_of, speakers
 from pipeline.serving.snapshot import Snapshot
 
 TEMPLATES = ("a photo of a {}.",)  # of labels that belong to no learned domain
@@ -34,7 +33,7 @@ class _Plan:
 
     tasks: list[str | None]
     confidence: list[float]
-    shares: list[list[tuple[str, float]]]  # of unseen images
+    shares: list[tuple[tuple[str, float], ...]]  # of unseen images
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -70,7 +69,7 @@ def answer_batch(
     """
     clock = time.perf_counter()
     method = snapshot.method
-    free = np.array([row for row, ask in enumerate(asks) if ask.task is None], dtype=np.int64)
+    free = np.array([row for row, ask in enumerate(asks) if not ask.names], dtype=np.int64)
     record = DepthRecorder(reading.depths)
     pixels = method.backbone.normalise(np.ascontiguousarray(images_BSSC))
     x_BLD = method.trunk(pixels, record if len(free) else None)
@@ -87,7 +86,7 @@ def answer_batch(
         evidence = Evidence(record.features(final).cpu().numpy())
         found = snapshot.identifier.identify(evidence)
         if doubts is not None:
-            doubts += doubts_of(snapshot.whole, found, free)
+            doubts += doubts_of(snapshot.whole, found, free, _speaking(snapshot))
     identified = time.perf_counter()
     plan = _plan(snapshot, asks, free, found)
     pairs = _pairs(plan)
@@ -117,22 +116,24 @@ def answer_batch(
 def _plan(
     snapshot: Snapshot, asks: Sequence[Ask], free: np.ndarray, found: Identification | None
 ) -> _Plan:
-    plan = _Plan([ask.task for ask in asks], [1.0] * len(asks), [[] for _ in asks])
+    plan = _Plan([a.task for a in asks], [1.0] * len(asks), [a.shares or () for a in asks])
     if found is None:
         return plan
-    asked = snapshot.weight > 0.0 and len(found.options) > 0
-    count = snapshot.method.settings.method.unseen.groups
-    order, shares = likeliest(found.shares, count) if asked else (None, None)
+    count = _speaking(snapshot)
+    spoken = speakers(found, count) if count and found.options else None
     for index, row in enumerate(free.tolist()):
         option = int(found.chosen[index])
         plan.confidence[row] = float(found.probabilities[index, option])
         if option >= 0:
             plan.tasks[row] = found.options[option]
-        elif order is not None and shares is not None:
-            parts = shares[index] / shares[index].sum()
-            names = [found.options[o] for o in order[index]]
-            plan.shares[row] = list(zip(names, parts.tolist(), strict=True))
+        elif spoken is not None:
+            plan.shares[row] = spoken[index]
     return plan
+
+
+def _speaking(snapshot: Snapshot) -> int:
+    """How many groups speak for an unseen image beside frozen CLIP."""
+    return snapshot.method.settings.method.unseen.groups if snapshot.weight > 0.0 else 0
 
 
 def _pairs(plan: _Plan) -> list[tuple[int, str]]:

@@ -16,11 +16,20 @@ class Ask:
         task: the domain, where the caller knows it.
         labels: an open vocabulary; None = the classes of the domain.
         top_k: how many classes come back.
+        shares: (domain, share) of the groups that speak for an image known to be none of the
+            domains'; None = the identifier says. Never from a caller.
     """
 
     task: str | None = None
     labels: tuple[str, ...] | None = None
     top_k: int = 5
+    shares: tuple[tuple[str, float], ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The domains that are named here, all of which must be known."""
+        task = () if self.task is None else (self.task,)
+        return task + tuple(name for name, _ in self.shares or ())
 
 
 @dataclass(frozen=True)

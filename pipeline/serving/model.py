@@ -170,9 +170,9 @@ class ServedModel:
             KeyError: a domain that the current generation has not learned.
         """
         snapshot = self._current
-        for ask in asks:
-            if ask.task is not None and ask.task not in snapshot.tasks:
-                raise KeyError(ask.task)
+        for name in (name for ask in asks for name in ask.names):
+            if name not in snapshot.tasks:
+                raise KeyError(name)
         with self.exact():
             answers, spent = answer_batch(
                 snapshot, self.reading, images_BSSC, asks, self._text, doubts

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -62,14 +64,21 @@ def url(local_ray: str, run: RunFolder) -> Iterator[str]:
 def test_the_pool_is_asked_over_http(url: str, run: RunFolder, served_world: World) -> None:
     model = ServedModel(run.uri, SERVING, "cpu")
     images = test_images(served_world, TASKS[1], 6)
+    noise = np.random.default_rng(0).integers(0, 256, (2, *images.shape[1:]), dtype=np.uint8)
+    images = np.concatenate([images, noise])
     doubts: list[Doubt] = []
     _, alone, _ = model.classify(images, [Ask()] * len(images), doubts)
-    assert doubts, "there is something to ask"
-    scorer = build_scorer(model.settings.identifier)
     rows = [doubt.row for doubt in doubts]
-    scores = scorer.score(images[rows], doubts[0].texts, "likelihood", 0).values[:, :-1]
-    wanted = dict(zip(rows, settle(doubts, scores), strict=True))
-    assert any(alone[row].task != task for row, (task, _) in wanted.items()), "it is heard"
+    assert rows == list(range(len(images))), "every image, those of no domain too"
+    scorer = build_scorer(model.settings.identifier)
+    scores = scorer.score(images, doubts[0].texts, "likelihood", 0).values[:, :-1]
+    told = settle(doubts, scores)
+    _, wanted, _ = model.classify(images, [Ask(task=t.task, shares=t.shares) for t in told])
+    seen = [word.task is not None for word in told]
+    assert any(seen) and not all(seen), "both kinds are there"
+    for kind in (True, False):
+        both = [i for i in range(len(images)) if seen[i] is kind]
+        assert any(alone[i].groups != wanted[i].groups for i in both), "it is heard"
 
     def png(at: int) -> str:
         file = io.BytesIO()
@@ -77,18 +86,25 @@ def test_the_pool_is_asked_over_http(url: str, run: RunFolder, served_world: Wor
         return base64.b64encode(file.getvalue()).decode()
 
     body = {"images": [png(at) for at in range(len(images))]}
-    told: dict = {}
+    results: list[dict] = []
+
+    def groups(of: Sequence[Any]) -> list[list[str]]:
+        return [[name for name, _ in each.groups] for each in of]
 
     def asked() -> bool:
         status, answer = call(url, body)
         assert status == 200, "whether or not the pool is up"
-        told.update(answer)
-        heard = {row: answer["results"][row]["task"] for row in wanted}
-        return heard == {row: task for row, (task, _) in wanted.items()}
+        results[:] = answer["results"]
+        return [[g["task"] for g in r["groups"]] for r in results] == groups(wanted)
 
     wait_until(asked, "the pool")
-    for row, result in enumerate(told["results"]):
+    for result, word, answer in zip(results, told, wanted, strict=True):
         assert result["milliseconds"]["consult"] > 0
-        task, confidence = wanted.get(row, (alone[row].task, alone[row].task_confidence))
-        assert result["task"] == task
-        assert result["task_confidence"] == pytest.approx(confidence, abs=1e-3)
+        assert (result["task"], result["unseen"]) == (word.task, word.task is None)
+        assert result["task_confidence"] == pytest.approx(word.confidence, abs=1e-3)
+        weights = [group["weight"] for group in result["groups"]]
+        np.testing.assert_allclose(weights, [w for _, w in answer.groups], atol=1e-3)
+        best = result["classes"][0]
+        assert (best["label"], best["probability"]) == (
+            answer.classes[0][0], pytest.approx(answer.classes[0][1], abs=1e-3),
+        )  # fmt: skip

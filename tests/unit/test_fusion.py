@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.evaluation.evaluator import likeliest
-from pipeline.model.fusion import fuse, softmax, unseen_weight
+from pipeline.model.fusion import fuse, likeliest, softmax, unseen_weight
 
 
 def _probabilities(*shape: int, seed: int = 0) -> np.ndarray:

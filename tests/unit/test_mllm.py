@@ -267,16 +267,26 @@ def test_each_image_is_decided_alone_and_forgetting_is_exact(
         fitted, first.identifier.rule = first.identifier.rule, Rule(2.0, 0.7)  # asks about all
     inside = first.identifier.identify(evidence)
     found = first.identifier.alone.identify(Evidence(evidence.features))
-    doubts = doubts_of(first.identifier, found, np.arange(len(found.chosen)))
+    everywhere = np.arange(len(found.chosen))
+    seen = [doubt.row for doubt in doubts_of(first.identifier, found, everywhere)]
+    assert seen and set(seen) <= set(np.flatnonzero(found.chosen >= 0).tolist())
+    doubts = doubts_of(first.identifier, found, everywhere, groups=2)
     rows = [doubt.row for doubt in doubts]
+    assert rows == (seen if name == "cascade" else everywhere.tolist()), "none of these is no doubt"
     scores = Colours().score(read(np.array(rows)), doubts[0].texts, "likelihood", 0).values
-    assert rows and set(rows) <= set(np.flatnonzero(found.chosen >= 0).tolist())
     told = settle(doubts, np.concatenate([scores[:-1, :-1], np.full((1, N), np.nan)]))
-    for row, (task, confidence) in zip(rows[:-1], told, strict=False):
+    for row, word in zip(rows[:-1], told, strict=False):
         option = inside.chosen[row]
-        assert task == inside.options[option]
-        assert confidence == pytest.approx(inside.probabilities[row, option], abs=1e-5)
-    assert told[-1][0] == found.options[found.chosen[rows[-1]]], "without an answer: signatures"
+        assert word.task == (inside.options[option] if option >= 0 else None)
+        assert word.confidence == pytest.approx(inside.probabilities[row, option], abs=1e-5)
+        if option < 0:
+            order = np.argsort(-inside.shares[row])[:2]
+            assert [task for task, _ in word.shares] == [inside.options[o] for o in order]
+            assert sum(share for _, share in word.shares) == pytest.approx(1.0)
+        else:
+            assert word.shares == ()
+    last = found.chosen[rows[-1]]
+    assert told[-1].task == (found.options[last] if last >= 0 else None), "no answer: signatures"
     if isinstance(first.identifier, Cascade):
         first.identifier.rule = fitted
     first.identifier.forget(TASKS[1])
