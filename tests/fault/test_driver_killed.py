@@ -40,15 +40,8 @@ def test_a_run_outlives_its_drivers(
     words = arguments(stream, run, ORDER)
     joined = [*words, f"cluster.address={head.address}"]
 
-    def decoding() -> list[Path]:
-        return list(run.glob("cache/images/preparing-*"))
-
     def working() -> list[int]:
         return titled(head.processes(), *WORKERS)
-
-    with Driver(tmp_path / "log", words) as driver:  # on an own local Ray
-        assert driver.when(decoding, "images are being decoded").send(KILL) == -KILL
-        wait_until(lambda: not driver.processes(), "its Ray ends with it", ENDS_S)
 
     with Driver(tmp_path / "log", joined, ON_LOOPBACK) as driver:
         driver.when(lambda: training(run, "000-amber", 1), "stage 0 is being trained")
@@ -56,7 +49,7 @@ def test_a_run_outlives_its_drivers(
         wait_until(lambda: not working(), "its workers end with it", ENDS_S)
     assert group_hashes(run) == {}
 
-    with Driver(tmp_path / "log", words) as driver:
+    with Driver(tmp_path / "log", words) as driver:  # on an own local Ray
         driver.when(lambda: training(run, "000-amber", 2), "stage 0 is trained on")
         assert driver.send(signal.SIGTERM) == 143, driver.output()
         assert driver.processes() == []
@@ -64,9 +57,10 @@ def test_a_run_outlives_its_drivers(
         assert "Traceback" not in driver.output()
     assert RunFolder.open(run).journal.events()[-1]["reason"] == "SIGTERM"
 
-    with Driver(tmp_path / "log", joined, ON_LOOPBACK) as driver:
+    with Driver(tmp_path / "log", words) as driver:
         driver.when(lambda: events(run, "stage-done"), "stage 0 is done")
         assert driver.send(KILL) == -KILL
+        wait_until(lambda: not driver.processes(), "its Ray ends with it", ENDS_S)
     (first,) = events(run, "stage-trained")
     assert first["attempt"] == 3
     assert all(point["step"] > 2 * EVERY for point in first["curve"]), "checkpoints were not used"

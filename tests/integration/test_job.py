@@ -18,6 +18,7 @@ from rich.console import Console
 from jobs import demo
 from jobs.ray_head import RayHead, free_ports, is_free
 from tests.helpers import TINY, parquet_domain
+from tests.running import IN_PROCESS
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -107,8 +108,7 @@ def test_the_sequence_as_a_submitted_job(head: RayHead, tmp_path: Path) -> None:
     for name in ("ants", "bees"):
         parquet_domain(tmp_path / "domains", name, classes=2, train=20, test=8)
     places = ["stream=parquet", f"stream.root={tmp_path}/domains", f"run_dir={tmp_path}/run"]
-    tiny = [*TINY, "cluster.train.num_workers=0"]
-    code, log = submit_sequence(head, *places, *tiny)
+    code, log = submit_sequence(head, *places, *TINY, *IN_PROCESS)
     assert code == 0, log
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["status"] == "complete"
