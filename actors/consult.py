@@ -16,7 +16,7 @@ import numpy as np
 
 from actors.identify import PooledScorer, in_pool, pool_name
 from pipeline.identifiers import identifier_class
-from pipeline.identifiers.scorer import Scorer, build_scorer
+from pipeline.identifiers.scorer import Scorer, Scores, build_scorer
 from pipeline.serving.consult import Doubt, Told, settle
 from pipeline.settings import ServingSettings, Settings
 
@@ -72,14 +72,26 @@ class SecondOpinion:
     async def _ask(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray | None:
         chosen, seed = self._settings.identifier, self._settings.seed
         scorer = await self._find()
-        async with self._busy:
-            if isinstance(scorer, PooledScorer):
+        if isinstance(scorer, PooledScorer):
+            async with self._busy:
                 found = await scorer.score_soon(
                     images, texts, chosen.scoring, seed, self._deadline_s
                 )
-                return None if found is None else found.values[:, :-1]
-            told = await asyncio.to_thread(scorer.score, images, texts, chosen.scoring, seed)
-            return told.values[:, :-1]
+            return None if found is None else found.values[:, :-1]
+        # A thread cannot be called off: it keeps its place until it has ended, however late, so
+        # that never more than so many are at work.
+        await self._busy.acquire()
+        call = asyncio.create_task(
+            asyncio.to_thread(scorer.score, images, texts, chosen.scoring, seed)
+        )
+        call.add_done_callback(self._ended)
+        told = await asyncio.shield(call)
+        return told.values[:, :-1]
+
+    def _ended(self, call: asyncio.Task[Scores]) -> None:
+        self._busy.release()
+        if not call.cancelled():
+            call.exception()  # seen: whoever waited for it may have left
 
     async def _find(self) -> Scorer:
         """The model, looked for in a thread; the search goes on when a request gives up on it."""

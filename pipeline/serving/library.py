@@ -105,6 +105,7 @@ class Library:
             identity = load(groups.read(ref, IDENTITY), IDENTITY)
             probe = load(groups.read(ref, PROBE), PROBE)
             card = json.loads(groups.read(ref, TASK))
+            check_kind(ref, card)
             return tuple(
                 self._book(ref, part, tensors, identity, probe) for part in task_cards(card)
             )
@@ -159,6 +160,20 @@ class Library:
             Probe(images, labels, logits),
             own,
             frozen,
+        )
+
+
+def check_kind(ref: GroupRef, card: Mapping[str, Any]) -> None:
+    """Only domains with classes are served.
+
+    Raises:
+        Refused: the group was learned for dense tasks.
+    """
+    dense = [part["name"] for part in task_cards(card) if part.get("kind")]
+    if dense:
+        raise Refused(
+            f"group '{ref.name}' was learned for dense tasks ({', '.join(dense)}): they are"
+            " measured, and only domains with classes are served"
         )
 
 

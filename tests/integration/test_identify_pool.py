@@ -17,7 +17,7 @@ from ray import serve
 from actors.consult import SecondOpinion
 from actors.identify import IdentifierPool, PooledScorer
 from pipeline.identifiers import Identification, Looker, Shown
-from pipeline.identifiers.scorer import build_scorer
+from pipeline.identifiers.scorer import Scores, build_scorer
 from pipeline.serving.consult import Doubt
 from pipeline.settings import IdentifierSettings, IdentifyPoolSettings, Settings
 from tests.unit.tiny_clip import settings as tiny_settings
@@ -108,8 +108,9 @@ def test_online_nobody_waits_longer_than_the_deadline(
         told = await patient(images, doubts)
         wanted = pool.scorer.score(images, TEXTS, "likelihood", 0).values[:, :-1]
         assert told is not None
-        assert [task for task, _ in told] == [TEXTS[i] for i in wanted.argmax(axis=1)]
-        np.testing.assert_allclose([p for _, p in told], wanted.max(axis=1), atol=1e-3)
+        assert [word.task for word in told] == [TEXTS[i] for i in wanted.argmax(axis=1)]
+        confidences = [word.confidence for word in told]
+        np.testing.assert_allclose(confidences, wanted.max(axis=1), atol=1e-3)
         hasty = SecondOpinion(chosen, 0.001)
         clock = time.monotonic()
         assert [await hasty(images, doubts) for _ in range(4)] == [None] * 4
@@ -120,6 +121,44 @@ def test_online_nobody_waits_longer_than_the_deadline(
         assert await nobody(images, doubts) is None
 
     asyncio.run(ask())
+
+
+def test_a_model_in_this_process_is_never_asked_twice_at_once(chosen: Settings) -> None:
+    """Its threads cannot be called off, so what is late must end before the next begins."""
+    here = chosen.cluster.identify.model_copy(update={"max_replicas": 0})
+    settings = chosen.model_copy(
+        update={
+            "cluster": chosen.cluster.model_copy(update={"identify": here}),
+            "identifier": chosen.identifier.model_copy(update={"concurrency": 1}),
+        }
+    )
+    nothing = Identification(tuple(TEXTS), *[np.zeros((1, 3))] * 4)
+    doubts = [Doubt(0, Texts(), nothing)]  # type: ignore[arg-type]
+
+    class Slow:
+        remote, parallel, model = False, 1, "slow"
+        begun, most, now = 0, 0, 0
+
+        def score(self, images: np.ndarray, texts: object, scoring: str, seed: int) -> Scores:
+            self.begun, self.now = self.begun + 1, self.now + 1
+            self.most = max(self.most, self.now)
+            time.sleep(0.2)
+            self.now -= 1
+            return Scores(np.eye(1, 4))
+
+    slow = Slow()
+
+    async def ask() -> None:
+        second = SecondOpinion(settings, 0.05)
+        second._scorer = slow  # type: ignore[assignment]
+        assert [await second(IMAGES[:1], doubts) for _ in range(2)] == [None, None]
+        await asyncio.sleep(0.3)
+        second._deadline_s = 5.0
+        told = await second(IMAGES[:1], doubts)
+        assert told is not None and told[0].task == TEXTS[0]
+
+    asyncio.run(ask())
+    assert (slow.begun, slow.most) == (2, 1), "the second one did not get its turn in time"
 
 
 def test_jobs_share_a_pool_and_it_goes_with_the_last_lease(

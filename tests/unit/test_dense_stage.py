@@ -11,10 +11,15 @@ import pytest
 import torch
 
 from actors.arguments import without_words
+from jobs.serve import bring_up
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
 from pipeline.evaluation.report import write_report
 from pipeline.learner import stages_of
+from pipeline.model.backbone import load_backbone
+from pipeline.model.kernels import Kernels
+from pipeline.serving.library import Library
+from pipeline.serving.pointer import Refused
 from pipeline.settings import ClusterSettings, Settings, StreamSettings
 from pipeline.store import Folder, RunFolder, sha256
 from pipeline.store.tensors import dump, load
@@ -76,7 +81,8 @@ def _learn(world: World, run: RunFolder, chosen: Settings) -> list[dict[str, Any
 
 def test_five_tasks_together_and_each_alone(world: World, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    (record,) = _learn(world, run, _settings(world))
+    chosen = _settings(world)
+    (record,) = _learn(world, run, chosen)
     assert list(record["metrics"]) == sorted(OWN)
     for task, figures in record["metrics"].items():
         name = record["own"][task]
@@ -94,6 +100,12 @@ def test_five_tasks_together_and_each_alone(world: World, tmp_path: Path) -> Non
     assert card["parameters"]["group"] == sum(
         t.numel() for t in group.values() if t.is_floating_point()
     )
+    with pytest.raises(Refused, match=r"dense tasks \(edges, normals, .* classes are served"):
+        Library(run, load_backbone(chosen.backbone, "cpu", Kernels())).get(run.groups.list()[0])
+    with pytest.raises(
+        UserError, match=r"run_dir=.*: group 'edges\+.* was learned for dense tasks"
+    ):
+        bring_up(chosen.model_copy(update={"run_dir": run.uri}))
     other = run.reference("lora_per_task")
     records = _learn_reference(world, run, other)
     assert [list(r["metrics"]) for r in records] == [sorted(OWN)[: i + 1] for i in range(5)]
