@@ -152,7 +152,11 @@ class Publisher:
         await self._all("activate", new)
         answer = await self._acknowledged(new, clock)
         self._track(note_serving)
-        return answer
+        changes: dict[str, float] = {}
+        for reply in prepared:
+            for name, change in reply["changes"].items():
+                changes[name] = max(change, changes.get(name, 0.0))
+        return {**answer, "changes": changes}
 
     def _track(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
         """Tell MLflow, beside everything else; what goes wrong there is a line in the log."""

@@ -5,9 +5,10 @@
     python jobs/forget.py run_dir=/data/runs/first task=pets serving.url=http://host:8000
 
 Groups that borrowed from it are mixed anew and measured on their test split before and after, or
-learned again by the next `jobs/sequence.py` (`serving.dependents`). With `serving.url` a running
-endpoint does it, measured on stored images alone, and answers once all its replicas have forgotten;
-else the run folder is changed, and what serves it follows in seconds.
+learned again by the next `jobs/sequence.py` (`serving.dependents`). Logits of the other domains are
+compared with what they were. With `serving.url` a running endpoint does all this, and answers once
+all its replicas have forgotten; else the run folder is changed, and what serves it follows in
+seconds.
 Exit codes: 0 done, 1 failure, 2 a mistake of the user's, 3 the run is locked.
 """
 
@@ -27,7 +28,7 @@ from pipeline.errors import EXIT_DONE, UserError
 from pipeline.serving.forget import forget_task
 from pipeline.serving.model import run_settings
 from pipeline.serving.pointer import Refused, next_pointer, read_pointer, write_pointer
-from pipeline.serving.retest import retest
+from pipeline.serving.retest import logit_changes, retest
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
 from pipeline.tracking.erase import forget_tracked
@@ -72,7 +73,9 @@ def forget(settings: Settings, task: str, erase: bool) -> dict[str, Any]:
             write_pointer(run, next_pointer(run, plan.manifest), "forget")
         chosen = run_settings(run.read()).model_copy(update={"run_dir": settings.run_dir})
         why = retest(plan, chosen, cache_dir(chosen))
-        told = {"manifest": plan.manifest, "untested": why, **plan.finish(erase)}
+        changes = logit_changes(plan, settings.serving)
+        told = {"manifest": plan.manifest, "untested": why, "changes": changes}
+        told |= plan.finish(erase)
         told["untracked"] = forget_tracked(run, tracking, task, erase)
     return told
 
@@ -89,6 +92,9 @@ def tell(told: dict[str, Any], task: str, console: Console) -> None:
         else:
             words = "left out until jobs/sequence.py learns it again"
         console.print(f"  {item['task']} borrowed from it: {words}")
+    if changes := told.get("changes"):
+        words = ", ".join(f"{name} {change:.3g}" for name, change in changes.items())
+        console.print(f"  largest change of a logit on stored images: {words}")
     if told.get("untested"):
         console.print(f"  not measured on the test split: {told['untested']}")
     size = told.get("bytes") or {}

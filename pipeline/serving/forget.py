@@ -48,6 +48,7 @@ class Forgetting:
         task: the forgotten domain.
         stage: its stage.
         manifest: the model without it.
+        before: the manifest of the model with it.
         dependents: `{"task", "rule", "before", "after"}` per group that borrowed from it; accuracy
             in percent of the images stored with it, `after` None for one to be learned again; with
             `{"test": {"images", "before", "after"}}` where `retest` could read the test split.
@@ -64,6 +65,7 @@ class Forgetting:
     superseded: list[GroupRef] = field(default_factory=list)
     digests: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    before: int = 0
 
     def finish(self, erase: bool) -> dict[str, Any]:
         """Note it in the journal; with `erase` also remove what is stored of the domain."""
@@ -123,7 +125,7 @@ def forget_task(uri: str, task: str, serving: ServingSettings) -> Forgetting:
             if any(neighbour["task"] in whose for neighbour in card["neighbours"])
         ]
         plan = Forgetting(run, task, gone.stage, 0, superseded=[gone], digests=digests)
-        plan.tasks = tuple(sorted(whose))
+        plan.tasks, plan.before = tuple(sorted(whose)), latest.version
         plan.superseded += [refs[name] for name in losing]
         if losing and serving.dependents == "remix" and len(whose) > 1:
             raise UserError(

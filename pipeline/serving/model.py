@@ -154,6 +154,14 @@ class ServedModel:
             said = f"{type(error).__name__}: {error}"
             raise Refused(f"manifest {pointer.manifest} cannot be put together ({said})") from error
 
+    def snapshot(self, manifest: int) -> Snapshot:
+        """A manifest as it would answer, which here it does not.
+
+        Raises:
+            Refused: it cannot be loaded.
+        """
+        return self._build(Pointer(0, manifest, self.run.models.read(manifest).sha256))
+
     # -- requests ----------------------------------------------------------------------------
 
     def classify(

@@ -1,4 +1,4 @@
-"""What forgetting did to dependents, on the test split of the run's stream, where that can be read.
+"""What forgetting changed: logits on stored images, and dependents' accuracy on their test split.
 
 A group that lost a neighbour is measured before and after on all test images of its own domain,
 with the domain given: identification does not change by a remix, the function does.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,11 +17,17 @@ import numpy as np
 from pipeline.errors import IntegrityError, UserError
 from pipeline.evaluation.engine import Engine, EngineSpec
 from pipeline.model.kernels import Kernels
+from pipeline.serving.canary import probe_logits
 from pipeline.serving.forget import Forgetting
 from pipeline.serving.library import TASK
-from pipeline.settings import Settings
+from pipeline.serving.model import ServedModel
+from pipeline.serving.pointer import Refused
+from pipeline.serving.snapshot import Snapshot
+from pipeline.settings import ServingSettings, Settings
 from pipeline.store import GroupRef, RunFolder
 from pipeline.streams import ImageTable, PreparedDomain, open_stream, prepare
+
+log = logging.getLogger(__name__)
 
 
 def retest(plan: Forgetting, settings: Settings, cache_dir: str) -> str | None:
@@ -59,6 +66,31 @@ def retest(plan: Forgetting, settings: Settings, cache_dir: str) -> str | None:
         name = item["task"]
         item["test"] = {"images": counts[name], "before": before[name], "after": after[name]}
     return None
+
+
+def logit_changes(plan: Forgetting, serving: ServingSettings) -> dict[str, float]:
+    """Largest change of a logit on the stored images of every domain that stays, by domain.
+
+    0 where a domain's group did not borrow from the forgotten one: its function is the same, to the
+    bit. Empty where the model as it was cannot be loaded any more. Call it before `plan.finish`.
+    """
+    model = ServedModel(plan.run.uri, serving, "cpu", follow=False)
+    try:
+        old, new = model.snapshot(plan.before), model.snapshot(plan.manifest)
+    except (Refused, IntegrityError) as error:
+        log.warning("logits before and after are not compared: %s", error)
+        return {}
+    with model.exact():
+        return {
+            name: float(np.abs(_probed(new, name) - _probed(old, name)).max())
+            for name in new.tasks
+            if name in old.tasks
+        }
+
+
+def _probed(snapshot: Snapshot, name: str) -> np.ndarray:
+    task = snapshot.tasks[name]
+    return probe_logits(snapshot, task, len(task.probe.images))
 
 
 def _read(

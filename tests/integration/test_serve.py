@@ -286,6 +286,7 @@ def test_forget_over_http(endpoint: Endpoint) -> None:
     _, before = call(url, body)
     status, told = endpoint.admin("forget", task=last, erase=True)
     assert status == 200 and told["bytes"]["after"] < told["bytes"]["before"]
+    assert told["changes"] == dict.fromkeys(TASKS[:3], 0.0)
     assert call(url, endpoint.body(last, task=last))[0] == 404
     _, after = call(url, body)
     assert after["generation"] == told["generation"]

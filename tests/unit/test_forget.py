@@ -16,6 +16,7 @@ from pipeline.serving.asking import Ask
 from pipeline.serving.forget import forget_task
 from pipeline.serving.model import ServedModel
 from pipeline.serving.pointer import next_pointer, read_pointer, write_pointer
+from pipeline.serving.retest import logit_changes
 from pipeline.store import RunFolder
 from pipeline.store.tensors import load
 from pipeline.streams import ImageTable
@@ -49,7 +50,7 @@ def _borrowed_from(run: RunFolder) -> tuple[str, list[str]]:
 
 
 def test_a_group_nobody_borrows_from_leaves_the_others_to_the_bit(
-    learned: RunFolder, world: World, tmp_path: Path
+    learned: RunFolder, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, last = copy_run(learned, tmp_path / "run"), TASKS[-1]
     model = ServedModel(run.uri, SERVING, "cpu")
@@ -57,6 +58,8 @@ def test_a_group_nobody_borrows_from_leaves_the_others_to_the_bit(
     asks = [Ask(task, None, 9) for task in TASKS[:-1] for _ in range(6)]
     _, before, _ = model.classify(images, asks)
     assert job.main([f"run_dir={run.uri}", f"task={last}", "erase=true"]) == 0
+    zero = ", ".join(f"{name} 0" for name in TASKS[:-1])
+    assert f"largest change of a logit on stored images: {zero}\n" in capsys.readouterr().out
     assert model.follow().generation == 2, "what serves the run follows"
     _, after, _ = model.classify(images, asks)
     assert after == before
@@ -89,6 +92,11 @@ def test_dependents_are_mixed_anew_and_measured(
     plan = forget_task(run.uri, task, SERVING)
     assert [d["task"] for d in plan.dependents] == losing
     assert all(d["rule"] == "remix" and d["change"] > 0 for d in plan.dependents)
+    changes = logit_changes(plan, SERVING)
+    assert [name for name, change in changes.items() if change == 0.0] == kept
+    assert {d["task"]: pytest.approx(d["change"], abs=1e-5) for d in plan.dependents} == {
+        name: changes[name] for name in losing
+    }
     pointer = next_pointer(run, plan.manifest)
     model.prepare(pointer)
     write_pointer(run, pointer, "forget")
