@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from actors.environment import NO_IDLE_WORKERS
 from actors.logs import SETUP_HOOK
 from pipeline.errors import UserError
 from pipeline.settings import Settings
@@ -45,6 +46,7 @@ def connect(settings: Settings, pooled: bool = False) -> bool:
         return True
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node away
+    os.environ.setdefault(*NO_IDLE_WORKERS)
     ray.init(
         address="local",  # also where somebody runs `ray start` on this machine
         num_cpus=cluster.logical_cpus,

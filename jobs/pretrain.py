@@ -22,6 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from actors.environment import NO_IDLE_WORKERS
 from actors.exits import exit_codes
 from pipeline.errors import EXIT_DONE, UserError
 from pipeline.pretraining.launch import pretrain
@@ -61,6 +62,7 @@ def _connect(settings: PretrainSettings) -> None:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "RAY_ADDRESS" in os.environ:
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), logging_level=logging.WARNING)
     else:
+        os.environ.setdefault(*NO_IDLE_WORKERS)
         needed = settings.workers.num_workers * settings.workers.num_cpus
         ray.init(
             address="local", num_cpus=max(2, round(needed + 1)), include_dashboard=False,

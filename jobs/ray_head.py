@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from actors.environment import NO_IDLE_WORKERS
+
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
@@ -155,6 +157,7 @@ class RayHead:
             "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
             "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train page
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this node away
+            NO_IDLE_WORKERS[0]: os.environ.get(*NO_IDLE_WORKERS),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there: every port on loopback only
             MARKER: self._identity,
         }

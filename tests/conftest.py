@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "90",

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.model.kernels import Kernels
+from pipeline.model.openclip import open_clip
 from pipeline.model.towers import Delta, ImageTower, TextTower
 from pipeline.settings import BackboneSettings
 
@@ -123,6 +123,11 @@ def load_backbone(
     known = source.startswith(("local-dir:", "hf-hub:")) or source in open_clip.list_models()
     if not known:
         raise UserError(f"backbone.name: '{name}' is not known to open_clip; {SUPPORTED}")
+    parts = open_clip.get_model_config(source) or {}
+    if parts.get("text_cfg", {}).get("hf_model_name") or parts.get("vision_cfg", {}).get(
+        "timm_model_name"
+    ):
+        raise UserError(f"backbone.name: '{name}' is not supported; {SUPPORTED}")
     extra: dict[str, Any] = {}
     if settings.image_size:
         extra["force_image_size"] = settings.image_size
@@ -143,6 +148,8 @@ def load_backbone(
         raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "pip install" in reason:  # parts of transformers or timm
+            raise UserError(f"backbone.name: '{name}' is not supported; {SUPPORTED}") from error
         raise UserError(f"backbone.name: cannot load '{name}' ({reason})") from error
     return from_open_clip(model, tokenizer, name, kernels).to(device)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -196,13 +198,24 @@ def test_other_architectures_are_refused(make: Any) -> None:
         ("ViT-Z-99", None, "not known"),
         ("local-dir:/nowhere", None, "no folder"),
         ("ViT-B-16", None, "backbone.pretrained: name the weights"),
-        ("RN50", "random", "is not supported"),
+        ("RN50", "random", "is not supported; supported"),
+        ("roberta-ViT-B-32", "random", "is not supported; supported"),
+        ("vit_medium_patch16_gap_256", "random", "is not supported; supported"),
     ],
 )
 def test_names_that_cannot_be_loaded(name: str, pretrained: str | None, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint) as caught:
         load_backbone(BackboneSettings(name=name, pretrained=pretrained))
     assert "\n" not in str(caught.value)
+
+
+def test_what_only_other_models_need_is_not_imported() -> None:
+    """It would slow the start of each process; whoever needs it still gets it."""
+    script = (
+        "import sys; import pipeline.model.backbone; from pipeline.model.openclip import OPTIONAL\n"
+        "assert not sys.modules.keys() & set(OPTIONAL); import transformers"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 def test_local_dir_loads_what_was_saved(tmp_path: Path) -> None:
