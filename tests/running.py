@@ -38,6 +38,8 @@ IN_PROCESS = (
     "cluster.encode.num_workers=0",
     "cluster.data.num_workers=0",
 )
+# Images are decoded by the driver, where a test is not about that.
+DECODED_HERE = "cluster.data.num_workers=0"
 # A `RayHead` is on loopback only, where Ray otherwise takes 127.0.0.1 for this machine's name.
 ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 BAD_ROWS = {"train": (b"", b"no image at all", None), "test": (b"\x89PNG\r\n\x1a\ncut off",)}

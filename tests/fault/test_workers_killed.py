@@ -10,6 +10,7 @@ import pytest
 
 from jobs.ray_head import RayHead
 from tests.running import (
+    DECODED_HERE,
     ENCODER,
     EVERY,
     ON_LOOPBACK,
@@ -29,7 +30,7 @@ def test_killed_workers_are_replaced(
     head: RayHead, stream: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     run = tmp_path / "run"
-    words = arguments(stream, run, ("amber",), f"cluster.address={head.address}")
+    words = arguments(stream, run, ("amber",), DECODED_HERE, f"cluster.address={head.address}")
     with Driver(tmp_path / "log", words, ON_LOOPBACK) as driver:
         driver.when(lambda: training(run, "000-amber", 1, 2), "stage 0 has two checkpoints")
         for title in (TRAINER, ENCODER):

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.settings import ClusterSettings
 from pipeline.store import RunFolder
 from pipeline.store.tensors import load as load_tensors
-from tests.running import TRAINER, Driver, arguments, children, titled, training
+from tests.running import DECODED_HERE, TRAINER, Driver, arguments, children, titled, training
 
 pytestmark = pytest.mark.timeout(900, method="signal")  # ends what was started
 NODE_CPUS = 2
@@ -51,8 +51,9 @@ def test_two_workers_on_two_nodes_train_one_group_for_two_domains(
         "stream.stages=[[amber,birch]]",
     )
     words = arguments(
-        stream, run, ["amber", "birch"], *SPREAD, *joint, f"cluster.address={two_nodes.address}"
-    )
+        stream, run, ["amber", "birch"], *SPREAD, *joint, DECODED_HERE,
+        f"cluster.address={two_nodes.address}",
+    )  # fmt: skip
     with Driver(tmp_path / "log", words) as driver:
         driver.when(lambda: training(run, "000-amber+birch", 1), "stage 0 is being trained")
         raylets = [
