@@ -173,6 +173,13 @@ class Driver:
                     found.append(pid)
         return sorted(found)
 
+    def left(self, patience_s: float = 30.0) -> list[int]:
+        """What still lives of it when it had time to go; workers end a little after their Ray."""
+        deadline = time.monotonic() + patience_s
+        while (found := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return found
+
     def __enter__(self) -> Driver:
         return self
 

@@ -53,7 +53,7 @@ def test_a_run_outlives_its_drivers(
     with Driver(tmp_path / "log", words) as driver:  # on an own local Ray
         driver.when(lambda: events(run, "stage-done"), "stage 0 is done")
         assert driver.send(signal.SIGTERM) == 143, driver.output()
-        assert driver.processes() == []
+        assert driver.left() == []
         assert driver.output().endswith("sequence: stopped; the same command continues\n")
         assert "Traceback" not in driver.output()
     assert RunFolder.open(run).journal.events()[-1]["reason"] == "SIGTERM"

@@ -34,7 +34,7 @@ def finished(stream: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNa
     words = arguments(stream, place / "run", ORDER, *TRACKED)
     with Driver(place / "log", words) as driver:
         code = driver.code()
-        left = driver.processes()
+        left = driver.left()
     return SimpleNamespace(
         run=place / "run", words=words, code=code, output=(place / "log").read_text(), left=left
     )
