@@ -170,10 +170,20 @@ class RayHead:
                 raise RuntimeError(f"ray start ended at once: {self._last_words()}")
             try:
                 self.jobs().list_jobs()
-                return
+                if self._has_node():
+                    return
             except (ConnectionError, RuntimeError, OSError):
-                time.sleep(0.5)
+                pass
+            time.sleep(0.5)
         raise RuntimeError(f"Ray's dashboard did not come up in {READY_S} s: {self._last_words()}")
+
+    def _has_node(self) -> bool:
+        """Whether its raylet runs: the dashboard answers before `ray start` has come that far."""
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                if b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return True
+        return False
 
     def _last_words(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines()
