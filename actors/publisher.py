@@ -109,6 +109,10 @@ class Publisher:
                 answer = await self._publish(plan.manifest, "forget")
                 if answer["code"] != 200:
                     return answer
+                mixed = [item for item in plan.dependents if item["rule"] == "remix"]
+                # Of these the canary compares what was stored anew: this is the change itself.
+                changes = {item["task"]: item["change"] for item in mixed}
+                answer["changes"] = answer.get("changes", {}) | changes
                 why = await asyncio.to_thread(self._retest, plan) if test else None
                 erased = await asyncio.to_thread(plan.finish, erase)
                 erased["untested"] = why

@@ -72,12 +72,12 @@ def logit_changes(plan: Forgetting, serving: ServingSettings) -> dict[str, float
     """Largest change of a logit on the stored images of every domain that stays, by domain.
 
     0 where a domain's group did not borrow from the forgotten one: its function is the same, to the
-    bit. Empty where the model as it was cannot be loaded any more. Call it before `plan.finish`.
+    bit. Empty where the model cannot be loaded any more. Call it before `plan.finish`.
     """
-    model = ServedModel(plan.run.uri, serving, "cpu", follow=False)
     try:
+        model = ServedModel(plan.run.uri, serving, "cpu", follow=False)
         old, new = model.snapshot(plan.before), model.snapshot(plan.manifest)
-    except (Refused, IntegrityError) as error:
+    except (Refused, IntegrityError, UserError, OSError) as error:  # no reason not to forget
         log.warning("logits before and after are not compared: %s", error)
         return {}
     with model.exact():

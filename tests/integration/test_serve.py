@@ -324,3 +324,6 @@ def test_dependents_are_measured_by_the_endpoint(
     for name, test in dependents.items():
         figures = f"{test['before']:.1f} % -> {test['after']:.1f} % on its test split"
         assert f"{name} borrowed from it" in said and figures in said
+    changed = {item["task"]: item["change"] for item in event["dependents"]}
+    for name, change in changed.items():
+        assert change > 0 and f"{name} {change:.3g}" in said, "against what it was"

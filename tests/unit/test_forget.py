@@ -78,6 +78,23 @@ def test_a_group_nobody_borrows_from_leaves_the_others_to_the_bit(
         forget_task(run.uri, last, SERVING)
 
 
+def test_a_model_that_cannot_be_loaded_is_no_reason_not_to_forget(
+    learned: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise UserError("backbone.name: it is gone")
+
+    run, last = copy_run(learned, tmp_path / "run"), TASKS[-1]
+    monkeypatch.setattr("pipeline.serving.retest.ServedModel", gone)
+    assert job.main([f"run_dir={run.uri}", f"task={last}", "erase=true"]) == 0
+    said = capsys.readouterr().out
+    assert f"{last} is forgotten" in said and "largest change" not in said
+    assert last not in [ref.name for ref in run.groups.list()]
+
+
 def test_dependents_are_mixed_anew_and_measured(
     learned: RunFolder, world: World, tmp_path: Path
 ) -> None:
