@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from actors.identify import PooledScorer, in_pool, pool_name
-from pipeline.identifiers import identifier_class
+from pipeline.identifiers import identifiers
 from pipeline.identifiers.scorer import Scorer, Scores, build_scorer
-from pipeline.serving.consult import Doubt, Told, settle
+from pipeline.learned.consult import Doubt, Shares, settle
 from pipeline.settings import ServingSettings, Settings
 
 log = logging.getLogger("ray.serve.archipelago")
@@ -28,7 +28,7 @@ REST_S = 5.0
 
 def consults(settings: Settings, serving: ServingSettings) -> bool:
     """Whether an endpoint of this run asks a multimodal model at all."""
-    return serving.consult_s > 0 and identifier_class(settings.identifier.name).looks
+    return serving.consult_s > 0 and identifiers.get(settings.identifier.name).looks
 
 
 class SecondOpinion:
@@ -46,7 +46,7 @@ class SecondOpinion:
         self._busy = asyncio.Semaphore(max(1, settings.identifier.concurrency))
         self._misses, self._rest_until = 0, 0.0
 
-    async def __call__(self, images: np.ndarray, doubts: Sequence[Doubt]) -> list[Told] | None:
+    async def __call__(self, images: np.ndarray, doubts: Sequence[Doubt]) -> list[Shares] | None:
         """What is held of each doubted image; None if there was no answer in time.
 
         Args:

@@ -1,6 +1,6 @@
 """A small pool of encoder actors: forward passes for signatures and evaluation, on GPUs if any.
 
-The pool has the methods of `pipeline.evaluation.engine.Engine`. Rows are cut into contiguous
+The pool has the methods of `pipeline.learned.engine.Engine`. Rows are cut into contiguous
 pieces, one an actor. An actor that dies is restarted by Ray and its call repeated: every call
 carries all that it needs, so a fresh actor answers like the old one.
 """
@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import ray
 
-from pipeline.evaluation.engine import Engine, EngineSpec
-from pipeline.model.kernels import Kernels, probe, resolve_device
+from pipeline.closedform import CalibrationRows, Sums
+from pipeline.learned.engine import Engine, EngineSpec, merged, parts_of
+from pipeline.methods import Function
+from pipeline.model.kernels import Kernels, choose, resolve_device
+from pipeline.records import ClassList
 from pipeline.settings import Settings
 from pipeline.store import GroupRef
 
@@ -30,12 +33,11 @@ class Encoder:
     def __init__(self) -> None:
         self._engines: dict[str, Engine] = {}
 
-    def probe(self, settings: Settings) -> Kernels:
+    def kernels(self, settings: Settings) -> Kernels:
         """The kernels that suit this machine."""
-        _use_threads(settings)
         backbone = settings.backbone
         device = resolve_device(settings.cluster.device)
-        return probe(backbone.attention, backbone.precision, device)
+        return choose(backbone.attention, backbone.precision, device)
 
     def call(
         self, spec: EngineSpec, refs: Sequence[GroupRef], method: str, args: tuple[Any, ...]
@@ -82,11 +84,11 @@ class EncoderPool:
             ray.kill(actor)
         self._actors = []
 
-    def probe(self, settings: Settings) -> Kernels:
-        """Kernels measured on the first encoder."""
+    def kernels(self, settings: Settings) -> Kernels:
+        """Kernels that suit the first encoder's machine."""
         if self._local is not None:
-            return self._local.probe(settings)
-        return self._actors[0].probe.remote(settings).future().result()
+            return self._local.kernels(settings)
+        return self._actors[0].kernels.remote(settings).future().result()
 
     def engine(self, spec: EngineSpec) -> PooledEngine:
         """An engine-like view of the pool for one method's functions."""
@@ -124,22 +126,41 @@ class PooledEngine:
         known = {ref.name for ref in self._refs}
         self._refs += [ref for ref in refs if ref.name not in known]
 
-    def features(self, table: str, rows: np.ndarray) -> np.ndarray:
-        """Signature features of some rows, see `Engine.features`."""
-        return self._spread(rows, lambda part: ("features", (table, part)))
+    def raw_rows(self, table: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Raw signature and CLIP features of some rows, see `Engine.raw_rows`."""
+        return self._pairs(rows, "raw_rows", table)
 
-    def logits(
-        self,
-        table: str,
-        rows: np.ndarray,
-        function: str | None,
-        classes: Sequence[str],
-        templates: Sequence[str],
-    ) -> np.ndarray:
-        """Logits of some rows, see `Engine.logits`."""
-        return self._spread(
-            rows, lambda part: ("logits", (table, part, function, classes, templates))
-        )
+    def look(self, table: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compact and CLIP features of some rows, see `Engine.look`."""
+        return self._pairs(rows, "look", table)
+
+    def _pairs(self, rows: np.ndarray, name: str, table: str) -> tuple[np.ndarray, np.ndarray]:
+        found = self._answers(rows, lambda part: (name, (table, part)))
+        return np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found])
+
+    def statistics(
+        self, table: str, rows: np.ndarray, classes: int, held: np.ndarray | None = None
+    ) -> tuple[Sums, CalibrationRows]:
+        """Sums and calibration rows of a split: formed in the encoders, merged here in order."""
+        parts = parts_of(rows)
+        found: list[tuple[Sums, CalibrationRows]] = []
+        for start in range(0, len(parts), self._pool.size):
+            calls = [
+                (self._spec, tuple(self._refs), "statistics", (table, part, classes, held))
+                for part in parts[start : start + self._pool.size]
+            ]
+            found = [merged([*found, *self._pool.call_each(calls)])]
+        return found[0]
+
+    def features(self, table: str, rows: np.ndarray, function: Function) -> np.ndarray:
+        """Features of some rows under a function, see `Engine.features`."""
+        found = self._answers(rows, lambda part: ("features", (table, part, function)))
+        return np.concatenate(found)
+
+    def texts(self, listed: ClassList, function: Function | None) -> np.ndarray:
+        """Class features, see `Engine.texts`."""
+        call = (self._spec, tuple(self._refs), "texts", (listed, function))
+        return self._pool.call_each([call])[0]
 
     def dense(
         self, table: str, rows: np.ndarray, task: str, kind: str, classes: int
@@ -147,11 +168,6 @@ class PooledEngine:
         """Sums of a dense task's metric over some rows, see `Engine.dense`."""
         found = self._answers(rows, lambda part: ("dense", (table, part, task, kind, classes)))
         return {name: sum(sums[name] for sums in found) for name in found[0]}
-
-    def _spread(
-        self, rows: np.ndarray, request: Callable[[np.ndarray], tuple[str, tuple[Any, ...]]]
-    ) -> np.ndarray:
-        return np.concatenate(self._answers(rows, request))
 
     def _answers(
         self, rows: np.ndarray, request: Callable[[np.ndarray], tuple[str, tuple[Any, ...]]]
@@ -165,9 +181,3 @@ def worker_threads(settings: Settings, kind: str) -> int:
     """Threads of torch for one worker of a kind; 0 in the settings shares out all cores."""
     workers = getattr(settings.cluster, kind)
     return workers.threads or max(1, (os.cpu_count() or 1) // max(1, workers.num_workers))
-
-
-def _use_threads(settings: Settings) -> None:
-    import torch
-
-    torch.set_num_threads(worker_threads(settings, "encode"))

@@ -18,7 +18,7 @@ from actors.http.app import create_app
 from actors.http.backend import Reply
 from actors.http.observe import Meter
 from actors.http.problems import Problem, busy, not_ready
-from pipeline.serving.asking import Ask
+from pipeline.learned.asking import Ask
 from pipeline.settings import ServingSettings
 
 ATTEMPTS = 3  # a request is sent again when its replica died under it

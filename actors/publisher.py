@@ -32,7 +32,7 @@ from pipeline.tracking.erase import forget_tracked
 from pipeline.tracking.location import of_run
 
 if TYPE_CHECKING:
-    from pipeline.serving.forget import Forgetting
+    from pipeline.lifecycle.forget import Forgetting
 
 log = logging.getLogger("ray.serve.archipelago")
 
@@ -101,7 +101,7 @@ class Publisher:
 
     async def forget(self, task: str, erase: bool, test: bool = False) -> dict[str, Any]:
         """Publish a manifest without a domain, then measure dependents and erase, as asked."""
-        from pipeline.serving.forget import forget_task  # the model is loaded only for this
+        from pipeline.lifecycle.forget import forget_task  # the model is loaded only for this
 
         async with self._turn:
             try:
@@ -128,8 +128,8 @@ class Publisher:
                 return _problem(422, str(error))
 
     def _retest(self, plan: Forgetting) -> str | None:
+        from pipeline.lifecycle.retest import retest
         from pipeline.serving.model import run_settings
-        from pipeline.serving.retest import retest
 
         settings = run_settings(self.run.read()).model_copy(update={"run_dir": self.run.uri})
         return retest(plan, settings, cache_dir(settings))

@@ -19,8 +19,8 @@ from actors.consult import SecondOpinion, consults
 from actors.http.backend import Reply
 from actors.http.local import describe, example, lineage
 from pipeline.errors import IntegrityError
-from pipeline.serving.asking import Ask
-from pipeline.serving.consult import Doubt, Told
+from pipeline.learned.asking import Ask
+from pipeline.learned.consult import Doubt, Shares
 from pipeline.serving.model import ServedModel, single_thread
 from pipeline.serving.pointer import Pointer, Refused, read_pointer
 from pipeline.settings import ServingSettings
@@ -93,26 +93,17 @@ class Replica:
         images: np.ndarray,
         asks: list[Ask],
         doubts: list[Doubt],
-        told: list[Told],
+        told: list[Shares],
     ) -> Reply:
-        """Answers of doubted images: surer, or anew as images of another domain."""
+        """Doubted images are answered anew, with what the model holds of their domain."""
+        rows = [doubt.row for doubt in doubts]
+        wishes = [replace(asks[row], shares=shares) for row, shares in zip(rows, told, strict=True)]
+        again, _ = await self._batched((images[rows], wishes))
+        if again.generation != reply.generation or again.unknown is not None:
+            return reply  # a new generation answers by now: one request, one generation
         answers = list(reply.answers)
-        moved: dict[int, Told] = {}
-        for doubt, word in zip(doubts, told, strict=True):
-            if word.task is not None and word.task == answers[doubt.row].task:
-                answers[doubt.row] = replace(answers[doubt.row], task_confidence=word.confidence)
-            else:
-                moved[doubt.row] = word
-        if moved:
-            rows = list(moved)
-            wishes = [
-                replace(asks[row], task=moved[row].task, shares=moved[row].shares) for row in rows
-            ]
-            again, _ = await self._batched((images[rows], wishes))
-            if again.generation != reply.generation or again.unknown is not None:
-                return reply  # a new generation answers by now: one request, one generation
-            for row, answer in zip(rows, again.answers, strict=True):
-                answers[row] = replace(answer, task_confidence=moved[row].confidence)
+        for row, answer in zip(rows, again.answers, strict=True):
+            answers[row] = answer
         return replace(reply, answers=tuple(answers))
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.002)
@@ -163,7 +154,7 @@ class Replica:
 
     async def lineage(self, task: str) -> dict[str, Any] | None:
         """See `actors.http.backend.lineage`."""
-        return lineage(self.model.current, task)
+        return lineage(self.model.run, self.model.current, task)
 
     async def example(self, task: str, index: int) -> bytes | None:
         """See `actors.http.backend.example`."""

@@ -17,43 +17,38 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
-import numpy as np
 import ray
 
 from actors.arguments import cache_dir, without_words
+from actors.basis import basis_of_atlas
 from actors.cluster import connect, uses_ray
 from actors.encoders import EncoderPool, worker_threads
 from actors.identify import IdentifierPool, in_pool
 from actors.logs import show_logs
 from actors.preflight import check_batch, check_resources
 from actors.publishing import publish_newest
-from pipeline.config import load, redacted
-from pipeline.evaluation.engine import EngineSpec
+from pipeline.closedform import Basis
+from pipeline.config import redacted
 from pipeline.evaluation.joint import dense_figure
 from pipeline.evaluation.report import write_report
-from pipeline.identifiers import Looker, build_identifier, identifier_class
-from pipeline.identifiers.background import (
-    FILE,
-    find_background,
-    keep_run_background,
-    load_background,
-    read_run_background,
-)
+from pipeline.identifiers import Looker, identifiers
+from pipeline.identifiers.basis import find_basis, load_basis
 from pipeline.identifiers.scorer import Scorer, check_driver
-from pipeline.identifiers.signature import Background
+from pipeline.learned.engine import EngineSpec
 from pipeline.learner import Learner, stages_of
-from pipeline.methods.base import method_class
+from pipeline.methods import method_class, method_options
 from pipeline.model.kernels import Kernels
+from pipeline.records.basis import keep_basis, read_basis
 from pipeline.settings import Settings, TrackingSettings
-from pipeline.store import RunFolder
-from pipeline.streams import ImageTable, open_stream, prepare
+from pipeline.store import RunFolder, names
+from pipeline.streams import open_stream, prepare
 from pipeline.tracking import Tracker
 
 log = logging.getLogger("archipelago")
 
 PACKAGES = ("archipelago", "torch", "open_clip_torch", "ray", "mlflow", "pyarrow", "numpy")
 STOPS = (signal.SIGTERM, signal.SIGINT)
-BACKGROUND_IMAGES = 600  # of the embedded stream, where a backbone comes without a background
+SHOWN = ("mtil_identified", "mtil_given")  # the first that was measured is shown by stage
 
 
 class Stopped(BaseException):
@@ -72,7 +67,7 @@ class Session:
     learner: Learner
 
     def __init__(self, settings: Settings, parent: Session | None = None) -> None:
-        method_class(settings.method.name)
+        method_options(settings.method)
         self.settings = settings
         self.parent = parent
         if parent is None:
@@ -115,7 +110,7 @@ class Session:
         if self.parent is None:
             show_logs()
             check_batch(settings)
-            find_background(settings.backbone)
+            find_basis(settings.backbone)
             if self._looks:
                 check_driver(settings.identifier)
             dense = method_class(settings.method.name).dense
@@ -144,11 +139,11 @@ class Session:
         spec = EngineSpec(settings, self.run.uri, kernels)
         engine = self.pool.engine(spec)
         facts = engine.facts()
-        columns = facts.pop("columns")
+        basis = self._basis(engine, int(facts["image_size"]), tasks)
         document = self.run.open_run(
             redacted(settings),
             {
-                "backbone": facts,
+                "backbone": {**facts, "basis": basis.digest},
                 "stream": {"tasks": tasks, "stages": [list(stage.tasks) for stage in stages]},
                 "kernels": kernels.asdict(),
                 "versions": versions(),
@@ -160,12 +155,9 @@ class Session:
             kernels.device, document["kernels"]["attention"], document["kernels"]["precision"],
         )  # fmt: skip
         prepared = self._prepare(int(facts["image_size"]))
-        background = self._background(engine, columns, prepared)
-        identifier = build_identifier(
-            settings.identifier, background, settings.method.unseen.acceptance, self._looker()
-        )
         self.learner = Learner(
-            self.run, settings, prepared, engine, identifier, background, kernels,
+            self.run, settings, prepared, engine, basis, float(facts["scale"]), kernels,
+            looker=self._looker(),
             shared=self.parent.run if self.parent else None,
             threads=worker_threads(settings, "train"),
         )  # fmt: skip
@@ -173,8 +165,8 @@ class Session:
     @property
     def _looks(self) -> bool:
         """Whether a multimodal model is needed."""
-        looks = identifier_class(self.settings.identifier.name).looks
-        return looks and method_class(self.settings.method.name).identifies
+        looks = identifiers.get(self.settings.identifier.name).looks
+        return looks and method_class(self.settings.method.name).identifies()
 
     def _scorer(self) -> Scorer | None:
         """The multimodal model: in this process or in a pool of replicas."""
@@ -190,12 +182,12 @@ class Session:
         return Looker(self.scorer, self.settings.identifier, self.settings.seed, folder)
 
     def _kernels(self, stored: dict[str, Any] | None) -> Kernels:
-        """The recorded choice of this run or of its parent, else a measured one."""
+        """The recorded choice of this run or of its parent, else what suits the machine."""
         if stored is not None and stored.get("kernels"):
             return Kernels(**stored["kernels"])
         if self.parent is not None:
             return self.parent.learner.kernels
-        return self.pool.probe(self.settings)
+        return self.pool.kernels(self.settings)
 
     def _prepare(self, size: int) -> list[Any]:
         """Decode the stream, once for the run and its references."""
@@ -229,45 +221,33 @@ class Session:
                 )  # fmt: skip
         return prepared
 
-    def _background(self, engine: Any, columns: np.ndarray, prepared: list[Any]) -> Background:
-        path = find_background(self.settings.backbone)
-        if path is not None:
-            return load_background(path, columns)
+    def _basis(self, engine: Any, size: int, tasks: list[str]) -> Basis:
+        """What compact features are made with: that of the run, of the backbone, or a new one."""
+        if self.run.folder.exists(names.BASIS):
+            return read_basis(self.run)
         if self.parent is not None:
-            return self.parent.learner.background
-        if self.run.folder.exists(FILE):
-            return read_run_background(self.run)
-        log.info("the backbone has no background: computing one from the embedded stream")
-        stream = load(["stream=atlas"]).stream
-        cluster = self.settings.cluster
-        atlas = prepare(
-            open_stream(stream, 0), size=int(engine.facts()["image_size"]), run=self.run.uri,
-            cache_dir=cache_dir(self.settings), cache_gib=cluster.cache_gib, cluster=cluster,
-            max_pixels=stream.max_pixels, use_ray=cluster.data.num_workers > 0,
-        )  # fmt: skip
-        share = BACKGROUND_IMAGES // len(atlas)
-        features = [
-            engine.features(
-                d.tables["train"],
-                np.linspace(0, len(ImageTable.open(d.tables["train"])) - 1, share).astype(int),
-            )
-            for d in atlas
-        ]
-        background = Background.of(np.concatenate(features), "the embedded stream")
-        keep_run_background(self.run, background)
-        return read_run_background(self.run)
+            basis = self.parent.learner.basis
+        else:
+            path = find_basis(self.settings.backbone)
+            found = None if path is None else load_basis(path, self.settings.identifier)
+            basis = found or basis_of_atlas(self.run, self.settings, engine, size, tasks)
+        keep_basis(self.run, basis)
+        return basis
 
     # -- while it runs -----------------------------------------------------------------------
 
     def publish(self) -> None:
         """Let the newest model answer at the running endpoint, where the settings ask for it."""
-        if self.parent is None and self.learner.method.trains:
+        if self.parent is None and self.learner.method.learns:
             publish_newest(self.run, self.settings)
 
     def show(self, record: dict[str, Any]) -> None:
         """One line about a measured stage, and the dashboard's gauges."""
         stage, name = record["stage"], self.settings.method.name
-        pairs = zip(record["tasks"], record["accuracy"]["identified"], strict=True)
+        accuracy = record["accuracy"]
+        rows = [accuracy[name] for name in SHOWN]
+        row = next((row for row in rows if any(value is not None for value in row)), rows[0])
+        pairs = zip(record["tasks"], row, strict=True)
         line = ", ".join(
             f"{task} {accuracy:.1f}" if accuracy is not None else dense_figure(record, task)
             for task, accuracy in pairs

@@ -25,7 +25,7 @@ from rich.table import Table
 from actors.arguments import load_settings
 from jobs.synthetic import grow
 from pipeline.errors import EXIT_DONE, EXIT_USER, UserError
-from pipeline.serving.asking import Ask
+from pipeline.learned.asking import Ask
 from pipeline.serving.model import ServedModel
 from pipeline.serving.pointer import next_pointer, write_pointer
 from pipeline.settings import CanarySettings

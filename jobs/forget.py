@@ -25,10 +25,10 @@ from actors.exits import exit_codes
 from actors.logs import show_logs
 from actors.publishing import post_admin
 from pipeline.errors import EXIT_DONE, UserError
-from pipeline.serving.forget import forget_task
+from pipeline.lifecycle.forget import forget_task
+from pipeline.lifecycle.retest import retest, score_changes
 from pipeline.serving.model import run_settings
 from pipeline.serving.pointer import Refused, next_pointer, read_pointer, write_pointer
-from pipeline.serving.retest import logit_changes, retest
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
 from pipeline.tracking.erase import forget_tracked
@@ -73,7 +73,7 @@ def forget(settings: Settings, task: str, erase: bool) -> dict[str, Any]:
             write_pointer(run, next_pointer(run, plan.manifest), "forget")
         chosen = run_settings(run.read()).model_copy(update={"run_dir": settings.run_dir})
         why = retest(plan, chosen, cache_dir(chosen))
-        changes = logit_changes(plan, settings.serving)
+        changes = score_changes(plan)
         told = {"manifest": plan.manifest, "untested": why, "changes": changes}
         told |= plan.finish(erase)
         told["untracked"] = forget_tracked(run, tracking, task, erase)
@@ -94,7 +94,7 @@ def tell(told: dict[str, Any], task: str, console: Console) -> None:
         console.print(f"  {item['task']} borrowed from it: {words}")
     if changes := told.get("changes"):
         words = ", ".join(f"{name} {change:.3g}" for name, change in changes.items())
-        console.print(f"  largest change of a logit on stored images: {words}")
+        console.print(f"  largest change of a log-probability on stored images: {words}")
     if told.get("untested"):
         console.print(f"  not measured on the test split: {told['untested']}")
     size = told.get("bytes") or {}

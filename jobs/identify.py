@@ -27,13 +27,13 @@ from actors.exits import exit_codes
 from pipeline.errors import EXIT_DONE, UserError
 from pipeline.evaluation.comparison import Candidate, Comparison, Row
 from pipeline.evaluation.console import percent
-from pipeline.evaluation.engine import Engine, EngineSpec
 from pipeline.evaluation.plots import curve
-from pipeline.identifiers.background import find_background, load_background
 from pipeline.identifiers.places import said
 from pipeline.identifiers.scorer import build_scorer
-from pipeline.methods.base import method_class
+from pipeline.learned.engine import Engine, EngineSpec
+from pipeline.methods import method_class
 from pipeline.model.kernels import Kernels
+from pipeline.records.basis import read_basis
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
 from pipeline.streams import open_stream, prepare
@@ -170,7 +170,7 @@ def _settings(run: RunFolder, words: dict[str, Any]) -> Settings:
         key = ".".join(str(part) for part in problem["loc"])
         raise UserError(f"{key}: {problem['msg']}") from error
     method = method_class(settings.method.name)
-    if not method.identifies or not method.trains:
+    if not method.identifies():
         raise UserError(f"run_dir: method {method.name} identifies nothing; give a run of trge")
     return settings
 
@@ -179,17 +179,15 @@ def _open(run: RunFolder, settings: Settings) -> Comparison:
     kernels = Kernels(**run.read()["kernels"])
     engine = Engine(EngineSpec(settings, run.uri, kernels))
     facts: dict[str, Any] = engine.facts()
-    where = find_background(settings.backbone)
-    if where is None:
-        raise UserError("backbone.background: this backbone has none; make it, jobs/background.py")
     prepared = prepare(
         open_stream(settings.stream, settings.seed), size=int(facts["image_size"]), run=run.uri,
         cache_dir=cache_dir(settings), cache_gib=settings.cluster.cache_gib,
         cluster=settings.cluster, max_pixels=settings.stream.max_pixels, use_ray=False,
     )  # fmt: skip
-    background = load_background(where, facts["columns"])
     scorer = build_scorer(settings.identifier)
-    return Comparison(run, settings, prepared, engine, background, scorer)
+    return Comparison(
+        run, settings, prepared, engine, read_basis(run), float(facts["scale"]), scorer
+    )
 
 
 def _write(run: RunFolder, comparison: Comparison, rows: Sequence[Row]) -> None:

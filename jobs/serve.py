@@ -10,7 +10,6 @@ Exit codes: 0 ready (or taken down), 1 failure, 2 a mistake of the user's.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -29,9 +28,9 @@ from actors.exits import exit_codes
 from actors.http.admin import TOKEN, token_hash
 from actors.logs import show_logs
 from pipeline.errors import EXIT_DONE, UserError
-from pipeline.serving.library import TASK, check_kind
+from pipeline.records.group import read_card
 from pipeline.serving.model import run_settings
-from pipeline.serving.pointer import Refused, read_pointer
+from pipeline.serving.pointer import read_pointer
 from pipeline.settings import ServingSettings, Settings
 from pipeline.store import RunFolder
 
@@ -67,11 +66,13 @@ def bring_up(settings: Settings) -> str:
     assert settings.run_dir is not None
     serving, run = settings.serving, RunFolder.open(settings.run_dir)
     run_settings(run.read())
-    try:
-        for ref in run.groups.list():
-            check_kind(ref, json.loads(run.groups.read(ref, TASK)))
-    except Refused as refusal:
-        raise UserError(f"run_dir={settings.run_dir}: {refusal}") from None
+    for ref in run.groups.list():
+        dense = [task["name"] for task in read_card(run, ref)["tasks"] if task["kind"]]
+        if dense:
+            raise UserError(
+                f"run_dir={settings.run_dir}: group '{ref.name}' was learned for dense tasks"
+                f" ({', '.join(dense)}): only domains with classes are served"
+            )
     _start_http(serving)
     token, device = token_hash(os.environ.get(TOKEN)), settings.cluster.device
     app = application(settings.run_dir, serving, token, device, settings.tracking)

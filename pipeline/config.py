@@ -86,8 +86,11 @@ def flatten(values: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str
 
 
 def known_options(group: str) -> list[str]:
-    """The files of one group of `conf/`: what may stand on the right of `group=`."""
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    """The files of one group of `conf/`: what may stand on the right of `group=`.
+
+    Files that begin with an underscore hold what others have in common.
+    """
+    return sorted(file.stem for file in (CONF / group).glob("[!_]*.yaml"))
 
 
 def known_groups() -> list[str]:

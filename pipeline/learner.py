@@ -1,53 +1,38 @@
 """Learn a stream stage by stage: what happens to one task from its first image to its record.
 
-A stage: look at the new images with the model as it was, train a group, freeze and store it,
-teach the identifier, publish a manifest, measure everything.
+A stage: form the statistics of the new images, fit what the method fits, store the record, publish
+a manifest, measure everything.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.evaluator import Encoder, Evaluator, TaskFacts, shown
-from pipeline.identifiers import Description, Evidence, Identifier, Signature, Study
+from pipeline.closedform import Basis
+from pipeline.evaluation.evaluator import Evaluator, shown
+from pipeline.evaluation.prequential import prequential
+from pipeline.evaluation.views import Encoder
+from pipeline.fitting import fitted_of, probe_of, task_record
+from pipeline.identifiers import Looker
+from pipeline.identifiers.basis import task_distance
 from pipeline.identifiers.describer import Describer
-from pipeline.identifiers.signature import Background, task_distance
-from pipeline.methods.base import Neighbour, method_class
+from pipeline.learned.state import State, build_state
+from pipeline.methods import Fitted, Neighbour, StageData, method_class
 from pipeline.model.kernels import Kernels
+from pipeline.records import GroupRecord, TaskRecord
 from pipeline.settings import Settings
 from pipeline.store import GroupRef, RunFolder
-from pipeline.store.tensors import dump, load
 from pipeline.streams import ImageTable, PreparedDomain, Stage, plan_stages, stratified_fold
-from pipeline.streams.card import data_card
 from pipeline.training.launch import train_stage
-from pipeline.training.stage import GROUP, PROBE, Outcome, StageSpec
+from pipeline.training.stage import Outcome, StageSpec
 
 log = logging.getLogger(__name__)
-
-IDENTITY, TASK, EXPERTS = "identity.safetensors", "task.json", "experts.json"
-
-
-class Look(NamedTuple):
-    """What is seen of a new task before it is learned.
-
-    Attributes:
-        signature: statistics of its training fold; None where the method needs no identity.
-        held_out: its held-out fold, features (n, S) and images.
-        lambdas: accuracy of the model as it was on that fold, for every lambda.
-    """
-
-    signature: Signature | None
-    held_out: Evidence
-    lambdas: list[float] | None
-
-
-NOTHING_SEEN = Look(None, Evidence(np.zeros((0, 0))), None)
 
 
 class Learner:
@@ -57,11 +42,13 @@ class Learner:
         run: the run folder, locked by the caller.
         settings: the run's settings.
         domains: decoded tasks in stream order.
-        encoder: computes features and logits.
-        identifier: recognises tasks; empty.
-        background: what signatures are compared against.
+        encoder: computes features and statistics.
+        basis: of compact features.
+        scale: `exp(logit_scale)` of the backbone.
         kernels: attention kernel and precision of the whole run.
-        shared: run whose stored test features and logits are reused.
+        looker: a multimodal model, for identifiers that look.
+        shared: run whose stored test features are reused.
+        threads: of torch, for training in this process.
         train: runs a stage; `pipeline.training.launch.train_stage` unless a test says otherwise.
     """
 
@@ -71,9 +58,10 @@ class Learner:
         settings: Settings,
         domains: Sequence[PreparedDomain],
         encoder: Encoder,
-        identifier: Identifier,
-        background: Background,
+        basis: Basis,
+        scale: float,
         kernels: Kernels,
+        looker: Looker | None = None,
         shared: RunFolder | None = None,
         threads: int = 0,
         train: Callable[[StageSpec], Outcome] = train_stage,
@@ -82,33 +70,42 @@ class Learner:
         self.settings = settings
         self.domains = list(domains)
         self.encoder = encoder
-        self.identifier = identifier
-        self.background = background
+        self.basis = basis
+        self.scale = scale
         self.kernels = kernels
+        self.looker = looker
         self.threads = threads
-        self.method = method_class(settings.method.name)
         self.stages = stages_of(settings, [domain.name for domain in domains])
         self.evaluator = Evaluator(
-            run, settings, self.method, domains, encoder, identifier, shared, self.stages
+            run, settings, domains, encoder, basis.width, shared, self.stages
         )
-        self.signatures: dict[str, Signature] = {}
+        self.groups: dict[int, GroupRecord] = {}
+        self.state = self._state()
+        self.method = self.state.method
         self._done: dict[int, GroupRef] = {}
         self._train = train
-        self._describer = Describer(identifier, settings)
+        self._describer = Describer(self.state.identifier, settings)
+
+    def _state(self) -> State:
+        """The state of what is learned so far."""
+        return build_state(
+            list(self.groups.values()), self.settings, self.basis, scale=self.scale,
+            looker=self.looker,
+        )  # fmt: skip
 
     # -- where we are ------------------------------------------------------------------------
 
     def restore(self) -> list[int]:
         """Take up finished stages; returns the stages still to be learned or measured.
 
-        A stage is measured with the groups of its own time. So from the first stage on that lacks
-        a measurement (all do when a task was appended), `learn` takes up each stored group in turn.
+        A stage is measured with the records of its own time. So from the first stage on that lacks
+        a measurement (all do when a task was appended), `learn` takes up each stored one in turn.
         """
-        self._done = self.run.completed_stages() if self.method.trains else {}
+        self._done = self.run.completed_stages() if self.method.learns else {}
         forgotten = self.run.forgotten()
         stages = [each.number for each in self.stages if not forgotten.issuperset(each.tasks)]
         for position, stage in enumerate(stages):
-            ready = stage in self._done or not self.method.trains
+            ready = stage in self._done or not self.method.learns
             if not ready or not self._measured(stage):
                 return stages[position:]
             self.learn(stage)
@@ -120,108 +117,88 @@ class Learner:
             return False
         return self.run.folder.read_json(name)["tasks"] == [d.name for d in self.domains]
 
-    def _recall(self, ref: GroupRef) -> None:
-        card = json.loads(self.run.groups.read(ref, TASK))
-        arrays = load(self.run.groups.read(ref, IDENTITY), IDENTITY)
-        for task in self.stages[ref.stage].tasks:
-            alone = task == ref.name
-            prefix = "signature/" if alone else f"signature/{task}/"
-            calibration = card["calibration"] if alone else card["calibration"][task]
-            description = card["description"] if alone else card["description"][task]
-            stored = {
-                k.removeprefix(prefix): v.numpy() for k, v in arrays.items() if k.startswith(prefix)
-            }
-            self._admit(ref, task, calibration)
-            if stored:
-                self.signatures[task] = Signature.load(stored)
-                self.identifier.restore(
-                    task, self.signatures[task], calibration["identifier"],
-                    Description.load(description),
-                )  # fmt: skip
-
-    def _admit(self, ref: GroupRef, task: str, calibration: dict[str, Any]) -> None:
-        self.evaluator.learned(
-            TaskFacts(ref, calibration["temperature"], calibration["lambda_accuracy"], task)
-        )
+    def _admit(self, record: GroupRecord) -> None:
+        """A stage is learned: its functions may answer from now on."""
+        assert record.ref is not None
+        self.groups[record.stage] = record
+        self.encoder.install([record.ref])
+        self.state = self._state()
+        self.method = self.state.method
+        self.evaluator.know(self.state)
+        if self.state.identifier is not None:
+            self._describer.identifier = self.state.identifier
 
     # -- one stage ---------------------------------------------------------------------------
 
     def learn(self, stage: int) -> None:
-        """Learn a stage or take up its stored group; afterwards it is frozen for ever."""
-        name, domains = self.stages[stage].name, self._domains(stage)
-        if not self.method.trains:
+        """Learn a stage or take up its stored record; afterwards it is frozen for ever."""
+        if not self.method.learns:
             return
         if stage in self._done:
-            self._recall(self._done[stage])
+            self._admit(GroupRecord.read(self.run, self._done[stage]))
             self._drop_checkpoints(stage)  # of a driver that was killed when the stage was done
             return
-        journal = self.run.journal
+        name, domains, journal = self.stages[stage].name, self._domains(stage), self.run.journal
         events = journal.events()
         attempt = 1 + sum(e["event"] == "stage-started" and e["stage"] == stage for e in events)
         journal.append("stage-started", stage=stage, task=name, attempt=attempt)
         clock = time.perf_counter()
-        looks = [self._look(d) if self._identified(d) else NOTHING_SEEN for d in domains]
+        records = [self._look(domain) for domain in domains]
         looked = time.perf_counter() - clock
         if self._identified(domains[0]):
             coming = self._domains(stage + 1) if stage + 1 < len(self.stages) else []
             self._describer.begin(*domains, *coming)
         fit = time.perf_counter()
-        outcome = self._train(self._spec(stage, attempt, [look.signature for look in looks]))
-        fit = time.perf_counter() - fit
-        facts = outcome.facts
-        journal.append(
-            "stage-trained",
-            stage=stage,
-            task=name,
-            attempt=attempt,
-            steps=facts["best_step"],
-            images_per_second=facts["images_per_second"],
-            loss=facts["loss"],
-            held_out_accuracy=facts["held_out_accuracy"],
-            held_out_loss=facts["held_out_loss"],
-            curve=facts["curve"],
-            seconds={
-                "look": looked,
-                "trunk": facts["seconds"]["trunk"],
-                "steps": facts["seconds"]["steps"],
-            },
+        data = StageData(
+            stage, name, tuple(records), lambda: self._trained(stage, attempt, records)
         )
-        calibrations: dict[str, dict[str, Any]] = {}
-        descriptions: dict[str, Description | None] = {}
-        for domain, (signature, held, lambdas) in zip(domains, looks, strict=True):
-            calibration = {
-                "temperature": facts["temperatures"][domain.name],
-                "lambda_accuracy": lambdas,
-                "identifier": None,
-            }
-            description = None
-            if signature is not None:
-                self.signatures[domain.name] = signature
-                description = self._describer.description(domain)
-                calibration["identifier"] = self.identifier.learn(
-                    domain.name, signature, held.features, Study(held, description)
-                )
-                self._note_work(stage, domain.name, description)
-            calibrations[domain.name] = calibration
-            descriptions[domain.name] = description
-        signatures = [look.signature for look in looks]
-        ref = self._store(stage, outcome, signatures, calibrations, descriptions)
-        for domain in domains:
-            self._admit(ref, domain.name, calibrations[domain.name])
-        manifest = self.run.models.publish(self._learned())
+        fitted = self.method.fit(data, list(self.groups.values()))
+        fit = time.perf_counter() - fit
+        self._note_training(stage, attempt, fitted, looked)
+        record = self._record(stage, records, fitted)
+        record = record.write(self.run.groups, replace=True)
+        self._admit(record)
+        refs = [group.ref for group in self.groups.values() if group.ref is not None]
+        manifest = self.run.models.publish(refs)
+        assert record.ref is not None
         journal.append(
             "stage-done",
             stage=stage,
             task=name,
-            sha256=ref.sha256,
+            sha256=record.ref.sha256,
             manifest=manifest,
-            seconds={**facts["seconds"], "fit": fit, "stage": time.perf_counter() - clock},
+            seconds={
+                **fitted.facts.get("seconds", {}),
+                "look": looked,
+                "fit": fit,
+                "stage": time.perf_counter() - clock,
+            },
         )
         self._drop_checkpoints(stage)
 
+    def _note_training(self, stage: int, attempt: int, fitted: Fitted, looked: float) -> None:
+        facts = fitted.facts
+        seconds = {"look": looked}
+        if facts:
+            seconds |= {key: facts["seconds"][key] for key in ("trunk", "steps")}
+        self.run.journal.append(
+            "stage-trained",
+            stage=stage,
+            task=self.stages[stage].name,
+            attempt=attempt,
+            steps=facts.get("best_step", 0),
+            **{
+                key: facts.get(key)
+                for key in (
+                    "images_per_second", "loss", "held_out_accuracy", "held_out_loss", "curve",
+                )
+            },
+            seconds=seconds,
+        )  # fmt: skip
+
     def _identified(self, domain: PreparedDomain) -> bool:
         """Whether images must be identified as of this task; dense tasks share their images."""
-        return self.method.identifies and domain.kind is None
+        return self.method.identifies() and domain.kind is None
 
     def _domains(self, stage: int) -> list[PreparedDomain]:
         known = {domain.name: domain for domain in self.domains}
@@ -236,136 +213,146 @@ class Learner:
         if not folder.exists(name) or folder.read_json(name)["tasks"] != list(
             self.evaluator.domains
         ):
-            self.evaluator.zero_shot()
-        record = self.evaluator.stage(stage)
+            self.evaluator.zero_shot(self.method)
+        record = self.evaluator.stage(stage, self.state)
         self.run.journal.append("evaluated", stage=stage, task=self.stages[stage].name)
         return record
 
-    def _look(self, domain: PreparedDomain) -> Look:
-        """Look at a new task with the model as it was."""
+    # -- pieces of a stage -------------------------------------------------------------------
+
+    def _look(self, domain: PreparedDomain) -> TaskRecord:
+        """The record of a new task before anything is fitted."""
+        record = task_record(domain)
+        if domain.kind is not None:
+            return record
         table = ImageTable.open(domain.tables["train"])
-        rows, held = stratified_fold(
-            table.labels, self.settings.stream.held_out, self.settings.seed, domain.name
+        record = replace(record, text_CF=self.encoder.texts(record.listed, None))
+        if not self._identified(domain):
+            return record
+        sums, rows = self.encoder.statistics(
+            domain.tables["train"], np.arange(len(table)), len(domain.classes)
         )
-        features = self.encoder.features(domain.tables["train"], np.concatenate([rows, held]))
-        if len(features) != len(rows) + len(held):
-            raise RuntimeError(f"{domain.name}: features of {len(features)} training images only")
-        mine = features[: len(rows)]
-        signature = self.identifier.prepare(Signature.of(mine, table.labels[rows]), mine)
-        seen = shown(table, domain.digests["train"], domain.name, held)
-        theirs = Evidence(features[len(rows) :], domain.name, seen)
-        return Look(signature, theirs, self.evaluator.prequential(domain, held, theirs))
+        if int(sums.total) != len(table):
+            raise RuntimeError(f"{domain.name}: statistics of {int(sums.total)} training images")
+        curve = None
+        if self.method.fuses:
+            _, held = stratified_fold(
+                table.labels, self.settings.stream.held_out, self.settings.seed, domain.name
+            )
+            curve = prequential(
+                self.state, self.encoder, self.evaluator.texts, self.evaluator.store.versions,
+                domain, held,
+            )  # fmt: skip
+        return replace(record, sums=sums, rows=rows, lambda_accuracy=curve)
 
-    def _note_work(self, stage: int, task: str, description: Description | None) -> None:
-        """Journal what the multimodal model did for this stage; nothing where there is none."""
-        looker = self.identifier.looker
-        if looker is None or description is None:
-            return
-        work, traces = looker.take_work()
-        if traces:
-            self.run.folder.write_json(f"identifier/traces/{stage:03d}-{task}.json", traces)
-        self.run.journal.append(
-            "described", stage=stage, task=task, text=description.text, by=description.by,
-            model=description.model, work=work.asdict(),
-        )  # fmt: skip
-
-    def _spec(self, stage: int, attempt: int, signatures: Sequence[Signature | None]) -> StageSpec:
-        """What the stage's worker is told. Tasks of one stage help each other by their experts, so
-        only a task that is alone in its stage borrows from earlier ones."""
-        only = signatures[0] if len(signatures) == 1 else None
-        neighbours = () if only is None else self._neighbours(only)
-        learned = self._learned()
+    def _trained(self, stage: int, attempt: int, records: Sequence[TaskRecord]) -> Fitted:
+        """Train the method's adapter on the stage's images."""
+        neighbours = self._neighbours(records[0]) if len(records) == 1 else ()
+        learned = sorted(self.groups.values(), key=lambda group: group.stage)
         if self.method.borrows:
             earlier = self._with_lenders({neighbour.task for neighbour in neighbours}, learned)
         else:
             earlier = learned[-1:]
-        return StageSpec(
+        refs = tuple(group.ref for group in earlier if group.ref is not None)
+        spec = StageSpec(
             self.settings, self.run.uri, self.kernels, stage, tuple(self._domains(stage)),
-            tuple(earlier), neighbours, attempt, self.threads,
+            refs, neighbours, attempt, self.threads,
         )  # fmt: skip
+        return fitted_of(self._train(spec), self.stages[stage].tasks)
 
-    def _with_lenders(self, wanted: set[str], learned: list[GroupRef]) -> list[GroupRef]:
+    def _with_lenders(self, wanted: set[str], learned: list[GroupRecord]) -> list[GroupRecord]:
         """The wanted groups and those that they borrow from, by stage."""
         found = []
-        for ref in reversed(learned):  # a group borrows from earlier ones only
-            if wanted.intersection(self.stages[ref.stage].tasks):
-                found.append(ref)
-                card = json.loads(self.run.groups.read(ref, TASK))
-                wanted = wanted | {neighbour["task"] for neighbour in card["neighbours"]}
+        for group in reversed(learned):  # a group borrows from earlier ones only
+            if wanted.intersection(task.name for task in group.tasks):
+                found.append(group)
+                wanted = wanted | {neighbour["task"] for neighbour in group.neighbours}
         return found[::-1]
 
-    def _neighbours(self, signature: Signature) -> tuple[Neighbour, ...]:
+    def _neighbours(self, record: TaskRecord) -> tuple[Neighbour, ...]:
         """The at most m nearest earlier tasks within reach (method 2.6)."""
-        if not self.method.borrows:
+        if not self.method.borrows or record.sums is None:
             return ()
-        rule, shrinkage = self.settings.method.neighbours, self.settings.identifier.shrinkage
+        rule = self.settings.method.neighbours
         found = [
-            Neighbour(task_distance(signature, other, self.background, shrinkage), task)
-            for task, other in self.signatures.items()
+            Neighbour(task_distance(record.sums, other.sums, self.basis), task)
+            for task, other in self.state.records.items()
+            if other.sums is not None
         ]
         near = sorted(n for n in found if n.distance <= rule.max_distance)
         return tuple(near[: rule.count])
 
-    def _learned(self) -> list[GroupRef]:
-        """The groups learned so far, one a stage."""
-        return sorted(
-            {facts.ref for facts in self.evaluator.facts.values()}, key=lambda ref: ref.stage
+    def _record(self, stage: int, records: Sequence[TaskRecord], fitted: Fitted) -> GroupRecord:
+        """The finished record of a stage: what was seen, fitted, described and noted."""
+        tasks, domains = [], self._domains(stage)
+        for record, domain in zip(records, domains, strict=True):
+            done = replace(record, **fitted.tasks.get(domain.name, {}))
+            if self._identified(domain):
+                described = self._describer.description(domain)
+                done = replace(done, description=described.asdict() if described else None)
+            tasks.append(done)
+        name = self.stages[stage].name
+        parent = max(self.groups.values(), key=lambda group: group.stage, default=None)
+        hashes = {
+            task.name: group.ref.sha256
+            for group in self.groups.values()
+            if group.ref is not None
+            for task in group.tasks
+        }
+        group = GroupRecord(
+            stage,
+            name,
+            self.method.name,
+            tuple(tasks),
+            fitted.tensors,
+            tuple({**n, "sha256": hashes[n["task"]]} for n in fitted.neighbours),
+            fitted.parameters,
+            None if parent is None or parent.ref is None else parent.ref.sha256,
+            fitted.experts,
         )
+        finished = [
+            self._completed(group, task, domain)
+            for task, domain in zip(group.tasks, domains, strict=True)
+        ]
+        return group.with_tasks(finished)
 
-    def _store(
-        self,
-        stage: int,
-        outcome: Outcome,
-        signatures: Sequence[Signature | None],
-        calibrations: dict[str, dict[str, Any]],
-        descriptions: dict[str, Description | None],
-    ) -> GroupRef:
-        domains, name = self._domains(stage), self.stages[stage].name
-        identity: dict[str, Any] = {}
-        several = len(domains) > 1
-        for domain, signature in zip(domains, signatures, strict=True):
-            ending = f"{domain.name}/" if several else ""
-            arrays = {} if signature is None else signature.arrays()
-            identity |= {f"signature/{ending}{k}": v for k, v in arrays.items()}
-        files = {
-            GROUP: dump(outcome.group),
-            IDENTITY: dump({**identity, **outcome.classes}),
-            PROBE: dump(outcome.probe),
-        }
-        learned = {task: facts.ref for task, facts in self.evaluator.facts.items()}
-        before = self._learned()
-        told = {task: d.asdict() if d else None for task, d in descriptions.items()}
-        card = {
-            "schema": 1,
-            "stage": stage,
-            "name": name,
-            **data_card(domains),
-            "method": self.method.name,
-            "neighbours": [
-                {
-                    **n,
-                    "sha256": learned[n["task"]].sha256,
-                    "gain": outcome.facts["gains"][n["task"]],
-                }
-                for n in outcome.facts["neighbours"]
-            ],
-            "parameters": {
-                "group": outcome.facts["parameters"],
-                "identifier": sum(s.numbers() for s in signatures if s is not None),
-            },
-            "bytes": {
-                "group": len(files[GROUP]),
-                "identity": len(files[IDENTITY]),
-                "probe": len(files[PROBE]),
-            },
-            "calibration": calibrations if several else calibrations[name],
-            "description": told if several else told[name],
-            "parent": before[-1].sha256 if before else None,
-        }
-        files[TASK] = json.dumps(card, sort_keys=True, indent=1).encode()
-        if outcome.facts["experts"] is not None:
-            files[EXPERTS] = json.dumps(outcome.facts["experts"], sort_keys=True).encode()
-        return self.run.groups.write(stage, name, files, replace=True)
+    def _completed(
+        self, group: GroupRecord, record: TaskRecord, domain: PreparedDomain
+    ) -> TaskRecord:
+        """What can only be noted once the task is known: studies and the canary's yardstick."""
+        if record.kind is not None:
+            return record
+        needs_probe = record.probe is None
+        looks = self.state.identifier is not None and self.state.identifier.looks
+        if not needs_probe and not looks:
+            return record
+        state = build_state(
+            [*self.groups.values(), group], self.settings, self.basis, scale=self.scale,
+            looker=self.looker,
+        )  # fmt: skip
+        table = ImageTable.open(domain.tables["train"])
+        if looks and state.identifier is not None and record.rows is not None:
+            seen = shown(table, domain.digests["train"], domain.name, record.rows.places)
+            study = state.identifier.study(record, seen)
+            self._note_work(group.stage, record, state.identifier.looker)
+            record = replace(record, study=study)
+        if needs_probe:
+            probe = probe_of(state, self.encoder, self.evaluator.texts, record, domain)
+            record = replace(record, probe=probe)
+        return record
+
+    def _note_work(self, stage: int, record: TaskRecord, looker: Looker | None) -> None:
+        """Journal what the multimodal model did for this stage; nothing where there is none."""
+        described = record.description
+        if looker is None or described is None:
+            return
+        work, traces = looker.take_work()
+        if traces:
+            self.run.folder.write_json(f"identifier/traces/{stage:03d}-{record.name}.json", traces)
+        self.run.journal.append(
+            "described", stage=stage, task=record.name, text=described["text"],
+            by=described["by"], model=described["model"], work=work.asdict(),
+        )  # fmt: skip
 
 
 def stages_of(settings: Settings, tasks: Sequence[str]) -> list[Stage]:

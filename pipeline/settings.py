@@ -47,7 +47,7 @@ class BackboneSettings(Strict):
     image_size: PositiveInt | None = None
     attention: Literal["auto", "math", "flash", "efficient"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    background: str | None = None
+    basis: str | None = None
 
 
 PRESETS = {
@@ -125,7 +125,6 @@ class NeighbourSettings(Strict):
 class UnseenSettings(Strict):
     """Fusion with frozen CLIP for images of no learned task."""
 
-    acceptance: float = Field(0.98, gt=0.0, lt=1.0)
     groups: PositiveInt = 2
     lambda_max: float | Literal["auto"] = "auto"
     lambda_steps: NonNegativeFloat = 2.0
@@ -144,11 +143,10 @@ class IdentifierSettings(Strict):
     """Who says which task an image belongs to."""
 
     name: str
-    signature: Literal["mean", "class_means", "gaussian", "ridge"] = "gaussian"
+    evidence: Literal["both", "E", "J", "mean", "class_means"] = "both"
     depths: Literal["all", "trunk", "final"] = "all"
     shrinkage: float = Field(0.003, gt=0.0, lt=1.0)
-    background_weight: NonNegativeFloat = 2.0
-    ridge_features: PositiveInt = 3000
+    width: PositiveInt = 1024
     driver: str = "transformers"
     model: str = "mllm-tiny"
     endpoint: str | None = None
@@ -283,6 +281,7 @@ class ServingSettings(Strict):
     queue: PositiveInt = 64
     timeout_s: PositiveInt = 30
     consult_s: NonNegativeFloat = 0.5
+    abstain: float | None = Field(None, gt=0.0, lt=1.0)
     publish_timeout_s: PositiveInt = 120
     poll_s: float = Field(2.0, gt=0.0)
     max_body_mib: PositiveInt = 16

@@ -18,7 +18,7 @@ from actors.http.backend import Backend, Reply
 from actors.http.bodies import BodyLimit, ClassifyRequest, decode_images, read_wish
 from actors.http.observe import Observer, Seen
 from actors.http.problems import Problem
-from pipeline.serving.asking import Answer
+from pipeline.learned.asking import Answer
 from pipeline.settings import ServingSettings
 
 PAGE = Path(__file__).parents[1] / "page"
@@ -182,6 +182,9 @@ def result(answer: Answer, spent: dict[str, float]) -> dict[str, Any]:
         "lambda": answer.weight,
         "groups": [{"task": task, "weight": weight} for task, weight in answer.groups],
         "classes": [{"label": label, "probability": p} for label, p in answer.classes],
+        "domains": [{"task": task, "probability": p} for task, p in answer.domains],
+        "unseen_probability": answer.unseen_probability,
+        "refused": answer.refused,
         "milliseconds": {name: round(value, 3) for name, value in spent.items()},
     }
 

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actors.http.problems import Problem, explain
-from pipeline.serving.asking import Ask
+from pipeline.learned.asking import Ask
 from pipeline.settings import ServingSettings
 from pipeline.streams.decode import BadImage, NotAnImage, TooManyPixels, decode, fit
 

@@ -12,11 +12,13 @@ import numpy as np
 from PIL import Image
 
 from actors.http.backend import Reply
-from pipeline.serving.asking import Ask
-from pipeline.serving.library import LearnedTask
-from pipeline.serving.model import ServedModel
+from pipeline.learned.asking import Ask
+from pipeline.records import GroupRecord, TaskRecord
+from pipeline.records.card import data_of
+from pipeline.records.group import read_card
+from pipeline.serving.model import Generation, ServedModel
 from pipeline.serving.pointer import history, read_pointer
-from pipeline.serving.snapshot import Snapshot
+from pipeline.store import RunFolder
 
 EXAMPLES = 6  # probe images shown of a task
 
@@ -29,19 +31,21 @@ def describe(model: ServedModel) -> dict[str, Any]:
 
     Pages ask every few seconds, and the history alone is many files.
     """
-    snapshot, latest = model.current, tuple(model.run.models.versions())
-    pointer = snapshot.pointer
+    generation, latest = model.current, tuple(model.run.models.versions())
+    pointer = generation.pointer
     key = (pointer, read_pointer(model.run), latest)
     known = _SAID.get(model)
     if known is not None and known[0] == key:
         return known[1]
-    said = _describe(model, snapshot, latest)
+    said = _describe(model, generation, latest)
     _SAID[model] = (key, said)
     return said
 
 
-def _describe(model: ServedModel, snapshot: Snapshot, latest: tuple[int, ...]) -> dict[str, Any]:
-    document, pointer = model.run.read(), snapshot.pointer
+def _describe(
+    model: ServedModel, generation: Generation, latest: tuple[int, ...]
+) -> dict[str, Any]:
+    document, pointer = model.run.read(), generation.pointer
     return {
         "generation": pointer.generation,
         "manifest": pointer.manifest,
@@ -49,54 +53,54 @@ def _describe(model: ServedModel, snapshot: Snapshot, latest: tuple[int, ...]) -
         "backbone": document["backbone"]["name"],
         "method": model.settings.method.name,
         "image_size": model.backbone.image_size,
-        "lambda": snapshot.weight,
+        "lambda": generation.state.weight,
         "candidates": [version for version in latest if version > pointer.manifest],
         "history": history(model.run),
-        "tasks": [_task(task) for task in snapshot.tasks.values()],
+        "tasks": [_task(task, generation.group(name)) for name, task in generation.tasks.items()],
     }
 
 
-def _task(task: LearnedTask) -> dict[str, Any]:
-    card, where = task.card, f"/v1/tasks/{task.name}"
+def _task(task: TaskRecord, group: GroupRecord) -> dict[str, Any]:
+    where = f"/v1/tasks/{task.name}"
     return {
         "name": task.name,
-        "stage": task.ref.stage,
-        "description": _description(card),
+        "stage": group.stage,
+        "description": None if task.description is None else task.description["text"],
         "classes": list(task.classes),
-        "templates": list(card["templates"]),
-        "neighbours": [neighbour["task"] for neighbour in card["neighbours"]],
+        "templates": list(task.templates),
+        "neighbours": [neighbour["task"] for neighbour in group.neighbours],
         "lineage": f"{where}/lineage",
-        "examples": [
-            f"{where}/examples/{index}" for index in range(min(EXAMPLES, len(task.probe.images)))
-        ],
+        "examples": [f"{where}/examples/{index}" for index in range(_examples(task))],
     }
 
 
-def _description(card: Any) -> str | None:
-    found = card.get("description")
-    if isinstance(found, dict):
-        found = found.get("text")
-    return found if isinstance(found, str) else None
+def _examples(task: TaskRecord) -> int:
+    return 0 if task.probe is None else min(EXAMPLES, len(task.probe.images))
 
 
-def lineage(snapshot: Snapshot, task: str) -> dict[str, Any] | None:
+def lineage(run: RunFolder, generation: Generation, task: str) -> dict[str, Any] | None:
     """Where a domain's group comes from: data, parent, neighbours, hashes."""
-    found = snapshot.tasks.get(task)
-    if found is None:
+    if task not in generation.tasks:
         return None
-    keys = ("digests", "counts", "method", "neighbours", "parameters", "bytes", "parent")
+    group = generation.group(task)
+    assert group.ref is not None
+    card = read_card(run, group.ref)
+    data = data_of(card)
+    keys = ("method", "neighbours", "parameters", "bytes", "parent")
     return {
         "task": task,
-        "group": found.ref.folder,
-        "sha256": found.ref.sha256,
-        **{key: found.card.get(key) for key in keys},
+        "group": group.ref.folder,
+        "sha256": group.ref.sha256,
+        "digests": data["digests"],
+        "counts": data["counts"],
+        **{key: card.get(key) for key in keys},
     }
 
 
-def example(snapshot: Snapshot, task: str, index: int) -> bytes | None:
+def example(generation: Generation, task: str, index: int) -> bytes | None:
     """A stored image of a domain as PNG."""
-    found = snapshot.tasks.get(task)
-    if found is None or not 0 <= index < min(EXAMPLES, len(found.probe.images)):
+    found = generation.tasks.get(task)
+    if found is None or found.probe is None or not 0 <= index < _examples(found):
         return None
     file = io.BytesIO()
     Image.fromarray(found.probe.images[index]).save(file, "PNG")
@@ -129,7 +133,7 @@ class LocalBackend:
 
     async def lineage(self, task: str) -> dict[str, Any] | None:
         """See `lineage`."""
-        return lineage(self.model.current, task)
+        return lineage(self.model.run, self.model.current, task)
 
     async def example(self, task: str, index: int) -> bytes | None:
         """See `example`."""

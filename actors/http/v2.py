@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from actors.http.backend import Backend
 from actors.http.bodies import LONGEST_LABEL, check_ask, decode_images, from_base64
 from actors.http.problems import Problem, not_ready
-from pipeline.serving.asking import Answer, Ask
+from pipeline.learned.asking import Answer, Ask
 from pipeline.settings import ServingSettings
 
 MODEL = "archipelago"

@@ -13,18 +13,16 @@ Shapes: B images, L tokens (CLS first), D width of the ViT, O output channels, S
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor, nn
 
 from pipeline.dense.head import DenseHead
-from pipeline.errors import UserError
+from pipeline.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -101,27 +99,14 @@ class DenseTask(ABC):
         return DenseHead(widths, grid, size, self.channels, channels)
 
 
-T = TypeVar("T", bound=type[DenseTask])
-_KINDS: dict[str, type[DenseTask]] = {}
+kinds: Registry[type[DenseTask]] = Registry("pipeline.dense.tasks", "dense task")
 
 
-def register(task: T) -> T:
+def register(task: type[DenseTask]) -> type[DenseTask]:
     """Class decorator: make a kind of task known by its name."""
-    _KINDS[task.kind] = task
-    return task
-
-
-def kinds() -> dict[str, type[DenseTask]]:
-    """All kinds by name; every module in `tasks/` is imported once."""
-    package = importlib.import_module("pipeline.dense.tasks")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-    return dict(sorted(_KINDS.items()))
+    return kinds.register(task.kind)(task)
 
 
 def build(kind: str, classes: int) -> DenseTask:
     """A task of a kind with so many classes; raises UserError that lists the known kinds."""
-    known: Mapping[str, Callable[[int], DenseTask]] = kinds()
-    if kind not in known:
-        raise UserError(f"dense task: no kind {kind!r}; known are {', '.join(known)}")
-    return known[kind](classes)
+    return kinds.get(kind)(classes)

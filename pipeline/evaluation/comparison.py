@@ -1,25 +1,25 @@
-"""Identifiers side by side on one finished run: the same groups, images and held-out folds.
+"""Identifiers side by side on one finished run: the same groups, images and calibration rows.
 
-Each identifier learns the run's tasks anew, stage by stage, from stored signatures and the
-held-out folds, and decides on the test images; nothing is trained, and every score is kept in the
-run folder.
+Each identifier knows the run's tasks anew, stage by stage, from stored records, and decides on the
+test images; nothing is trained, and every score is kept in the run folder.
 
 Shapes: N stages and tasks.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from pipeline.closedform import Basis
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
-from pipeline.evaluation.evaluator import Encoder, Evaluator, TaskFacts, shown
+from pipeline.evaluation.evaluator import Evaluator, shown
+from pipeline.evaluation.views import Encoder
 from pipeline.identifiers import (
     Description,
     Evidence,
@@ -27,21 +27,19 @@ from pipeline.identifiers import (
     Identifier,
     Looker,
     Shown,
-    Signature,
-    Study,
     build_identifier,
 )
 from pipeline.identifiers.cascade import Cascade
 from pipeline.identifiers.describer import Describer
-from pipeline.identifiers.folds import Rule, margins_of
+from pipeline.identifiers.folds import Rule, floored, margins_of
 from pipeline.identifiers.scorer import Scorer
-from pipeline.identifiers.signature import Background
-from pipeline.methods.base import method_class
+from pipeline.learned.state import State, build_state
+from pipeline.records import GroupRecord
 from pipeline.settings import IdentifierSettings, Settings
-from pipeline.store import GroupRef, RunFolder
-from pipeline.store.tensors import load
-from pipeline.streams import ImageTable, PreparedDomain, stratified_fold
+from pipeline.store import RunFolder
+from pipeline.streams import ImageTable, PreparedDomain
 
+Stage = tuple[dict[str, Identification], dict[str, np.ndarray]]
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 WOULD_BE = 0.5  # weight of the model's answer in a curve of a cascade that asks nobody
 TIMED = 64  # images that are scored anew to measure speed
@@ -88,16 +86,6 @@ class Row:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
-class _Task:
-    ref: GroupRef
-    domain: PreparedDomain
-    calibration: dict[str, Any]
-    signature: Signature
-    held_out: Evidence
-    description: Description | None
-
-
 class Comparison:
     """Compares identifiers on a run.
 
@@ -106,7 +94,8 @@ class Comparison:
         settings: of the run; its identifier section says how the model is used.
         domains: decoded tasks in stream order.
         encoder: computes what is not stored yet.
-        background: what signatures are compared against.
+        basis: of compact features.
+        scale: `exp(logit_scale)`.
         scorer: the multimodal model.
     """
 
@@ -116,13 +105,15 @@ class Comparison:
         settings: Settings,
         domains: Sequence[PreparedDomain],
         encoder: Encoder,
-        background: Background,
+        basis: Basis,
+        scale: float,
         scorer: Scorer,
     ) -> None:
         self.run, self.settings, self.encoder = run, settings, encoder
-        self.domains, self.background, self.scorer = list(domains), background, scorer
-        self.method = method_class(settings.method.name)
-        self._tasks: list[_Task] = []
+        self.domains, self.basis, self.scale = list(domains), basis, scale
+        self.scorer = scorer
+        self.evaluator = Evaluator(run, settings, domains, encoder, basis.width)
+        self._groups: list[GroupRecord] = []
         self._speeds: dict[str, float] = {}
         self._total: dict[str, Any] = {}
         self.curve: list[dict[str, float]] = []
@@ -134,49 +125,36 @@ class Comparison:
     # -- what the run knows ------------------------------------------------------------------
 
     def read(self) -> list[str]:
-        """Read signatures, fold features and descriptions; returns the tasks by stage."""
+        """Read the records and, where they have none, describe the tasks; returns the tasks."""
         chosen = self.settings.identifier.model_copy(update={"name": "mllm"})
-        writer = build_identifier(chosen, self.background, looker=self._looker(chosen))
+        writer = build_identifier(chosen, self.basis, self._looker(chosen))
         describer = Describer(writer, self.settings)
         known = {domain.name: domain for domain in self.domains}
         for ref in self.run.groups.list():
             if ref.name not in known:
                 continue
-            card = json.loads(self.run.groups.read(ref, "task.json"))
-            if "temperature" not in card["calibration"]:
+            group = GroupRecord.read(self.run, ref)
+            if len(group.tasks) > 1:
                 raise UserError(
                     f"{ref.folder}: holds several tasks; identifiers are compared stage"
                     " by stage on runs with one task in each"
                 )
-            arrays = load(self.run.groups.read(ref, "identity.safetensors"), ref.name)
-            stored = {
-                k.removeprefix("signature/"): v.numpy()
-                for k, v in arrays.items()
-                if k.startswith("signature/")
-            }
-            domain = known[ref.name]
-            description = Description.load(card["description"]) or describer.description(domain)
-            self._tasks.append(
-                _Task(
-                    ref, domain, card["calibration"], Signature.load(stored),
-                    self._fold(domain), description,
-                )
-            )  # fmt: skip
-        return [task.ref.name for task in self._tasks]
+            (record,) = group.tasks
+            if record.description is None:
+                told = describer.description(known[ref.name])
+                record = replace(record, description=told.asdict() if told else None)
+            self._groups.append(group.with_tasks([record]))
+            self.encoder.install([ref])
+        return self._learned
+
+    @property
+    def _learned(self) -> list[str]:
+        return [group.name for group in self._groups]
 
     @property
     def descriptions(self) -> dict[str, Description | None]:
         """Each task in words."""
-        return {task.ref.name: task.description for task in self._tasks}
-
-    def _fold(self, domain: PreparedDomain) -> Evidence:
-        table = ImageTable.open(domain.tables["train"])
-        _, held = stratified_fold(
-            table.labels, self.settings.stream.held_out, self.settings.seed, domain.name
-        )
-        features = self.encoder.features(domain.tables["train"], held)
-        seen = shown(table, domain.digests["train"], domain.name, held)
-        return Evidence(features, domain.name, seen)
+        return {g.name: Description.load(g.tasks[0].description) for g in self._groups}
 
     # -- one identifier ----------------------------------------------------------------------
 
@@ -187,60 +165,82 @@ class Comparison:
             update["scoring"] = candidate.scoring
         chosen = self.settings.identifier.model_copy(update=update)
         looker = None if candidate.scoring is None else self._looker(chosen)
-        acceptance = self.settings.method.unseen.acceptance
-        identifier = build_identifier(chosen, self.background, acceptance, looker)
         settings = self.settings.model_copy(update={"identifier": chosen})
-        evaluator = Evaluator(
-            self.run, settings, self.method, self.domains, self.encoder, identifier
-        )
-        matrix = np.full((len(self._tasks), len(self.domains)), np.nan)
-        stages: list[dict[str, Identification]] = []
+        matrix = np.full((len(self._groups), len(self.domains)), np.nan)
+        stages: list[Stage] = []
         decided = 0
-        if looker is not None and candidate.name == "mllm" and len(self._tasks) > 1:
-            self._prefetch(looker, evaluator)
-        for stage, task in enumerate(self._tasks):
-            identifier.learn(
-                task.ref.name, task.signature, task.held_out.features,
-                Study(task.held_out, task.description),
-            )  # fmt: skip
-            evaluator.learned(
-                TaskFacts(
-                    task.ref, task.calibration["temperature"], task.calibration["lambda_accuracy"],
-                    task.ref.name,
-                )
-            )  # fmt: skip
+        if looker is not None and candidate.name == "mllm" and len(self._groups) > 1:
+            self._prefetch(looker)
+        known: list[GroupRecord] = []
+        for stage, group in enumerate(self._groups):
+            known.append(self._studied(settings, known, group, looker))
+            state = self._state(settings, known, looker)
+            assert state.identifier is not None
+            self.evaluator.know(state)
             before = None if looker is None else vars(looker.work).copy()
-            found = {d.name: identifier.identify(evaluator.evidence(d.name)) for d in self.domains}
-            decided += sum(len(f.chosen) for f in found.values())
+            found = {
+                d.name: state.identifier.identify(self.evaluator.evidence(d.name))
+                for d in self.domains
+            }
+            decided += sum(len(f.novelty) for f in found.values())
             if looker is not None and before is not None:
                 self._count(looker, before)
-            stages.append(found)
+            outside: dict[str, np.ndarray] = {}
             for column, domain in enumerate(self.domains):
-                right = evaluator.correct(domain.name, found[domain.name])
-                matrix[stage, column] = 100.0 * right.mean()
+                measured = self.evaluator.measured(state, domain.name, found[domain.name])
+                matrix[stage, column] = 100.0 * measured.right["mtil_identified"].mean()
+                assert measured.outside is not None
+                outside[domain.name] = measured.outside
+            stages.append((found, outside))
         work = {} if looker is None else self._total
         self._total = {}
         row = self._summary(candidate, matrix, stages, work, decided)
-        row.images_per_second = self._speed(candidate, identifier, evaluator, row.calls_share)
-        if isinstance(identifier, Cascade):
-            row.extra = {"margin": identifier.rule.margin, "weight": identifier.rule.weight}
-            self.curve = self._curve(identifier, evaluator)
+        row.images_per_second = self._speed(candidate, state.identifier, row.calls_share)
+        if isinstance(state.identifier, Cascade):
+            rule = state.identifier.rule
+            row.extra = {"margin": rule.margin, "weight": rule.weight}
+            self.curve = self._curve(state.identifier)
         if candidate.scoring == "choice":
             assert looker is not None
             row.extra["position_bias"] = looker.work.position_bias()
         return row
 
-    def _prefetch(self, looker: Looker, evaluator: Evaluator) -> None:
+    def _state(
+        self, settings: Settings, groups: Sequence[GroupRecord], looker: Looker | None
+    ) -> State:
+        return build_state(groups, settings, self.basis, scale=self.scale, looker=looker)
+
+    def _studied(
+        self,
+        settings: Settings,
+        known: Sequence[GroupRecord],
+        group: GroupRecord,
+        looker: Looker | None,
+    ) -> GroupRecord:
+        """The record of a stage with what this identifier would have noted while it was learned."""
+        (record,) = group.tasks
+        record = replace(record, study=None)
+        fresh = group.with_tasks([record])
+        if looker is None or record.rows is None:
+            return fresh
+        state = self._state(settings, [*known, fresh], looker)
+        assert state.identifier is not None
+        domain = self.evaluator.domains[record.name]
+        table = ImageTable.open(domain.tables["train"])
+        seen = shown(table, domain.digests["train"], domain.name, record.rows.places)
+        return group.with_tasks([replace(record, study=state.identifier.study(record, seen))])
+
+    def _prefetch(self, looker: Looker) -> None:
         """All test images against all descriptions at once: as many pairs, in less time."""
         before = vars(looker.work).copy()
         for domain in self.domains:
-            seen = evaluator.evidence(domain.name).shown
+            seen = self.evaluator.evidence(domain.name).shown
             assert seen is not None
             looker.prefetch(seen, self._texts())
         self._count(looker, before)
 
     def _count(self, looker: Looker, before: dict[str, Any]) -> None:
-        """Add what the test images of a stage cost; held-out folds are not counted."""
+        """Add what the test images of a stage cost; calibration rows are not counted."""
         after = vars(looker.work)
         for key in ("calls", "scorings", "fallbacks", "parse_failures"):
             self._total[key] = self._total.get(key, 0) + after[key] - before[key]
@@ -249,23 +249,28 @@ class Comparison:
         self,
         candidate: Candidate,
         matrix: np.ndarray,
-        stages: list[dict[str, Identification]],
+        stages: list[Stage],
         work: dict[str, Any],
         decided: int,
     ) -> Row:
-        learned = [task.ref.name for task in self._tasks]
-        last = stages[-1]
-        own = {t: 100.0 * float((last[t].closed == i).mean()) for i, t in enumerate(learned)}
-        none = [100.0 * float((last[t].chosen == i).mean()) for i, t in enumerate(learned)]
+        learned = self._learned
+        last, outside = stages[-1]
+        place = {t: last[t].options.index(t) for t in learned}
+        own = {t: 100.0 * float((last[t].closed == place[t]).mean()) for t in learned}
+        none = [
+            100.0 * float(((last[t].closed == place[t]) & (outside[t] <= 0.5)).mean())
+            for t in learned
+        ]
         aurocs, accepted, refused = [], [], []
-        for stage, found in enumerate(stages):
+        for stage, (found, outside) in enumerate(stages):
             seen = [found[t] for t in learned[: stage + 1]]
             fresh = [f for t, f in found.items() if t not in learned[: stage + 1]]
-            accepted.append(np.mean([(f.chosen >= 0).mean() for f in seen]))
+            known, new = learned[: stage + 1], [t for t in found if t not in learned[: stage + 1]]
+            accepted.append(np.mean([(outside[t] <= 0.5).mean() for t in known]))
             if fresh:
-                odd = [np.concatenate([f.unseen_score for f in part]) for part in (fresh, seen)]
+                odd = [np.concatenate([f.novelty for f in part]) for part in (fresh, seen)]
                 aurocs.append(metrics.auroc(*odd))
-                refused.append(np.mean([(f.chosen < 0).mean() for f in fresh]))
+                refused.append(np.mean([(outside[t] > 0.5).mean() for t in new]))
         scores = {name: getattr(metrics, name)(matrix).mean for name in
                   ("transfer", "average", "last")}  # fmt: skip
         calls = int(work.get("calls", 0))
@@ -288,30 +293,27 @@ class Comparison:
 
     # -- what it costs -----------------------------------------------------------------------
 
-    def _speed(
-        self, candidate: Candidate, identifier: Identifier, evaluator: Evaluator, share: float
-    ) -> float | None:
+    def _speed(self, candidate: Candidate, identifier: Identifier, share: float) -> float | None:
         """Images identified per second after the last stage, once their features are there."""
         if candidate.name == "oracle":
             return None
-        features = evaluator.features(self.domains[-1].name)
-        guard = getattr(identifier, "guard", identifier)
+        compact = self.evaluator.view(self.domains[-1].name).compact
         clock = time.perf_counter()
-        guard.identify(Evidence(features))
-        seconds = (time.perf_counter() - clock) / len(features)
+        identifier.alone.identify(Evidence(compact))
+        seconds = (time.perf_counter() - clock) / len(compact)
         if candidate.scoring is not None:
             asked = share / 100.0 if candidate.name == "cascade" else 1.0
-            seconds += asked / self._model_speed(candidate.scoring, evaluator)
+            seconds += asked / self._model_speed(candidate.scoring)
         return 1.0 / seconds
 
-    def _model_speed(self, scoring: str, evaluator: Evaluator) -> float:
+    def _model_speed(self, scoring: str) -> float:
         """Images that the model compares with all descriptions per second, nothing remembered."""
         if scoring not in self._speeds:
             chosen = self.settings.identifier.model_copy(update={"scoring": scoring})
-            evidence = evaluator.evidence(self.domains[-1].name)
+            evidence = self.evaluator.evidence(self.domains[-1].name)
             assert evidence.shown is not None
             looker, texts = Looker(self.scorer, chosen, self.settings.seed), self._texts()
-            at = np.arange(min(TIMED, len(evidence.features)))
+            at = np.arange(min(TIMED, len(evidence.compact)))
             looker.look(Shown(evidence.shown.read), at[:2], texts)  # priors are computed once
             looker.take_work()
             looker.look(Shown(evidence.shown.read), at, texts)
@@ -319,19 +321,16 @@ class Comparison:
         return self._speeds[scoring]
 
     def _texts(self) -> list[str]:
-        return [task.description.text for task in self._tasks if task.description is not None]
+        return [text.text for text in self.descriptions.values() if text is not None]
 
-    def _curve(self, cascade: Cascade, evaluator: Evaluator) -> list[dict[str, float]]:
+    def _curve(self, cascade: Cascade) -> list[dict[str, float]]:
         """Accuracy of the last stage among learned tasks, for each share of images asked about.
 
         Where the folds say that nobody is to be asked, the curve shows what asking would do.
         """
-        evidences = [evaluator.evidence(task) for task in cascade.tasks]
+        evidences = [self.evaluator.evidence(task) for task in cascade.tasks]
         margins = np.concatenate(
-            [
-                margins_of(np.log(np.maximum(cascade.guard.identify(e).shares, 1e-300)))
-                for e in evidences
-            ]
+            [margins_of(floored(cascade.guard.identify(e).log_shares)) for e in evidences]
         )
         fitted, points = cascade.rule, []
         weight = fitted.weight or WOULD_BE

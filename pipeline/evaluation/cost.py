@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pipeline.evaluation.records import Records, descriptions
+from pipeline.evaluation.records import Records
+from pipeline.records.card import data_of, descriptions
 from pipeline.store import GroupRef
 
 
@@ -64,9 +65,7 @@ def lineage(ref: GroupRef, card: dict[str, Any]) -> dict[str, Any]:
         "sha256": ref.sha256,
         "parent": card["parent"],
         "neighbours": card["neighbours"],
-        "digests": card["digests"],
-        "counts": card["counts"],
-        "classes": len(card["classes"]),
+        **data_of(card),
         "descriptions": descriptions(card),
         "parameters": card["parameters"],
         "bytes": card["bytes"],

@@ -1,7 +1,7 @@
-"""All tasks after every stage, seen and unseen, with the identifier's ids and with oracle ids.
+"""All tasks after every stage, seen and unseen, in all settings, from stored features.
 
 Test images are never split over workers in ways that drop rows, and every count is asserted.
-Shapes: n test images of a task, C its classes, M groups asked for an unseen image.
+Shapes: N test images of a task, T learned tasks.
 """
 
 from __future__ import annotations
@@ -10,78 +10,38 @@ import hashlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
 from pipeline.dense import build
-from pipeline.evaluation.logits import LogitStore, list_digest
 from pipeline.evaluation.metrics import auroc, expected_calibration_error
-from pipeline.identifiers import Evidence, Identification, Identifier, Shown
-from pipeline.identifiers.oracle import certain
-from pipeline.methods.base import Method
-from pipeline.model.fusion import fuse, likeliest, softmax, unseen_weight
+from pipeline.evaluation.protocol import SETTINGS, Measured, measure, stream_pairs, zero_shot
+from pipeline.evaluation.views import Encoder, FeatureStore, SplitView
+from pipeline.identifiers import Evidence, Identification, Shown
+from pipeline.learned.state import State
+from pipeline.learned.texts import Texts
+from pipeline.methods import Method
+from pipeline.records.group import weights_hash
 from pipeline.settings import Settings
-from pipeline.store import GroupRef, RunFolder
-from pipeline.store.tensors import dump, load
+from pipeline.store import RunFolder
+from pipeline.store.tensors import dump
 from pipeline.streams import DenseTable, ImageTable, PreparedDomain, Stage, plan_stages
 
 log = logging.getLogger(__name__)
 
-LAMBDAS = np.linspace(0.0, 1.0, 21)
-
-
-class Encoder(Protocol):
-    """An `Engine`, or a pool of them."""
-
-    def install(self, refs: Sequence[GroupRef]) -> None:
-        """See `Engine.install`."""
-
-    def features(self, table: str, rows: np.ndarray) -> np.ndarray:
-        """See `Engine.features`."""
-        ...
-
-    def logits(
-        self,
-        table: str,
-        rows: np.ndarray,
-        function: str | None,
-        classes: Sequence[str],
-        templates: Sequence[str],
-    ) -> np.ndarray:
-        """See `Engine.logits`."""
-        ...
-
-    def dense(
-        self, table: str, rows: np.ndarray, task: str, kind: str, classes: int
-    ) -> dict[str, np.ndarray]:
-        """See `Engine.dense`."""
-        ...
-
-
-@dataclass(frozen=True)
-class TaskFacts:
-    """What evaluation needs to know of a learned task; `task` is not the group's name where a
-    stage held several."""
-
-    ref: GroupRef
-    temperature: float
-    lambda_accuracy: list[float] | None
-    task: str
-
 
 class Evaluator:
-    """Turns identifications and stored logits into rows of the accuracy matrix.
+    """Turns states and stored features into rows of the accuracy matrices.
 
     Args:
         run: the run folder.
         settings: the run's settings.
-        method: class of the method; says which function answers.
         domains: all tasks in stream order.
-        encoder: computes features and logits that are not stored yet.
-        identifier: recognises tasks.
-        shared: run whose stored features and logits are used and added to; default `run`.
+        encoder: computes features that are not stored yet.
+        width: K, of compact features.
+        shared: run whose stored features are used and added to; default `run`.
         stages: which tasks are learned together; default one a stage.
     """
 
@@ -89,121 +49,61 @@ class Evaluator:
         self,
         run: RunFolder,
         settings: Settings,
-        method: type[Method],
         domains: Sequence[PreparedDomain],
         encoder: Encoder,
-        identifier: Identifier,
+        width: int,
         shared: RunFolder | None = None,
         stages: Sequence[Stage] | None = None,
     ) -> None:
         self.stages = list(stages or plan_stages([domain.name for domain in domains]))
         self.run = run
         self.settings = settings
-        self.method = method
         self.domains = {domain.name: domain for domain in domains}
         self.encoder = encoder
-        self.identifier = identifier
-        self._shared = shared or run
-        self.logits = LogitStore(self._shared, {})
-        self.facts: dict[str, TaskFacts] = {}
-        self.classified = [domain.name for domain in domains if domain.kind is None]
+        self.store = FeatureStore(shared or run, encoder, width, settings.identifier.depths)
+        self.texts = Texts(encoder.texts)
+        self.classified = [domain for domain in domains if domain.kind is None]
+        self.pairs = stream_pairs(self.classified)
         self._tables = {d.name: ImageTable.open(d.tables["test"]) for d in domains}
-        self._features: dict[str, np.ndarray] = {}
-
-    def learned(self, facts: TaskFacts) -> None:
-        """A task is learned: its function may answer from now on."""
-        self.facts[facts.task] = facts
-        self.logits.hashes[facts.task] = facts.ref.sha256
-        self.encoder.install([facts.ref])
+        self._frozen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     # -- pieces ------------------------------------------------------------------------------
 
-    def features(self, task: str) -> np.ndarray:
-        """Signature features of a task's test images, stored with the run."""
-        if task not in self._features:
-            folder = self._shared.folder.child("evaluation/features")
-            domain = self.domains[task]
-            name = f"{task}-{domain.digests['test'][:16]}-{self.settings.identifier.depths}"
-            name += ".safetensors"
-            count = len(self._tables[task])
-            if folder.exists(name):
-                found = load(folder.read(name), name)["features"].numpy()
-            else:
-                found = self.encoder.features(domain.tables["test"], np.arange(count))
-                folder.write(name, dump({"features": found}))
-            if len(found) != count:
-                raise RuntimeError(f"{task}: {count} test images, features of {len(found)}")
-            self._features[task] = found
-        return self._features[task]
+    def know(self, state: State) -> None:
+        """Functions of these records may be asked for from now on."""
+        for group in state.groups:
+            if group.ref is not None:
+                version = weights_hash(self.run, group.ref)
+                self.store.versions |= {task.name: version for task in group.tasks}
+
+    def view(self, task: str) -> SplitView:
+        """A task's test images."""
+        domain, count = self.domains[task], len(self._tables[task])
+        if task not in self._frozen:
+            self._frozen[task] = self.store.frozen(domain, count)
+        return SplitView(
+            *self._frozen[task],
+            lambda function, rows: self.store.get(domain, count, function, rows),
+            self.texts,
+            self.store.versions,
+        )
 
     def evidence(self, task: str) -> Evidence:
         """A task's test images, as an identifier may see them."""
         table, digest = self._tables[task], self.domains[task].digests["test"]
         return Evidence(
-            self.features(task), task, shown(table, digest, task, np.arange(len(table)))
+            self.view(task).compact, task, shown(table, digest, task, np.arange(len(table)))
         )
 
-    def _logits(self, task: str, function: str | None, rows: np.ndarray) -> np.ndarray:
-        domain = self.domains[task]
-        digest = list_digest(domain.digests["test"], domain.classes, domain.templates)
+    def labels(self, task: str) -> np.ndarray:
+        """(N,) of a task's test images."""
+        return self._tables[task].labels
 
-        def compute(missing: np.ndarray) -> np.ndarray:
-            return self.encoder.logits(
-                domain.tables["test"], missing, function, domain.classes, domain.templates
-            )
-
-        shape = (len(self._tables[task]), len(domain.classes))
-        return self.logits.get(task, digest, function, rows, shape, compute)
-
-    @property
-    def lambda_max(self) -> float:
-        """Largest weight of the groups for unseen images, from prequential accuracies only."""
-        curves = [f.lambda_accuracy for f in self.facts.values()]
-        return largest_lambda(self.settings.method.unseen.lambda_max, curves)
-
-    def weight(self) -> float:
-        """`lam_t` of the current number of learned tasks."""
-        if not self.method.fuses:
-            return 0.0
-        unseen = self.settings.method.unseen
-        return unseen_weight(len(self.facts), self.lambda_max, unseen.lambda_steps)
-
-    # -- one task ----------------------------------------------------------------------------
-
-    def correct(self, task: str, found: Identification) -> np.ndarray:
-        """Which test images of a task are classified correctly, (n,) bool.
-
-        Images that the identifier gives to a task are answered by that task's function; the
-        others by frozen CLIP, fused with the likeliest groups where the method does so.
-        """
-        labels = self._tables[task].labels
-        learned = list(found.options)
-        answered = np.full(len(labels), -1, dtype=np.int64)
-        for option in np.unique(found.chosen):
-            rows = np.flatnonzero(found.chosen == option)
-            name = learned[option] if option >= 0 else None
-            function = self._function(name, learned)
-            if option >= 0 or not self.method.fuses or self.weight() == 0.0:
-                answered[rows] = self._logits(task, function, rows).argmax(axis=1)
-            else:
-                answered[rows] = self._fused(task, rows, found).argmax(axis=1)
-        if (answered < 0).any():
-            raise RuntimeError(f"{task}: {(answered < 0).sum()} test images were not answered")
-        return answered == labels
-
-    def _function(self, task: str | None, learned: Sequence[str]) -> str | None:
-        return self.method.function(task, learned)
-
-    def _fused(self, task: str, rows: np.ndarray, found: Identification) -> np.ndarray:
-        frozen = softmax(self._logits(task, None, rows))
-        asked, shares = likeliest(found.shares[rows], self.settings.method.unseen.groups)
-        groups = np.zeros((len(rows), asked.shape[1], frozen.shape[1]))
-        for option in np.unique(asked):
-            name = found.options[option]
-            at, column = np.nonzero(asked == option)
-            scores = self._logits(task, name, rows[at])
-            groups[at, column] = softmax(scores, self.facts[name].temperature)
-        return fuse(frozen, groups, shares, self.weight())
+    def measured(self, state: State, task: str, found: Identification | None) -> Measured:
+        """A task's test images in all settings."""
+        return measure(
+            state, self.view(task), found, self.domains[task], self.labels(task), self.pairs
+        )
 
     def dense(self, task: str) -> dict[str, dict[str, Any]]:
         """Figures of a learned dense task, its own first; the task is given, as it must be."""
@@ -219,51 +119,59 @@ class Evaluator:
 
     # -- whole stages ------------------------------------------------------------------------
 
-    def zero_shot(self) -> list[float | None]:
-        """Accuracy of frozen CLIP on every task, percent; stored once. None for dense tasks."""
-        correct = {}
-        for task in self.classified:
-            table = self._tables[task]
-            rows = np.arange(len(table))
-            right = self._logits(task, None, rows).argmax(axis=1) == table.labels
-            correct[task] = right.astype(np.uint8)
-        accuracy = [_percent(correct.get(task)) for task in self.domains]
+    def zero_shot(self, method: Method) -> list[float | None]:
+        """Accuracy of frozen CLIP on every task in every setting; stored once."""
+        correct: dict[str, np.ndarray] = {}
+        for domain in self.classified:
+            found = zero_shot(
+                method, self.view(domain.name), domain, self.labels(domain.name), self.pairs
+            )
+            correct |= {f"{k}/{domain.name}": v.astype(np.uint8) for k, v in found.items()}
         self.run.folder.write("evaluation/zero-shot.safetensors", dump(correct))
-        facts = {"tasks": list(self.domains), "accuracy": accuracy}
+        kinds = [f"{s}{d}" for s in SETTINGS for d in ("", "/debiased")]
+        accuracy = {
+            kind: [_percent(correct.get(f"{kind}/{task}")) for task in self.domains]
+            for kind in kinds
+        }
+        facts = {
+            "tasks": list(self.domains),
+            "accuracy": accuracy["mtil_given"],
+            "settings": accuracy,
+        }
         self.run.folder.write_json("evaluation/zero-shot.json", facts)
-        return accuracy
+        return accuracy["mtil_given"]
 
-    def stage(self, stage: int) -> dict[str, Any]:
+    def stage(self, stage: int, state: State) -> dict[str, Any]:
         """Measure all tasks after a stage and store the record."""
         clock = time.perf_counter()
-        so_far = [task for each in self.stages[: stage + 1] for task in each.tasks]
-        learned = list(self.facts) if self.method.trains else so_far
+        self.know(state)
         right: dict[str, np.ndarray] = {}
         found: dict[str, Identification] = {}
-        for task in self.classified:
-            truth = certain(task, learned, len(self._tables[task]))
-            right[f"oracle/{task}"] = self.correct(task, truth)
-            if not self.method.identifies:
-                found[task] = truth
-            else:
-                found[task] = self.identifier.identify(self.evidence(task))
-            right[f"identified/{task}"] = self.correct(task, found[task])
-        dense = {task: self.dense(task) for task in learned if task not in self.classified}
+        outside: dict[str, np.ndarray] = {}
+        for domain in self.classified:
+            task = domain.name
+            if state.identifier is not None:
+                found[task] = state.identifier.identify(self.evidence(task))
+            measured = self.measured(state, task, found.get(task))
+            right |= {f"{setting}/{task}": value for setting, value in measured.right.items()}
+            if measured.outside is not None:
+                outside[task] = measured.outside
+        learned = [task.name for group in state.groups for task in group.tasks]
+        dense = {t: self.dense(t) for t in learned if self.domains[t].kind is not None}
         record = {
             "stage": stage,
             "task": self.stages[stage].name,
             "tasks": list(self.domains),
             "accuracy": {
-                kind: [_percent(right.get(f"{kind}/{task}")) for task in self.domains]
-                for kind in ("identified", "oracle")
+                setting: [_percent(right.get(f"{setting}/{task}")) for task in self.domains]
+                for setting in SETTINGS
             },
             "metrics": dense,
             "own": {task: next(iter(figures)) for task, figures in dense.items()},
             "images": [len(table) for table in self._tables.values()],
-            "identifier": self._identifier_record(found, learned),
-            "work": self._work(stage),
-            "lambda": self.weight(),
-            "threshold": self.identifier.threshold if self.method.fuses else None,
+            "identifier": _identifier_record(found, outside, state.learned),
+            "work": self._work(stage, state),
+            "lambda": state.weight,
             "seconds": time.perf_counter() - clock,
         }
         name = f"evaluation/{stage:03d}"
@@ -273,75 +181,49 @@ class Evaluator:
         self.run.folder.write_json(f"{name}.json", record)
         return record
 
-    def _identifier_record(
-        self, found: dict[str, Identification], learned: list[str]
-    ) -> dict[str, Any] | None:
-        if not self.method.identifies or not self.classified:
-            return None
-        options = len(learned)
-        confusion = [
-            np.bincount(np.where(f.chosen < 0, options, f.chosen), minlength=options + 1).tolist()
-            for f in found.values()
-        ]
-        closed = np.array([np.bincount(found[task].closed, minlength=options) for task in learned])
-        own = [(found[t].chosen == i).mean() for i, t in enumerate(learned)]
-        accepted = [(found[t].chosen >= 0).mean() for t in learned]
-        seen = np.concatenate([found[t].unseen_score for t in learned])
-        fresh = [found[t].unseen_score for t in self.domains if t not in learned]
-        return {
-            "options": [*learned, "none"],
-            "confusion": confusion,
-            "closed_confusion": closed.tolist(),
-            "seen_acceptance": 100.0 * float(np.mean(accepted)),
-            "unseen_auroc": 100.0 * auroc(np.concatenate(fresh), seen) if fresh else None,
-            "closed_accuracy": 100.0 * float(np.mean(np.diag(closed) / closed.sum(axis=1))),
-            "accuracy": 100.0 * float(np.mean(own)),
-            "calibration_error": 100.0 * _calibration_error(found, learned),
-        }
-
-    def _work(self, stage: int) -> dict[str, Any] | None:
+    def _work(self, stage: int, state: State) -> dict[str, Any] | None:
         """What was asked of the multimodal model, with a few calls in full in a file of its own."""
-        looker = self.identifier.looker
-        if looker is None or not self.method.identifies:
+        looker = None if state.identifier is None else state.identifier.looker
+        if looker is None:
             return None
         work, traces = looker.take_work()
         if traces:
             self.run.folder.write_json(f"identifier/traces/{stage:03d}-test.json", traces)
         return work.asdict()
 
-    # -- before a stage ----------------------------------------------------------------------
 
-    def prequential(
-        self, domain: PreparedDomain, held: np.ndarray, evidence: Evidence
-    ) -> list[float] | None:
-        """Accuracy for every lambda on a new task's held-out fold, genuinely unseen as yet.
-
-        Args:
-            domain: the task about to be learned.
-            held: rows of its held-out fold.
-            evidence: these images, as an identifier may see them.
-
-        Returns:
-            Percent per value of `LAMBDAS`, or None before anything was learned.
-        """
-        if not self.facts or not self.method.fuses:
-            return None
-        table = domain.tables["train"]
-        labels = ImageTable.open(table).labels[held]
-        found = self.identifier.identify(evidence)
-        asked, shares = likeliest(found.shares, self.settings.method.unseen.groups)
-        lists = (domain.classes, domain.templates)
-        frozen = softmax(self.encoder.logits(table, held, None, *lists))
-        groups = np.zeros((len(held), asked.shape[1], frozen.shape[1]))
-        for option in np.unique(asked):
-            name = found.options[option]
-            at, column = np.nonzero(asked == option)
-            scores = self.encoder.logits(table, held[at], name, *lists)
-            groups[at, column] = softmax(scores, self.facts[name].temperature)
-        return [
-            100.0 * float((fuse(frozen, groups, shares, lam).argmax(axis=1) == labels).mean())
-            for lam in LAMBDAS
-        ]
+def _identifier_record(
+    found: dict[str, Identification], outside: dict[str, np.ndarray], learned: list[str]
+) -> dict[str, Any] | None:
+    """Who was taken for what; columns in the order of learning, the last one is none."""
+    if not found:
+        return None
+    options = len(learned)
+    chosen: dict[str, np.ndarray] = {}
+    for task, identification in found.items():
+        column = np.array([learned.index(option) for option in identification.options], np.int64)
+        closed = identification.closed
+        chosen[task] = column[closed] if options else closed
+    decided = {task: np.where(outside[task] > 0.5, options, chosen[task]) for task in found}
+    confusion = [np.bincount(d, minlength=options + 1).tolist() for d in decided.values()]
+    closed = np.array([np.bincount(chosen[task], minlength=options) for task in learned])
+    fresh = [task for task in found if task not in learned]
+    seen_novelty = np.concatenate([found[t].novelty for t in learned])
+    accepted = [(outside[t] < 0.5).mean() for t in learned]
+    own = [(decided[task] == i).mean() for i, task in enumerate(learned)]
+    auc = None
+    if fresh:
+        auc = 100.0 * auroc(np.concatenate([found[t].novelty for t in fresh]), seen_novelty)
+    return {
+        "options": [*learned, "none"],
+        "confusion": confusion,
+        "closed_confusion": closed.tolist(),
+        "seen_acceptance": 100.0 * float(np.mean(accepted)) if fresh else None,
+        "unseen_auroc": auc,
+        "closed_accuracy": 100.0 * float(np.mean(np.diag(closed) / closed.sum(axis=1))),
+        "accuracy": 100.0 * float(np.mean(own)),
+        "calibration_error": 100.0 * _calibration_error(found, outside, learned),
+    }
 
 
 def shown(table: ImageTable, digest: str, label: str, rows: np.ndarray) -> Shown:
@@ -361,27 +243,16 @@ def _percent(right: np.ndarray | None) -> float | None:
     return None if right is None else 100.0 * float(right.mean())
 
 
-def _calibration_error(found: dict[str, Identification], learned: Sequence[str]) -> float:
+def _calibration_error(
+    found: dict[str, Identification], outside: dict[str, np.ndarray], learned: Sequence[str]
+) -> float:
     """How far the stated confidence is from how often the likeliest option is right."""
     sure, right = [], []
     for task, identification in found.items():
-        truth = learned.index(task) if task in learned else len(learned)
-        sure.append(identification.probabilities.max(axis=1))
-        right.append(identification.probabilities.argmax(axis=1) == truth)
+        inside = (1.0 - outside[task])[:, None] * np.exp(identification.log_shares)
+        p = np.concatenate([inside, outside[task][:, None]], axis=1)
+        options = [*identification.options, None]
+        truth = options.index(task if task in learned else None)
+        sure.append(p.max(axis=1))
+        right.append(p.argmax(axis=1) == truth)
     return expected_calibration_error(np.concatenate(sure), np.concatenate(right))
-
-
-def largest_lambda(fixed: float | str, curves: Sequence[list[float] | None]) -> float:
-    """`lam_max`: the configured one, or for `auto` the best on average over the tasks' curves.
-
-    Args:
-        fixed: `method.unseen.lambda_max`.
-        curves: per task, accuracy for every value of `LAMBDAS`; None where nothing was learned yet.
-    """
-    if fixed != "auto":
-        return float(fixed)
-    known = [np.asarray(curve) for curve in curves if curve]
-    if not known:
-        return 0.0
-    gain = np.mean([curve - curve[0] for curve in known], axis=0)
-    return float(LAMBDAS[int(np.argmax(gain - 1e-9 * np.arange(len(gain))))])

@@ -99,14 +99,14 @@ def _comparison(report: dict[str, Any]) -> list[dict[str, Any]]:
     ]
     identifier = report["identifier"]
     own = _line(
-        f"{report['method']}, {report['setting'].removeprefix('MTIL, ')}",
+        f"{report['method']}, {report['setting']}",
         report,
         report["columns"]["last"],
         "lead",
     )
     own["seen"] = _latest(identifier["seen_acceptance"]) if identifier else None
     rows.append(own)
-    if identifier and report["setting"] != "MTIL, given id":
+    if identifier and report["setting"] != "task given":
         last = next((row for row in reversed(report["matrix_oracle"]) if any(row)), None)
         oracle = {name: report[f"{name}_oracle"] for name in ("transfer", "average", "last")}
         rows.append(_line(f"{report['method']}, given id", oracle, last, ""))

@@ -43,7 +43,7 @@ def task_metrics(records: Records) -> Figures:
     measured = (records.newest or {}).get("metrics") or {}
     dense = records.dense
     found: Figures = {task: {} for task in records.tasks}
-    for name, setting in (("accuracy", "oracle"), ("accuracy identified", "identified")):
+    for name, setting in (("accuracy", "mtil_given"), ("accuracy identified", "mtil_identified")):
         row = metrics.last(records.matrix(setting)).columns
         for task, value in zip(records.tasks, row, strict=True):
             if task in dense:

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load
 
-from pipeline.store import GroupRef, RunFolder
+from pipeline.records.group import read_card
+from pipeline.store import GroupRef, RunFolder, names
 from pipeline.streams import Stage
-
-SETTINGS = ("identified", "oracle")
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Records:
     tasks: list[str]
     evaluations: dict[int, dict[str, Any]]
     correct: dict[int, dict[str, np.ndarray]]
-    zero_shot: np.ndarray
+    zero_shot: dict[str, np.ndarray]
     zero_correct: dict[str, np.ndarray]
     groups: list[tuple[GroupRef, dict[str, Any]]]
     events: list[dict[str, Any]]
@@ -58,7 +57,7 @@ class Records:
         """Tasks that have no accuracy: their figures are in the records' `metrics`."""
         if self.newest is None:
             return []
-        pairs = zip(self.newest["tasks"], self.newest["accuracy"]["oracle"], strict=True)
+        pairs = zip(self.newest["tasks"], self.newest["accuracy"]["mtil_given"], strict=True)
         return [task for task, accuracy in pairs if accuracy is None]
 
     def matrix(self, setting: str) -> np.ndarray:
@@ -75,6 +74,14 @@ class Records:
             known.update(zip(record["tasks"], record["images"], strict=True))
         return [known.get(task) for task in self.tasks]
 
+    def zero_row(self, setting: str) -> np.ndarray:
+        """Frozen CLIP's accuracy per task in a setting, percent; NaN = not measured."""
+        return self.zero_shot.get(setting, np.full(len(self.tasks), np.nan))
+
+    def zero_images(self, setting: str) -> list[np.ndarray | None]:
+        """Per-image correctness of frozen CLIP, task by task."""
+        return [self.zero_correct.get(f"{setting}/{task}") for task in self.tasks]
+
     def row(self, stage: int, setting: str) -> list[np.ndarray | None]:
         """Per-image correctness of one stage, task by task."""
         kept = self.correct.get(stage, {})
@@ -82,8 +89,11 @@ class Records:
 
     def _aligned(self, names: list[str], values: list[float | None]) -> list[float]:
         known = dict(zip(names, values, strict=True))
-        found = [known.get(task) for task in self.tasks]
-        return [float("nan") if value is None else float(value) for value in found]
+        return _floats([known.get(task) for task in self.tasks]).tolist()
+
+
+def _floats(values: list[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def recorded_stages(facts: dict[str, Any]) -> list[Stage]:
@@ -91,15 +101,6 @@ def recorded_stages(facts: dict[str, Any]) -> list[Stage]:
     stream = facts["stream"]
     listed = stream.get("stages") or [[task] for task in stream["tasks"]]
     return [Stage(number, tuple(tasks)) for number, tasks in enumerate(listed)]
-
-
-def descriptions(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The descriptions in a group's task.json by task; empty where nobody wrote any."""
-    found = card.get("description")
-    if not found:
-        return {}
-    by_task = {card["name"]: found} if isinstance(found.get("text"), str) else found
-    return {task: description for task, description in by_task.items() if description}
 
 
 def read_records(run: RunFolder) -> Records | None:
@@ -116,18 +117,20 @@ def read_records(run: RunFolder) -> Records | None:
             evaluations[stage] = folder.read_json(f"{name}.json")
         if folder.exists(f"{name}.safetensors"):
             correct[stage] = load(folder.read(f"{name}.safetensors"))
-    zero_shot, zero_correct = np.full(len(tasks), np.nan), {}
+    zero_shot: dict[str, np.ndarray] = {}
+    zero_correct: dict[str, np.ndarray] = {}
     if folder.exists("evaluation/zero-shot.json"):
         stored = folder.read_json("evaluation/zero-shot.json")
-        known = dict(zip(stored.get("tasks", tasks), stored["accuracy"], strict=False))
-        zero_shot = np.array([known.get(task, np.nan) for task in tasks], dtype=np.float64)
+        for kind, row in stored["settings"].items():
+            known = dict(zip(stored["tasks"], row, strict=True))
+            zero_shot[kind] = _floats([known.get(task) for task in tasks])
     if folder.exists("evaluation/zero-shot.safetensors"):
         zero_correct = load(folder.read("evaluation/zero-shot.safetensors"))
-    groups = [(ref, json.loads(run.groups.read(ref, "task.json"))) for ref in run.groups.list()]
+    groups = [(ref, read_card(run, ref)) for ref in run.groups.list()]
     experts = {
-        ref.stage: json.loads(run.groups.read(ref, "experts.json"))
+        ref.stage: json.loads(run.groups.read(ref, names.EXPERTS))
         for ref, _ in groups
-        if "experts.json" in run.groups.files(ref)
+        if names.EXPERTS in run.groups.files(ref)
     }
     return Records(
         facts, tasks, evaluations, correct, zero_shot, zero_correct, groups, run.journal.events(),

@@ -15,13 +15,15 @@ import numpy as np
 
 from pipeline.evaluation import cost, metrics, tables
 from pipeline.evaluation.joint import comparison, experts
-from pipeline.evaluation.records import Records, descriptions, read_records
-from pipeline.methods.base import methods
+from pipeline.evaluation.protocol import SETTINGS
+from pipeline.evaluation.records import Records, read_records
+from pipeline.methods import methods
+from pipeline.records.card import descriptions
 from pipeline.store import RunFolder
 from pipeline.store.documents import plain
 
-SCHEMA_VERSION = 1
-REFERENCES = {"finetune": "identified", "lora_per_task": "oracle"}
+SCHEMA_VERSION = 2
+GIVEN, IDENTIFIED = "mtil_given", "mtil_identified"
 
 
 @cache
@@ -60,7 +62,8 @@ def write_report(run: RunFolder, *, pictures: bool = True) -> dict[str, Any]:
 
 def _build(records: Records, references: dict[str, Records]) -> dict[str, Any]:
     config = records.run["config"]
-    matrix, oracle = records.matrix("identified"), records.matrix("oracle")
+    oracle = records.matrix(GIVEN)
+    matrix = _headline(records)
     others = {name: _reference(name, other, records) for name, other in references.items()}
     scores, given = _scores(matrix, records), _scores(oracle, records)
     joint = comparison(records, references)
@@ -75,7 +78,8 @@ def _build(records: Records, references: dict[str, Records]) -> dict[str, Any]:
         "images": records.images(),
         "matrix": matrix,
         "matrix_oracle": oracle,
-        "zero_shot": records.zero_shot,
+        "zero_shot": records.zero_row(GIVEN),
+        "settings": {name: _setting_figures(records, name) for name in SETTINGS} | {"cil": None},
         "finetune": others.get("finetune", {}).get("row"),
         "upper_bound": others.get("lora_per_task", {}).get("row"),
         "references": others,
@@ -98,6 +102,54 @@ def _build(records: Records, references: dict[str, Records]) -> dict[str, Any]:
         "versions": records.run["versions"],
     }
     return _rounded(plain(report))
+
+
+def _headline(records: Records) -> np.ndarray:
+    """MTIL with identified tasks; with given ones for a method that does not tell tasks apart."""
+    matrix = records.matrix(IDENTIFIED)
+    return records.matrix(GIVEN) if np.isnan(matrix).all() else matrix
+
+
+def _setting_figures(records: Records, name: str) -> dict[str, Any] | None:
+    """Everything that was measured in one setting; None where the method has no answer in it."""
+    matrix = records.matrix(name)
+    if np.isnan(matrix).all():
+        return None
+    stages = [records.evaluations.get(i, {}) for i in range(len(records.stages))]
+    answers = [stage.get("identifier") or {} for stage in stages]
+    last = max(records.evaluations, default=0)
+    rows = [records.row(stage, name) for stage in range(len(records.stages))]
+    return {
+        "matrix": matrix,
+        **{key: score.mean for key, score in _scores(matrix, records).items()},
+        "zero_shot": records.zero_row(name),
+        "zero_shot_debiased": records.zero_row(f"{name}/debiased"),
+        "seen_acceptance": [answer.get("seen_acceptance") for answer in answers],
+        "unseen_auroc": [answer.get("unseen_auroc") for answer in answers],
+        "intervals": {
+            "average": _interval(records, _mean_over_stages(rows)),
+            "last": _interval(records, rows[last]),
+        },
+    }
+
+
+def _mean_over_stages(rows: list[list[np.ndarray | None]]) -> list[np.ndarray | None]:
+    """Per task, how often each image was right over the measured stages."""
+    found: list[np.ndarray | None] = []
+    for column in zip(*rows, strict=True):
+        measured = [np.asarray(row, np.float64) for row in column if row is not None]
+        found.append(np.mean(measured, axis=0) if measured else None)
+    return found
+
+
+def _interval(records: Records, row: list[np.ndarray | None]) -> list[float] | None:
+    """Bootstrap interval of a mean over tasks, percent."""
+    known = [100.0 * np.asarray(images, np.float64) for images in row if images is not None]
+    if not known:
+        return None
+    samples = records.run["config"]["evaluation"]["bootstrap"]
+    found = metrics.paired_bootstrap(known, samples, records.run.get("seed") or 0)
+    return [found.low, found.high]
 
 
 def _scores(matrix: np.ndarray, records: Records) -> dict[str, metrics.Score]:
@@ -123,23 +175,24 @@ def _references(run: RunFolder) -> dict[str, Records]:
 
 def _reference(name: str, other: Records, records: Records) -> dict[str, Any]:
     """A reference's figures; its last row only once it has learned the same tasks."""
-    matrix = other.matrix(REFERENCES.get(name, "identified"))
+    matrix = _headline(other)
     scores = {key: score.mean for key, score in _scores(matrix, other).items()}
     same = other.complete and other.tasks == records.tasks
     return {"row": metrics.last(matrix).columns if same else None, "matrix": matrix, **scores}
 
 
 def _setting(records: Records) -> str:
-    """Who knows the task, as every table must say (MTIL's class list reveals it)."""
+    """Who knows the task, as every table must say (the class list alone may reveal it)."""
     config = records.run["config"]
-    method = methods().get(config["method"]["name"])
-    if config["identifier"]["name"] == "oracle" or (method is not None and method.given_id):
-        return "MTIL, given id"
+    method = methods.known().get(config["method"]["name"])
+    policy = None if method is None else method.policy
+    if config["identifier"]["name"] == "oracle" or policy == "given":
+        return "task given"
+    if policy == "one":
+        return "one model for all tasks"
     if method is not None and method.joint and len(records.stages) == 1:
-        return "all tasks learned at once, identified"
-    if method is not None and not method.identifies:
-        return "MTIL, one model for all tasks"
-    return "MTIL, identified"
+        return "all tasks learned at once, task identified"
+    return "task identified"
 
 
 def _identifier(records: Records) -> dict[str, Any] | None:
@@ -201,13 +254,14 @@ def _intervals(records: Records) -> dict[str, Any]:
     """Paired-bootstrap intervals over the test images, in points; null without per-image files."""
     samples = records.run["config"]["evaluation"]["bootstrap"]
     stages = range(len(records.stages))
-    rows = [records.row(stage, "identified") for stage in stages]
-    frozen = [records.zero_correct.get(task) for task in records.tasks]
+    given = np.isnan(records.matrix(IDENTIFIED)).all()
+    rows = [records.row(stage, GIVEN if given else IDENTIFIED) for stage in stages]
+    frozen = records.zero_images(GIVEN)
     last = max(records.evaluations, default=0)
     gains = {
         "transfer_minus_zero_shot": metrics.transfer_gain(rows, frozen, records.learned),
         "last_minus_zero_shot": metrics.row_gain(rows[last], frozen),
-        "last_minus_oracle": metrics.row_gain(rows[last], records.row(last, "oracle")),
+        "last_minus_oracle": metrics.row_gain(rows[last], records.row(last, GIVEN)),
     }
     seed = records.run.get("seed") or 0
     return {

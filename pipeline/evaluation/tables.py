@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.evaluation.records import SETTINGS, Records
+from pipeline.evaluation.records import Records
 
 MATRIX = pa.schema(
     [
@@ -32,9 +32,10 @@ CONFUSION = pa.schema(
 def matrix(report: dict[str, Any]) -> bytes:
     """Percent by (stage, task, setting); stage -1 with setting `zero_shot` is frozen CLIP."""
     rows = []
-    sources = {"identified": report["matrix"], "oracle": report["matrix_oracle"]}
     grids = [(-1, "zero_shot", report["zero_shot"])]
-    grids += [(i, s, row) for s in SETTINGS for i, row in enumerate(sources[s])]
+    for setting, found in report["settings"].items():
+        if found is not None:
+            grids += [(stage, setting, row) for stage, row in enumerate(found["matrix"])]
     for stage, setting, row in grids:
         for task, accuracy, images in zip(report["tasks"], row, report["images"], strict=True):
             if accuracy is not None:

@@ -4,14 +4,11 @@ from pipeline.identifiers.base import (
     Evidence,
     Identification,
     Identifier,
-    Study,
     build_identifier,
-    identifier_class,
     identifiers,
 )
 from pipeline.identifiers.description import Description, Sample
 from pipeline.identifiers.looker import Looker, Shown
-from pipeline.identifiers.signature import Signature
 
 __all__ = [
     "Description",
@@ -21,9 +18,6 @@ __all__ = [
     "Looker",
     "Sample",
     "Shown",
-    "Signature",
-    "Study",
     "build_identifier",
-    "identifier_class",
     "identifiers",
 ]

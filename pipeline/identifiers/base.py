@@ -1,162 +1,144 @@
 """The contract of an identifier, and the registry.
 
 An identifier looks at one image at a time - never at a batch vote, never at the candidate classes -
-and chooses among the tasks learned so far and "none of these".
+and says how likely each learned task is, and how new the image looks. It knows a *set* of records:
+what it says is a pure function of that set, whatever the order in which tasks were learned and
+whatever was forgotten since. Ties are broken by name.
 
-Shapes: B images, T learned tasks, F signature features.
+Shapes: B images, T learned tasks in the order of their names, K compact features.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.closedform import Basis
 from pipeline.identifiers.description import Description, Sample
 from pipeline.identifiers.looker import Looker, Shown
-from pipeline.identifiers.signature import Background, Signature
+from pipeline.records import TaskRecord
+from pipeline.registry import Registry
 from pipeline.settings import IdentifierSettings
 
 NONE = "none"
-_IDENTIFIERS: dict[str, type[Identifier]] = {}
+CERTAIN = 1e6  # log odds of somebody who knows
+identifiers: Registry[type[Identifier]] = Registry("pipeline.identifiers", "identifier.name")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """What an identifier may look at.
 
     Attributes:
-        features: (B, F) signature features.
+        compact: (B, K) compact features.
         task: the true task's name; only the oracle reads it.
         shown: the B images themselves, read when asked for; for identifiers that look.
     """
 
-    features: np.ndarray
+    compact: np.ndarray
     task: str | None = None
     shown: Shown | None = None
 
 
-@dataclass(frozen=True)
-class Study:
-    """What an identifier that looks gets of a new task beyond its signature.
-
-    Attributes:
-        held_out: the held-out fold with its images.
-        description: what the task's images look like, in words.
-    """
-
-    held_out: Evidence
-    description: Description | None = None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Identification:
-    """One decision per image.
+    """What is held of B images; candidates have no part in it.
 
     Attributes:
-        options: the T learned tasks, in the order of learning; `none` is implied.
-        probabilities: (B, T + 1) calibrated, the last column is `none`.
-        shares: (B, T) how likely each task is if it is one of them.
-        chosen: (B,) index of the chosen task, -1 = none.
-        unseen_score: (B,) the larger, the less it looks like any learned task.
+        options: the T learned tasks, by name.
+        log_shares: (B, T) log p(t|x): how likely each task is, were it one of them.
+        novelty: (B,) r(x), the larger, the less it looks like any learned task.
+        log_odds: (B,) calibrated, for being of no learned task: `a (r - r_0)`.
     """
 
     options: tuple[str, ...]
-    probabilities: np.ndarray
-    shares: np.ndarray
-    chosen: np.ndarray
-    unseen_score: np.ndarray
+    log_shares: np.ndarray
+    novelty: np.ndarray
+    log_odds: np.ndarray
 
     @property
     def closed(self) -> np.ndarray:
-        """(B,) the likeliest learned task, whether accepted or not."""
-        return self.shares.argmax(axis=1)
+        """(B,) the likeliest learned task, seen or not; -1 where nothing was learned."""
+        if not self.options:
+            return np.full(len(self.novelty), -1)
+        return self.log_shares.argmax(axis=1)
 
-    def rows(self, at: Sequence[int]) -> Identification:
+    @property
+    def unseen(self) -> np.ndarray:
+        """(B,) probability of being of no learned task, whatever is asked."""
+        return sigmoid(self.log_odds)
+
+    def rows(self, at: Sequence[int] | np.ndarray) -> Identification:
         """Of some of the images."""
-        few = {
-            name: getattr(self, name)[list(at)]
-            for name in ("probabilities", "shares", "chosen", "unseen_score")
-        }
-        return Identification(self.options, **few)
+        where = np.asarray(at, dtype=np.int64)
+        return Identification(
+            self.options, self.log_shares[where], self.novelty[where], self.log_odds[where]
+        )
 
 
 class Identifier(ABC):
-    """One way to recognise tasks; a file in this folder."""
+    """One way to recognise tasks; a file in this folder.
+
+    Args:
+        settings: its section of the configuration.
+        basis: what compact features are made with.
+        looker: a multimodal model, for identifiers that look.
+    """
 
     name: ClassVar[str]
     looks: ClassVar[bool] = False  # at the images themselves, with a multimodal model
 
     def __init__(
-        self,
-        settings: IdentifierSettings,
-        background: Background,
-        acceptance: float = 0.98,
-        looker: Looker | None = None,
+        self, settings: IdentifierSettings, basis: Basis, looker: Looker | None = None
     ) -> None:
         self.settings = settings
-        self.background = background
-        self.acceptance = acceptance
+        self.basis = basis
         self.looker = looker
 
-    @property
-    def alone(self) -> Identifier:
-        """The part that answers without a multimodal model."""
-        return self
-
-    def prepare(self, signature: Signature, features: np.ndarray) -> Signature:
-        """Add what this identifier stores beyond the common statistics."""
-        return signature
+    @abstractmethod
+    def know(self, records: Mapping[str, TaskRecord]) -> None:
+        """Know exactly these tasks from now on."""
 
     @property
-    def threshold(self) -> float | None:
-        """Unseen scores above it mean none; None where there is no such score."""
-        return None
-
-    def describe(self, sample: Sample) -> Description | None:
-        """Put a new task into words; None for identifiers that do not look. May run ahead."""
-        return None
-
     @abstractmethod
-    def learn(
-        self, task: str, signature: Signature, held_out: np.ndarray, study: Study | None = None
-    ) -> dict:
-        """Add a task; returns its calibration, plain data that `restore` takes.
-
-        Args:
-            task: a new name.
-            signature: statistics of the training fold.
-            held_out: (B, F) features of the held-out fold.
-            study: its images and the task's description, for identifiers that look.
-        """
-
-    @abstractmethod
-    def restore(
-        self,
-        task: str,
-        signature: Signature,
-        calibration: dict,
-        description: Description | None = None,
-    ) -> None:
-        """Add a task that was learned before."""
-
-    @abstractmethod
-    def forget(self, task: str) -> None:
-        """Remove a task; the others are as if it had never been learned."""
+    def tasks(self) -> tuple[str, ...]:
+        """Learned tasks, by name."""
 
     @abstractmethod
     def identify(self, evidence: Evidence) -> Identification:
         """Decide for each image on its own."""
 
     @property
+    def alone(self) -> Identifier:
+        """The part that answers without a multimodal model."""
+        return self
+
+    def refusal_threshold(self, share: float) -> float | None:
+        """The novelty that `share` of the learned tasks' images exceed; None where unknown."""
+        return None
+
+    # -- for identifiers that look -----------------------------------------------------------
+
+    def describe(self, sample: Sample) -> Description | None:
+        """Put a new task into words; None for identifiers that do not look. May run ahead."""
+        return None
+
+    def study(self, record: TaskRecord, shown: Shown) -> dict[str, Any] | None:
+        """What to note of a new task, known already, that its statistics do not hold.
+
+        Args:
+            record: of the new task.
+            shown: the images of its calibration rows.
+        """
+        return None
+
+    @property
     def texts(self) -> tuple[str, ...]:
-        """The learned tasks in words, for identifiers that look."""
+        """The learned tasks in words."""
         return ()
 
     def doubted(self, found: Identification) -> np.ndarray:
@@ -179,57 +161,28 @@ class Identifier(ABC):
         """
         return found
 
-    @property
-    @abstractmethod
-    def tasks(self) -> tuple[str, ...]:
-        """Learned tasks."""
-
-    def numbers(self) -> int:
-        """Stored numbers, to be counted as parameters."""
-        return 0
-
 
 def register(identifier: type[Identifier]) -> type[Identifier]:
     """Class decorator: make an identifier selectable by its name."""
-    _IDENTIFIERS[identifier.name] = identifier
-    return identifier
+    return identifiers.register(identifier.name)(identifier)
 
 
-def identifiers() -> dict[str, type[Identifier]]:
-    """All identifiers by name; every module in this folder is imported once."""
-    package = importlib.import_module("pipeline.identifiers")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"pipeline.identifiers.{module.name}")
-    return dict(sorted(_IDENTIFIERS.items()))
+def nothing_known(count: int) -> Identification:
+    """Of `count` images, before anything was learned: all of them are new."""
+    return Identification((), np.zeros((count, 0)), np.zeros(count), np.full(count, CERTAIN))
 
 
-def identifier_class(name: str) -> type[Identifier]:
-    """The identifier of that name.
-
-    Raises:
-        UserError: unknown name.
-    """
-    known = identifiers()
-    if name not in known:
-        raise UserError(f"identifier.name: '{name}' is unknown; choose one of {', '.join(known)}")
-    return known[name]
+def sigmoid(log_odds: np.ndarray) -> np.ndarray:
+    """`1 / (1 + exp(-z))` without overflow."""
+    return np.exp(-np.logaddexp(0.0, -log_odds))
 
 
 def build_identifier(
-    settings: IdentifierSettings,
-    background: Background,
-    acceptance: float = 0.98,
-    looker: Looker | None = None,
+    settings: IdentifierSettings, basis: Basis, looker: Looker | None = None
 ) -> Identifier:
-    """The identifier that the settings name.
-
-    Args:
-        settings: its section of the configuration.
-        background: what signatures are compared against.
-        acceptance: share of seen images to accept; sets the threshold of "none".
-        looker: the multimodal model, for identifiers that look (`Identifier.looks`).
+    """The identifier that the settings name, knowing nothing.
 
     Raises:
         UserError: unknown name.
     """
-    return identifier_class(settings.name)(settings, background, acceptance, looker)
+    return identifiers.get(settings.name)(settings, basis, looker)

@@ -1,7 +1,7 @@
-"""The signature decides; the multimodal model is asked where the signature is unsure.
+"""The statistics decide; the multimodal model is asked where they are unsure.
 
 Unsure is a margin between the two likeliest tasks below a limit. Limit and weight of the model's
-answer come from held-out folds: at most a configured share of images is asked about, and a model
+answer come from calibration rows: at most a configured share of images is asked about, and a model
 that does not help gets weight 0.
 """
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.identifiers.base import Identification, register
-from pipeline.identifiers.folds import Rule, combined, fit_rule, margins_of
-from pipeline.identifiers.mllm import Mllm, log_of
+from pipeline.identifiers.folds import Rule, combined, fit_rule, floored, margins_of
+from pipeline.identifiers.mllm import Mllm
 
 
 @register
 class Cascade(Mllm):
-    """Signature first, model under a margin."""
+    """Statistics first, model under a margin."""
 
     name = "cascade"
     rule: Rule = Rule()
@@ -30,12 +30,12 @@ class Cascade(Mllm):
 
     def _fit(self) -> None:
         super()._fit()
-        self.rule = fit_rule(self._known_folds(), self.reading, self.settings.share)
+        self.rule = fit_rule(list(self._folds.values()), self.reading, self.settings.share)
 
     def doubted(self, found: Identification) -> np.ndarray:
-        """Unsure images; whoever is none of these is not asked which one it is."""
-        unsure = margins_of(log_of(found.shares)) < self.rule.margin
-        return np.flatnonzero(unsure & (found.chosen >= 0))
+        """Unsure images; of one that looks new, nobody asks which task it is."""
+        unsure = margins_of(floored(found.log_shares)) < self.rule.margin
+        return np.flatnonzero(unsure & (found.unseen <= 0.5))
 
     def _combined(self, signature: np.ndarray, model: np.ndarray) -> np.ndarray:
         return combined(signature, model, self.rule.weight)

@@ -28,22 +28,22 @@ class Describer:
     """Descriptions of a stream's tasks, each written once.
 
     Args:
-        identifier: writes them, if it looks at images.
+        identifier: writes them, if there is one and it looks at images.
         settings: of the run.
         sample: picks the images of a task that are shown.
     """
 
     def __init__(
         self,
-        identifier: Identifier,
+        identifier: Identifier | None,
         settings: Settings,
         sample: Callable[[PreparedDomain, Settings], Sample] = sample_of,
     ) -> None:
-        self._identifier = identifier
+        self.identifier = identifier
         self._settings = settings
         self._sample = sample
         self._begun: dict[str, Future[Description | None]] = {}
-        looker = identifier.looker
+        looker = None if identifier is None else identifier.looker
         ahead = looker is not None and looker.scorer.remote
         self._pool = ThreadPoolExecutor(1, "describe") if ahead else None
 
@@ -59,14 +59,15 @@ class Describer:
         Raises:
             UserError: the model does not answer.
         """
-        if not self._identifier.looks:
+        if self.identifier is None or not self.identifier.looks:
             return None
         begun = self._begun.pop(domain.name, None)
         return self._write(domain) if begun is None else begun.result()
 
     def _write(self, domain: PreparedDomain) -> Description | None:
         try:
-            return self._identifier.describe(self._sample(domain, self._settings))
+            assert self.identifier is not None
+            return self.identifier.describe(self._sample(domain, self._settings))
         except ScorerError as error:
             raise UserError(
                 f"identifier.model={self._settings.identifier.model}: cannot describe"

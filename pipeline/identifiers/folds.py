@@ -1,15 +1,14 @@
-"""What an identifier that looks remembers of held-out folds, and what it learns from them.
+"""What an identifier that looks remembers of calibration rows, and what it learns from them.
 
-A fold is scored once, when its task is learned, against the tasks known by then: no image of an
-earlier task is ever needed again. A few rows of scores stay with the task; temperature, weight and
-margin are fitted on the rows of all learned tasks, so that forgetting one is exact.
+A task's rows are scored once, when it is learned, against the tasks known by then. Temperature,
+weight and margin are fitted on the rows of all learned tasks.
 
 Shapes: n rows of a fold, T tasks known when it was scored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +25,14 @@ DIGITS = 4
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Scores of some held-out rows of one task.
+    """Scores of some calibration rows of one task.
 
     Attributes:
         task: the true task of all rows.
-        options: tasks known when they were scored, `task` among them.
-        signature: (n, T) log shares by the signature alone.
-        scores: (n, T) of the model, larger = fits better; NaN rows were not answered.
-        margins: quantiles of the signature's margin over the whole fold.
+        options: tasks known when they were scored and still known, `task` among them.
+        signature: (n, T) log shares by the statistics alone, each row left out of them.
+        scores: (n, T) of the model, larger = fits better; every row was answered.
+        margins: of the statistics' shares, over all calibration rows.
     """
 
     task: str
@@ -42,39 +41,41 @@ class Fold:
     scores: np.ndarray
     margins: np.ndarray
 
-    def asdict(self) -> dict[str, Any]:
-        """Plain data for `task.json`."""
+    @staticmethod
+    def noted(options: Sequence[str], rows: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+        """Plain data for `task.json`: what a model said of some rows."""
         return {
-            "options": list(self.options),
-            "signature": np.round(self.signature, DIGITS).tolist(),
+            "options": list(options),
+            "rows": rows.tolist(),
             "scores": [
-                None if np.isnan(row).any() else np.round(row, DIGITS).tolist()
-                for row in self.scores.astype(float)
+                None if np.isnan(row).any() else np.round(row, DIGITS).tolist() for row in scores
             ],
-            "margins": np.round(self.margins, 8).tolist(),
         }
 
     @classmethod
-    def load(cls, task: str, values: dict[str, Any]) -> Fold:
-        """From what `asdict` gave."""
-        width = len(values["options"])
-        rows = [np.full(width, np.nan) if row is None else row for row in values["scores"]]
-        return cls(
-            task,
-            tuple(values["options"]),
-            np.array(values["signature"], float).reshape(-1, width),
-            np.array(rows, float).reshape(-1, width),
-            np.array(values["margins"], float),
-        )
+    def load(
+        cls,
+        task: str,
+        noted: Mapping[str, Any],
+        options: tuple[str, ...],
+        shares: np.ndarray,
+        margins: np.ndarray,
+    ) -> Fold:
+        """The noted rows that were answered, among the options that are left.
 
-    def among(self, tasks: Sequence[str]) -> Fold:
-        """Without the options that are not among `tasks`, and without unanswered rows."""
-        kept = [i for i, option in enumerate(self.options) if option in tasks]
-        answered = ~np.isnan(self.scores).any(axis=1)
-        signature = self.signature[answered][:, kept]
-        signature = signature - logsumexp(signature)
-        options = tuple(self.options[i] for i in kept)
-        return Fold(self.task, options, signature, self.scores[answered][:, kept], self.margins)
+        Args:
+            task: whose rows.
+            noted: what `noted` gave.
+            options: those of its options that are known now.
+            shares: (R, T) left-out log shares of all calibration rows for these options.
+            margins: (R,).
+        """
+        kept = [noted["options"].index(option) for option in options]
+        answered = [i for i, row in enumerate(noted["scores"]) if row is not None]
+        scores = np.array([noted["scores"][i] for i in answered], float)
+        scores = scores.reshape(len(answered), len(noted["options"]))[:, kept]
+        signature = shares[np.array(noted["rows"], np.int64)[answered]]
+        return cls(task, options, signature - logsumexp(signature), scores, margins)
 
     @property
     def truth(self) -> int:

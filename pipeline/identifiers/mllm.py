@@ -1,24 +1,30 @@
 """Recognise tasks by their descriptions: a multimodal model compares every image with them.
 
-The signature stands behind it: it decides about "none of these" (`prototype.py`), and it answers
+The statistics stand behind it: they decide how new an image is (`prototype.py`), and they answer
 where the model does not, which is counted.
+
+The calibration rows of a task are scored once, when it is learned, against the tasks known by then:
+no image of an earlier task is ever needed again. So what is fitted on these scores, unlike all else
+an identifier says, depends on the order of learning.
 
 Shapes: B images, T tasks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.identifiers.base import Evidence, Identification, Identifier, Study, register
+from pipeline.closedform import Basis
+from pipeline.identifiers.base import Evidence, Identification, Identifier, register
 from pipeline.identifiers.description import Description, Sample
 from pipeline.identifiers.folds import Fold, Reading, fit_reading, floored, margins_of
-from pipeline.identifiers.looker import Looker
-from pipeline.identifiers.prototype import QUANTILES, Prototype
-from pipeline.identifiers.signature import Background, Signature
+from pipeline.identifiers.looker import Looker, Shown
+from pipeline.identifiers.prototype import Prototype
+from pipeline.records import TaskRecord
 from pipeline.settings import IdentifierSettings
 
 
@@ -30,117 +36,98 @@ class Mllm(Identifier):
     looks: ClassVar[bool] = True
 
     def __init__(
-        self,
-        settings: IdentifierSettings,
-        background: Background,
-        acceptance: float = 0.98,
-        looker: Looker | None = None,
+        self, settings: IdentifierSettings, basis: Basis, looker: Looker | None = None
     ) -> None:
-        super().__init__(settings, background, acceptance, looker)
-        self.guard = Prototype(settings, background, acceptance)
-        self.descriptions: dict[str, str] = {}
+        super().__init__(settings, basis, looker)
+        self.guard = Prototype(settings, basis)
+        self._records: dict[str, TaskRecord] = {}
+        self._descriptions: dict[str, str] = {}
         self._folds: dict[str, Fold] = {}
         self._fit()
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Learned tasks, in the order of learning."""
+        """Learned tasks, by name."""
         return self.guard.tasks
 
     @property
     def texts(self) -> tuple[str, ...]:
         """Their descriptions."""
-        return tuple(self.descriptions[task] for task in self.tasks)
-
-    @property
-    def threshold(self) -> float | None:
-        """The guard's."""
-        return self.guard.threshold
+        return tuple(self._descriptions[task] for task in self.tasks)
 
     @property
     def alone(self) -> Identifier:
-        """The guard."""
+        """The statistics."""
         return self.guard
 
-    def numbers(self) -> int:
-        """The signatures' numbers and the kept rows of scores."""
-        kept = sum(f.signature.size + f.scores.size + f.margins.size for f in self._folds.values())
-        return self.guard.numbers() + kept
-
-    def prepare(self, signature: Signature, features: np.ndarray) -> Signature:
-        """As the guard does."""
-        return self.guard.prepare(signature, features)
+    def refusal_threshold(self, share: float) -> float | None:
+        """The guard's."""
+        return self.guard.refusal_threshold(share)
 
     def describe(self, sample: Sample) -> Description | None:
         """One sentence on a new task, or the one in the settings."""
-        return self._looker.describe(sample)
+        return self._asked.describe(sample)
 
     @property
-    def _looker(self) -> Looker:
+    def _asked(self) -> Looker:
         if self.looker is None:
             raise ValueError(
                 f"identifier {self.name} needs a model: give build_identifier a looker"
             )
         return self.looker
 
-    # -- learning ----------------------------------------------------------------------------
+    # -- what is known -----------------------------------------------------------------------
 
-    def learn(
-        self, task: str, signature: Signature, held_out: np.ndarray, study: Study | None = None
-    ) -> dict:
-        """Add a task; its held-out fold is scored against all tasks known now."""
-        if study is None or study.description is None:
-            raise ValueError(f"task '{task}' has no description; this identifier needs one")
-        guard = self.guard.learn(task, signature, held_out)
-        self.descriptions[task] = study.description.text
-        shares = log_of(self.guard.identify(study.held_out).shares)
-        margins = margins_of(shares)
-        rows = self._rows(margins)  # of a first task too: how well its own images usually fit
-        fold = Fold(
-            task,
-            self.tasks,
-            shares[rows],
-            self._scores(study.held_out, rows),
-            np.quantile(margins, QUANTILES),
-        )
-        calibration = {"guard": guard, "fold": fold.asdict()}
-        self._folds[task] = Fold.load(task, calibration["fold"])  # as it will be restored
+    def know(self, records: Mapping[str, TaskRecord]) -> None:
+        """Know these tasks, with their descriptions and the scores of their calibration rows."""
+        self.guard.know(records)
+        self._records = dict(records)
+        for name, record in records.items():
+            if record.description is None:
+                raise ValueError(f"task '{name}' has no description; this identifier needs one")
+        self._descriptions = {
+            name: str(record.description["text"])
+            for name, record in records.items()
+            if record.description is not None
+        }
+        self._folds = {
+            name: self._fold(name, record.study)
+            for name, record in sorted(records.items())
+            if record.study is not None
+        }
         self._fit()
-        return calibration
+
+    def _fold(self, task: str, study: Mapping[str, Any]) -> Fold:
+        """A task's scored rows among the tasks that are known now, each row left out of them."""
+        shares = self._left_out(task)
+        options = tuple(option for option in study["options"] if option in self.tasks)
+        columns = [self.tasks.index(option) for option in options]
+        return Fold.load(task, study, options, shares[:, columns], margins_of(shares))
+
+    def _left_out(self, task: str) -> np.ndarray:
+        """Log shares (R, T) of a task's calibration rows, each left out where it can be."""
+        rows = self._records[task].rows
+        assert rows is not None
+        shares = self.guard.knowledge.log_shares(rows.compact.astype(np.float32))
+        found, where = self.guard.knowledge.left_out_log_shares(task)
+        shares[where] = found
+        return floored(shares)
+
+    def study(self, record: TaskRecord, shown: Shown) -> dict[str, Any] | None:
+        """Scores of a new task's calibration rows against all tasks known now."""
+        margins = margins_of(self._left_out(record.name))
+        rows = self._rows(margins)
+        scores = self._asked.look(shown, rows, self.texts)[:, :-1].astype(float)
+        return Fold.noted(self.tasks, rows, scores)
 
     def _rows(self, margins: np.ndarray) -> np.ndarray:
-        """Rows of a held-out fold that are scored and kept."""
+        """Calibration rows that are scored."""
         count = min(len(margins), self.settings.calibration_images)
         return np.unique(np.linspace(0, len(margins) - 1, count).astype(np.int64))
 
-    def restore(
-        self,
-        task: str,
-        signature: Signature,
-        calibration: dict,
-        description: Description | None = None,
-    ) -> None:
-        """Add a task with the description and the scores of its own stage."""
-        if description is None:
-            raise ValueError(f"task '{task}' has no description; this identifier needs one")
-        self.guard.restore(task, signature, calibration["guard"])
-        self.descriptions[task] = description.text
-        self._folds[task] = Fold.load(task, calibration["fold"])
-        self._fit()
-
-    def forget(self, task: str) -> None:
-        """Remove a task with its description and its scores."""
-        self.guard.forget(task)
-        del self.descriptions[task], self._folds[task]
-        self._fit()
-
-    def _known_folds(self) -> list[Fold]:
-        """Every fold among the tasks known now, in an order that does not depend on history."""
-        return [self._folds[task].among(self.tasks) for task in sorted(self._folds)]
-
     def _fit(self) -> None:
         centred = self.settings.scoring == "likelihood"
-        self.reading: Reading = fit_reading(self._known_folds(), centred)
+        self.reading: Reading = fit_reading(list(self._folds.values()), centred)
 
     # -- deciding ----------------------------------------------------------------------------
 
@@ -152,7 +139,7 @@ class Mllm(Identifier):
 
     def doubted(self, found: Identification) -> np.ndarray:
         """All images, as soon as there is a choice."""
-        return np.arange(len(found.chosen) if len(self.tasks) > 1 else 0)
+        return np.arange(len(found.novelty) if len(self.tasks) > 1 else 0)
 
     def settled(
         self, found: Identification, rows: np.ndarray, scores: np.ndarray
@@ -160,21 +147,14 @@ class Mllm(Identifier):
         """The guard's answer, with the model's word on some of the images."""
         if len(self.tasks) < 2:
             return found
-        log_shares = log_of(found.shares)
+        log_shares = floored(found.log_shares)
         answered = ~np.isnan(scores).any(axis=1)
         rows, scores = rows[answered], scores[answered]
         if len(rows):
             said = self.reading.log_shares(scores, self.tasks)
             log_shares[rows] = self._combined(log_shares[rows], said)
-        shares = np.exp(log_shares)
-        shares /= shares.sum(axis=1, keepdims=True)
-        none = found.probabilities[:, -1:]
-        return replace(
-            found,
-            shares=shares,
-            probabilities=np.concatenate([shares * (1.0 - none), none], axis=1),
-            chosen=np.where(found.chosen < 0, -1, shares.argmax(axis=1)),
-        )
+        log_shares -= np.logaddexp.reduce(log_shares, axis=1, keepdims=True)
+        return replace(found, log_shares=log_shares)
 
     def _combined(self, signature: np.ndarray, model: np.ndarray) -> np.ndarray:
         """Log shares (n, T) from both."""
@@ -186,9 +166,4 @@ class Mllm(Identifier):
             return np.zeros((0, len(self.tasks)))
         if evidence.shown is None:
             raise ValueError(f"identifier {self.name} needs the images, not only their features")
-        return self._looker.look(evidence.shown, rows, self.texts)[:, :-1].astype(float)
-
-
-def log_of(shares: np.ndarray) -> np.ndarray:
-    """Log shares, none below the floor."""
-    return floored(np.log(np.maximum(shares, 1e-300)))
+        return self._asked.look(evidence.shown, rows, self.texts)[:, :-1].astype(float)

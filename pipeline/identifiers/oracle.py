@@ -2,71 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.identifiers.base import Evidence, Identification, Identifier, Study, register
-from pipeline.identifiers.description import Description
+from pipeline.closedform import Basis
+from pipeline.identifiers.base import (
+    CERTAIN,
+    Evidence,
+    Identification,
+    Identifier,
+    nothing_known,
+    register,
+)
 from pipeline.identifiers.looker import Looker
-from pipeline.identifiers.signature import Background, Signature
+from pipeline.records import TaskRecord
 from pipeline.settings import IdentifierSettings
 
 
 @register
 class Oracle(Identifier):
-    """Answers with `Evidence.task` if it was learned, else with none."""
+    """Certain of `Evidence.task` if it was learned, else certain that it is none of the tasks."""
 
     name = "oracle"
 
     def __init__(
-        self,
-        settings: IdentifierSettings,
-        background: Background,
-        acceptance: float = 0.98,
-        looker: Looker | None = None,
+        self, settings: IdentifierSettings, basis: Basis, looker: Looker | None = None
     ) -> None:
-        super().__init__(settings, background, acceptance, looker)
-        self._tasks: dict[str, None] = {}
+        super().__init__(settings, basis, looker)
+        self._tasks: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Learned tasks."""
-        return tuple(self._tasks)
+        """Learned tasks, by name."""
+        return self._tasks
 
-    def learn(
-        self, task: str, signature: Signature, held_out: np.ndarray, study: Study | None = None
-    ) -> dict:
-        """Remember the name."""
-        self._tasks[task] = None
-        return {}
-
-    def restore(
-        self,
-        task: str,
-        signature: Signature,
-        calibration: dict,
-        description: Description | None = None,
-    ) -> None:
-        """Remember the name."""
-        self._tasks[task] = None
-
-    def forget(self, task: str) -> None:
-        """Forget the name."""
-        del self._tasks[task]
+    def know(self, records: Mapping[str, TaskRecord]) -> None:
+        """Remember the names."""
+        self._tasks = tuple(sorted(records))
 
     def identify(self, evidence: Evidence) -> Identification:
         """Certain of the given task."""
-        return certain(evidence.task, self.tasks, len(evidence.features))
+        return certain(evidence.task, self._tasks, len(evidence.compact))
 
 
 def certain(task: str | None, options: Sequence[str], count: int) -> Identification:
-    """The identification of `count` images by someone who knows: none where it is no option."""
-    index = options.index(task) if task in options else -1
-    probabilities = np.zeros((count, len(options) + 1))
-    probabilities[:, index] = 1.0
-    shares = np.full((count, len(options)), 1.0 / max(1, len(options)))
-    if index >= 0:
-        shares = probabilities[:, :-1]
-    unseen = np.full(count, float(index < 0))
-    return Identification(tuple(options), probabilities, shares, np.full(count, index), unseen)
+    """The identification of `count` images by someone who knows.
+
+    Whoever knows that an image is of no learned task knows of none that would be nearer than
+    another: every share is 0, and no group has a say.
+    """
+    if not options:
+        return nothing_known(count)
+    log_shares = np.full((count, len(options)), -np.inf)
+    known = task in options
+    if known:
+        log_shares[:, list(options).index(str(task))] = 0.0
+    novelty = np.full(count, 0.0 if known else 1.0)
+    return Identification(
+        tuple(options), log_shares, novelty, np.full(count, -CERTAIN if known else CERTAIN)
+    )

@@ -8,9 +8,7 @@ Shapes: B images, T descriptions.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.registry import Registry
 from pipeline.settings import IdentifierSettings
 
 
@@ -85,25 +84,8 @@ class Scorer(Protocol):
 
 
 Factory = Callable[[IdentifierSettings, int], Scorer]
-_DRIVERS: dict[str, Factory] = {}
-
-
-def register_driver(name: str) -> Callable[[Factory], Factory]:
-    """Decorator of a driver: a class or function of (settings, threads)."""
-
-    def add(factory: Factory) -> Factory:
-        _DRIVERS[name] = factory
-        return factory
-
-    return add
-
-
-def drivers() -> dict[str, Factory]:
-    """All drivers by name; each file is imported once, what it drives only when it is built."""
-    package = importlib.import_module("pipeline.identifiers.drivers")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-    return dict(sorted(_DRIVERS.items()))
+drivers: Registry[Factory] = Registry("pipeline.identifiers.drivers", "identifier.driver")
+register_driver = drivers.register
 
 
 def check_driver(settings: IdentifierSettings) -> None:
@@ -112,11 +94,7 @@ def check_driver(settings: IdentifierSettings) -> None:
     Raises:
         UserError: unknown driver, or settings that it lacks.
     """
-    known = drivers()
-    if settings.driver not in known:
-        raise UserError(
-            f"identifier.driver={settings.driver}: unknown; choose one of {', '.join(known)}"
-        )
+    drivers.get(settings.driver)
     local = settings.driver in ("transformers", "vllm")
     if local and settings.model.startswith(("/", ".", "~")) and not Path(settings.model).is_dir():
         raise UserError(
@@ -164,7 +142,7 @@ def build_scorer(settings: IdentifierSettings, threads: int = 0) -> Scorer:
         UserError: unknown driver, or a model that cannot be loaded.
     """
     check_driver(settings)
-    return drivers()[settings.driver](settings, threads)
+    return drivers.get(settings.driver)(settings, threads)
 
 
 def one_hot(found: Sequence[int | None], options: int, doubt: float = 0.05) -> np.ndarray:

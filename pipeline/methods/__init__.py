@@ -1,5 +1,28 @@
 """How a stream is learned: one file per method, each registering itself by name."""
 
-from pipeline.methods.base import Adapter, Method, StageContext, build_method, methods
+from pipeline.methods.adapter import Adapter, Neighbour, StageContext
+from pipeline.methods.base import (
+    Fitted,
+    Method,
+    StageData,
+    build_method,
+    method_class,
+    method_options,
+    methods,
+)
+from pipeline.methods.view import Function, View
 
-__all__ = ["Adapter", "Method", "StageContext", "build_method", "methods"]
+__all__ = [
+    "Adapter",
+    "Fitted",
+    "Function",
+    "Method",
+    "Neighbour",
+    "StageContext",
+    "StageData",
+    "View",
+    "build_method",
+    "method_class",
+    "method_options",
+    "methods",
+]

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from pipeline.methods.base import register
+from pipeline.methods.base import MethodOptions, register
 from pipeline.methods.trge import Trge
+
+
+class AseOptions(MethodOptions):
+    """`baseline`: the method that Delta_m compares with, learned after the run; null = none."""
+
+    baseline: str | None = "lora_per_task"
 
 
 @register
@@ -15,6 +21,7 @@ class Ase(Trge):
     """
 
     name = "ase"
+    Options = AseOptions
     fuses = False
     borrows = False
     joint = True

@@ -1,109 +1,84 @@
 """The contract of a method, and the registry.
 
-A method says what a stage trains (an `Adapter`), and what answers at test time: each stage leaves a
-*function*, named by its task; `None` names frozen CLIP. Everything else - data, optimisation,
-storage, identification, evaluation - is shared by all methods.
+A method says how a stage is fitted, which *function* answers for a task, and who answers for an
+image (its policy). Data, storage, identification, candidates and evaluation are shared by all.
+
+It has two halves. The one with numbers alone (`fit`, `know`, `function`, `scores`) works without
+a backbone; the one with CLIP (`adapter`, `install`, `image_features`, `class_features`) is for
+methods that train, in encoders and replicas. A closed form needs the first half only.
 
 Shapes: B batch, L tokens, D width, C classes, F embedding.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
-import pkgutil
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from pydantic import Field, ValidationError
+from torch import Tensor
 
+from pipeline.closedform import Basis
 from pipeline.errors import UserError
+from pipeline.methods.adapter import Adapter, StageContext
+from pipeline.methods.view import Function, View
 from pipeline.model.backbone import Backbone
-from pipeline.model.watch import Watch
-from pipeline.settings import Settings
+from pipeline.records import ClassList, GroupRecord, TaskRecord
+from pipeline.registry import Registry
+from pipeline.settings import MethodSettings, Settings, Strict
 
-_METHODS: dict[str, type[Method]] = {}
+methods: Registry[type[Method]] = Registry("pipeline.methods", "method.name")
+Policy = Literal["given", "one", "hard", "posterior"]
 
 
-@dataclass(frozen=True, order=True)
-class Neighbour:
-    """An earlier task that may help a new one, `distance` apart; ordered by distance."""
+class MethodOptions(Strict):
+    """`method.options` of a method that has no more of its own."""
 
-    distance: float
-    task: str
+    learning_rate: float | None = Field(None, gt=0.0)
+
+
+@dataclass
+class Fitted:
+    """What fitting a stage found.
+
+    Attributes:
+        tensors: weights that were trained; they become `group.safetensors`.
+        tasks: per task, fields of its record: `temperature`, `own_CF`, `facts`, `probe`, `outputs`.
+        parameters: trained numbers.
+        neighbours: groups that are borrowed from: `task`, `distance`, `gain`.
+        experts: how tasks use experts.
+        facts: for the journal, see `pipeline/training/stage.py`.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parameters: int = 0
+    neighbours: list[dict[str, Any]] = field(default_factory=list)
+    experts: dict[str, Any] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class StageContext:
-    """What is known when a stage starts: its number, its name, its nearest earlier tasks.
+class StageData:
+    """What a method may fit a stage on.
 
-    `task` is the name of the stage: that of its task, or of several; `tasks` holds their names.
+    Attributes:
+        stage: its number.
+        name: that of its task, or of several.
+        tasks: a record of each task with what is known before anything is fitted: statistics of
+            its training rows, calibration rows, class features of frozen CLIP.
+        train: fits the method's adapter on the stage's images by gradient descent.
     """
 
     stage: int
-    task: str
-    neighbours: tuple[Neighbour, ...] = ()
-    tasks: tuple[str, ...] = ()
-
-
-class Adapter(nn.Module, ABC):
-    """The trainable part of one stage, from the trunk's activations to features.
-
-    Attributes:
-        watch: looks on while a training pass runs, None otherwise.
-        heads: parameters of dense tasks' own, by number; only in a stage that has such tasks.
-        log_variance: (T,) learned weights of the losses of a stage's tasks; only where wanted.
-    """
-
-    watch: Watch | None = None
-    log_variance: nn.Parameter
-    heads: nn.ModuleDict
-
-    @abstractmethod
-    def image(self, x_BLD: Tensor, task: int | Tensor = 0) -> Tensor:
-        """Normalised image features (B, F) from activations at the first adapted image block.
-
-        `task` counts the tasks of the stage: one for all images, or one per image (B,).
-        """
-
-    @abstractmethod
-    def text(self, x_CLD: Tensor, position_C: Tensor, task: int = 0) -> Tensor:
-        """Normalised caption features (C, F) from activations at the first adapted text block."""
-
-    def maps(self, x_BLD: Tensor, task: int | Tensor = 0) -> list[Tensor]:
-        """Token maps (B, L, D) of several depths, for dense tasks; only where `Method.dense`."""
-        raise NotImplementedError
-
-    def rest_text(self) -> None:
-        """No task of the stage reads class names: leave out of training what adapts them."""
-
-    @abstractmethod
-    def export(self) -> dict[str, Tensor]:
-        """Tensors of `group.safetensors`."""
-
-    def borrowed(self) -> list[dict[str, Any]]:
-        """Neighbours in use, as `{"task", "distance"}`."""
-        return []
-
-    def optional_neighbours(self) -> list[str]:
-        """Neighbours that may still be dropped after training."""
-        return []
-
-    def keep_neighbours(self, tasks: Sequence[str]) -> None:
-        """Drop all neighbours but these."""
-
-    def without(self, tasks: Sequence[str]) -> AbstractContextManager[None]:
-        """While it lasts, these neighbours are silent."""
-        return nullcontext()
-
-    def forward(self, compute: Callable[[Adapter], Any]) -> Any:
-        """`compute(self)`: one pass, whatever it holds, as data-parallel training needs it."""
-        return compute(self)
+    name: str
+    tasks: tuple[TaskRecord, ...]
+    train: Callable[[], Fitted]
 
 
 class Method(ABC):
@@ -111,75 +86,157 @@ class Method(ABC):
 
     Attributes:
         name: what `method=` selects.
-        trains: False if stages are not trained at all.
-        given_id: True if the task's identity is given at test time (an upper bound).
-        fuses: True if images of no learned task get frozen CLIP fused with the likeliest groups.
-        borrows: True if a group may use earlier groups.
-        identifies: True if images must be identified, so that each task needs a signature.
-        joint: True if one stage holds all tasks unless `stream.stages` says otherwise.
-        alone: True if each task has a stage of its own, whatever `stream.stages` says.
-        dense: True if it learns dense tasks too.
+        Options: type of its `method.options`.
+        policy: who answers. `given`: the function of the task that is given. `one`: one function
+            for every image. `hard`: that of the likeliest task, frozen CLIP for what is new.
+            `posterior`: every task by its probability (method 7.5).
+        learns: False if stages leave nothing behind.
+        fuses: images of no learned task get frozen CLIP fused with the likeliest groups.
+        borrows: a group may use earlier groups.
+        joint: one stage holds all tasks unless `stream.stages` says otherwise.
+        alone: each task has a stage of its own, whatever `stream.stages` says.
+        dense: it learns dense tasks too.
+        kappa: weight of CLIP's scores in deciding that an image is new.
+        debias: share of the mean image that is taken out of CLIP's scores.
+
+    Args:
+        settings: of the run.
+        basis: of compact features.
+        backbone: frozen CLIP; None where numbers are enough.
+        scale: `exp(logit_scale)` of the backbone, where none is given.
     """
 
     name: ClassVar[str]
-    trains: ClassVar[bool] = True
-    given_id: ClassVar[bool] = False
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    policy: ClassVar[Policy] = "hard"
+    learns: ClassVar[bool] = True
     fuses: ClassVar[bool] = False
     borrows: ClassVar[bool] = False
-    identifies: ClassVar[bool] = False
     joint: ClassVar[bool] = False
     alone: ClassVar[bool] = False
     dense: ClassVar[bool] = False
+    kappa: float = 0.5
+    debias: float = 0.0
 
-    def __init__(self, backbone: Backbone, settings: Settings) -> None:
-        self.backbone = backbone
+    def __init__(
+        self,
+        settings: Settings,
+        basis: Basis | None = None,
+        backbone: Backbone | None = None,
+        scale: float = 1.0,
+    ) -> None:
         self.settings = settings
+        self.basis = basis
+        self.scale = scale if backbone is None else backbone.logit_scale
+        self._backbone = backbone
+        self.options: Any = method_options(settings.method)
+        self.records: dict[str, TaskRecord] = {}
+
+    @classmethod
+    def identifies(cls) -> bool:
+        """Whether images must be identified, so that each task leaves its statistics."""
+        return cls.policy in ("hard", "posterior")
+
+    # -- numbers alone -----------------------------------------------------------------------
+
+    def fit(self, stage: StageData, earlier: Sequence[GroupRecord]) -> Fitted:
+        """Learn a stage; by default its adapter is trained by gradient descent."""
+        return stage.train()
+
+    def know(self, records: Mapping[str, TaskRecord]) -> None:
+        """Answer with exactly these records from now on, in the order of learning."""
+        self.records = dict(records)
+
+    @classmethod
+    def function(cls, task: str | None, learned: Sequence[str]) -> Function | None:
+        """What answers for an image of `task` once `learned` are; None = frozen CLIP."""
+        return Function(task, task) if task is not None and task in learned else None
+
+    def scores(self, view: View, function: Function, listed: ClassList) -> np.ndarray | None:
+        """Log-probabilities (B, C) of a class list under a function; None if it cannot score it.
+
+        By default `softmax(exp(s) <v, u> / T)` with features of the function and its temperature.
+        """
+        logits = self.scale * view.features(function) @ view.text(listed, function).T
+        record = self.records.get(function.task)
+        return log_softmax(logits / (record.temperature if record is not None else 1.0))
+
+    def clip_scores(self, view: View, text_CF: np.ndarray) -> np.ndarray:
+        """CLIP's scores (B, C) of classes, `exp(s) <v - delta m_f, u>` (method 7.5)."""
+        return self.scale * self.debiased(view.frozen) @ text_CF.astype(np.float64).T
+
+    def debiased(self, frozen_BF: np.ndarray) -> np.ndarray:
+        """`v - delta m_f` in double precision; v itself, exactly, where delta is 0."""
+        v = frozen_BF.astype(np.float64)
+        if self.debias == 0.0 or self.basis is None:
+            return v
+        return v - self.debias * self.basis.frozen_mean
+
+    def contributions(self, function: Function) -> dict[str, float]:
+        """Groups at work in a function and their mean weight: its own, then its neighbours."""
+        return {function.task: 1.0}
+
+    # -- with CLIP ---------------------------------------------------------------------------
 
     @property
-    @abstractmethod
+    def backbone(self) -> Backbone:
+        """Frozen CLIP. Raises RuntimeError for a method that was built for numbers alone."""
+        if self._backbone is None:
+            raise RuntimeError(f"method {self.name} was built without a backbone")
+        return self._backbone
+
+    @property
     def first_blocks(self) -> tuple[int, int]:
-        """First block that a stage may change, in the image and in the text encoder."""
+        """First block that a stage may change, in the image and in the text encoder.
+
+        By default nothing is changed: all but the last block, whose pooling ends a pass.
+        """
+        return self.backbone.image.depth - 1, self.backbone.text.depth - 1
 
     @property
     def learning_rate(self) -> float:
         """Peak learning rate: `method.options.learning_rate`, else `training.learning_rate`."""
-        value = self.settings.method.options.get("learning_rate")
-        return float(value or self.settings.training.learning_rate)
+        return float(self.options.learning_rate or self.settings.training.learning_rate)
 
-    @abstractmethod
     def adapter(self, context: StageContext) -> Adapter:
         """What the stage trains; earlier stages are installed already."""
+        raise NotImplementedError(f"{self.name} trains nothing")
 
-    @abstractmethod
     def install(self, task: str, tensors: Mapping[str, Tensor]) -> None:
         """Make a stored group answer; raises ValueError if it does not fit."""
+        if tensors:
+            raise ValueError(f"group '{task}' has weights, and {self.name} has no use for any")
 
     def without(self, tensors: Mapping[str, Tensor], task: str) -> dict[str, Tensor]:
         """A stored group as it is when an earlier one is forgotten that it borrows from."""
         return dict(tensors)
 
-    @classmethod
-    def function(cls, task: str | None, learned: Sequence[str]) -> str | None:
-        """Which stored function answers for an image of `task` after `learned` stages."""
-        return task if task in learned else None
-
-    @abstractmethod
-    def image_features(self, x_BLD: Tensor, functions: Sequence[str | None]) -> Tensor:
+    def image_features(self, x_BLD: Tensor, functions: Sequence[Function]) -> Tensor:
         """Normalised features (B, F) from trunk activations, one function per image."""
+        raise NotImplementedError(f"{self.name} has no functions with weights")
 
-    def maps(self, x_BLD: Tensor, function: str) -> list[Tensor]:
+    def maps(self, x_BLD: Tensor, function: Function) -> list[Tensor]:
         """Token maps (B, L, D) of one function from trunk activations; only where `dense`."""
         raise NotImplementedError
 
-    @abstractmethod
     def class_features(
-        self, classes: Sequence[str], templates: Sequence[str], function: str | None
+        self, classes: Sequence[str], templates: Sequence[str], function: Function | None
     ) -> Tensor:
-        """Class features (C, F) under one function."""
+        """Class features (C, F) under one function, None = frozen CLIP."""
+        return self.backbone.encode_classes(classes, templates)
 
-    def contributions(self, function: str) -> dict[str, float]:
-        """Groups at work in a function and their mean weight: its own, then its neighbours."""
-        return {function: 1.0}
+    def encode_list(self, listed: ClassList, function: Function | None) -> Tensor:
+        """Class features (C, F) of names that need not share their templates."""
+        parts: dict[tuple[str, ...], list[int]] = {}
+        for position, item in enumerate(listed):
+            parts.setdefault(item.templates, []).append(position)
+        found: list[Tensor] = [torch.empty(0)] * len(listed)
+        for templates, positions in parts.items():
+            names = [listed[at].name for at in positions]
+            features = self.class_features(names, templates, function)
+            for at, u_F in zip(positions, features, strict=True):
+                found[at] = u_F
+        return torch.stack(found)
 
     def trunk(self, image_BCHW: Tensor, record: Callable | None = None) -> Tensor:
         """Activations (B, L, D) at the first adapted image block: shared by all functions."""
@@ -193,45 +250,45 @@ class Method(ABC):
         return F.normalize(tower.finish(x_BD), dim=-1)
 
 
-def pack(value: Any) -> Tensor:
-    """Plain data as bytes in a tensor, to be stored in `group.safetensors`."""
-    return torch.frombuffer(
-        bytearray(json.dumps(value, sort_keys=True).encode()), dtype=torch.uint8
-    ).clone()
-
-
-def unpack(tensor: Tensor) -> Any:
-    """Inverse of `pack`."""
-    return json.loads(bytes(tensor.numpy().tobytes()).decode() or "[]")
-
-
-def read_tasks(tensors: Mapping[str, Tensor], stage: str) -> list[str]:
-    """The tasks that a stored group was trained on, in the order of the stage."""
-    return unpack(tensors["tasks"]) if "tasks" in tensors else [stage]
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities over the last axis, in double precision."""
+    z = logits.astype(np.float64)
+    return z - np.logaddexp.reduce(z, axis=-1, keepdims=True)
 
 
 def register(method: type[Method]) -> type[Method]:
     """Class decorator: make a method selectable by its name."""
-    _METHODS[method.name] = method
-    return method
-
-
-def methods() -> dict[str, type[Method]]:
-    """All methods by name; every module in this folder is imported once."""
-    package = importlib.import_module("pipeline.methods")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"pipeline.methods.{module.name}")
-    return dict(sorted(_METHODS.items()))
+    return methods.register(method.name)(method)
 
 
 def method_class(name: str) -> type[Method]:
     """Raises UserError with the known names if there is no such method."""
-    known = methods()
-    if name not in known:
-        raise UserError(f"method.name: '{name}' is unknown; choose one of {', '.join(known)}")
-    return known[name]
+    return methods.get(name)
 
 
-def build_method(backbone: Backbone, settings: Settings) -> Method:
+def method_options(settings: MethodSettings) -> MethodOptions:
+    """The options of the method that the settings name.
+
+    Raises:
+        UserError: a key that the method does not have, or a value that is none.
+    """
+    kind = method_class(settings.name).Options
+    try:
+        return kind.model_validate(settings.options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(["method.options", *(str(part) for part in problem["loc"])])
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(kind.model_fields)
+            raise UserError(f"{key}: unknown option of {settings.name}; it has {known}") from None
+        raise UserError(f"{key}={problem['input']}: {problem['msg'].lower()}") from None
+
+
+def build_method(
+    settings: Settings,
+    basis: Basis | None = None,
+    backbone: Backbone | None = None,
+    scale: float = 1.0,
+) -> Method:
     """The method that the settings name, with nothing learned yet."""
-    return method_class(settings.method.name)(backbone, settings)
+    return method_class(settings.method.name)(settings, basis, backbone, scale)

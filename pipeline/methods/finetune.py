@@ -13,7 +13,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.methods.base import Adapter, Method, StageContext, pack, read_tasks, register
+from pipeline.closedform import Basis
+from pipeline.methods.adapter import Adapter, StageContext, pack, read_tasks
+from pipeline.methods.base import Method, register
+from pipeline.methods.view import Function
 from pipeline.model.backbone import Backbone
 from pipeline.model.experts import trunk_blocks
 from pipeline.model.towers import ImageTower, TextTower
@@ -80,9 +83,16 @@ class Finetune(Method):
     """Sequential fine-tuning of everything above the trunk."""
 
     name = "finetune"
+    policy = "one"
 
-    def __init__(self, backbone: Backbone, settings: Settings) -> None:
-        super().__init__(backbone, settings)
+    def __init__(
+        self,
+        settings: Settings,
+        basis: Basis | None = None,
+        backbone: Backbone | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__(settings, basis, backbone, scale)
         self.stages: dict[str, TunedTowers] = {}
 
     @property
@@ -109,19 +119,17 @@ class Finetune(Method):
             self.stages[name] = adapter.requires_grad_(False)
 
     @classmethod
-    def function(cls, task: str | None, learned: Sequence[str]) -> str | None:
+    def function(cls, task: str | None, learned: Sequence[str]) -> Function | None:
         """The newest weights, whatever the image."""
-        return learned[-1] if learned else None
+        return Function(learned[-1], learned[-1]) if learned else None
 
-    def image_features(self, x_BLD: Tensor, functions: Sequence[str | None]) -> Tensor:
+    def image_features(self, x_BLD: Tensor, functions: Sequence[Function]) -> Tensor:
         """Features of one stage's weights; all images of a batch must name the same stage."""
         (function,) = set(functions)
-        return (
-            self.frozen_features(x_BLD) if function is None else self.stages[function].image(x_BLD)
-        )
+        return self.stages[function.task].image(x_BLD)
 
     def class_features(
-        self, classes: Sequence[str], templates: Sequence[str], function: str | None
+        self, classes: Sequence[str], templates: Sequence[str], function: Function | None
     ) -> Tensor:
         """Class features of one stage's weights."""
         if function is None:
@@ -131,5 +139,5 @@ class Finetune(Method):
         tower = self.backbone.text
         position = tower.positions(tokens)
         x_CLD = tower.run(tower.embed(tokens), 0, self.first_blocks[1], None, position)
-        features = self.stages[function].text(x_CLD, position)
+        features = self.stages[function.task].text(x_CLD, position)
         return F.normalize(features.view(len(classes), len(templates), -1).mean(dim=1), dim=-1)

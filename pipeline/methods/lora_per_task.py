@@ -11,9 +11,8 @@ class LoraPerTask(Trge):
     """Expert groups with the task's identity given at test time; frozen CLIP for unseen tasks."""
 
     name = "lora_per_task"
-    given_id = True
+    policy = "given"
     fuses = False
     borrows = False
-    identifies = False
     alone = True
     dense = True

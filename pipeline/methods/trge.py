@@ -16,16 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.methods.base import (
-    Adapter,
-    Method,
-    Neighbour,
-    StageContext,
-    pack,
-    read_tasks,
-    register,
-    unpack,
-)
+from pipeline.closedform import Basis
+from pipeline.methods.adapter import Adapter, Neighbour, StageContext, pack, read_tasks, unpack
+from pipeline.methods.base import Method, register
+from pipeline.methods.view import Function
 from pipeline.model.backbone import Backbone
 from pipeline.model.experts import ExpertGroup, Experts, expert_shapes, trunk_blocks
 from pipeline.model.growing import GrowingModel
@@ -75,10 +69,11 @@ class GroupAdapter(Adapter):
                 )
 
     def weights(self, encoder: str, blocks: int) -> Tensor:
-        """(K, N): own group first, then the neighbours."""
+        """(K, N): own group first, then the neighbours; silent ones weigh nothing."""
         distances = torch.tensor([0.0] + [n.distance for n in self.neighbours])
         if self.rule == "softmax":
-            shares = (-distances / self.temperature).softmax(dim=0)
+            silent = torch.tensor([False] + [n.task in self._silent for n in self.neighbours])
+            shares = (-distances / self.temperature).masked_fill(silent, -torch.inf).softmax(dim=0)
             return shares[:, None].expand(-1, blocks)
         own = torch.ones(1, blocks)
         if not self.neighbours:
@@ -194,14 +189,20 @@ class Trge(Method):
     name = "trge"
     fuses = True
     borrows = True
-    identifies = True
 
-    def __init__(self, backbone: Backbone, settings: Settings) -> None:
-        super().__init__(backbone, settings)
-        self.shapes = expert_shapes(backbone, settings.experts)
-        self.model = GrowingModel(backbone, self.shapes)
+    def __init__(
+        self,
+        settings: Settings,
+        basis: Basis | None = None,
+        backbone: Backbone | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__(settings, basis, backbone, scale)
         self.groups: dict[str, ExpertGroup] = {}
         self.lenders: dict[str, dict[str, Lender]] = {}
+        if backbone is not None:
+            self.shapes = expert_shapes(backbone, settings.experts)
+            self.model = GrowingModel(backbone, self.shapes)
 
     @property
     def first_blocks(self) -> tuple[int, int]:
@@ -259,22 +260,23 @@ class Trge(Method):
         changed["neighbours"] = pack(listed)
         return changed
 
-    def contributions(self, function: str) -> dict[str, float]:
+    def contributions(self, function: Function) -> dict[str, float]:
         """Own group and neighbours with their weights, mean over the blocks of an encoder."""
-        mix = self.model.mixes[function]
+        mix = self.model.mixes[function.task]
         means = next(iter(mix.weights.values())).mean(dim=1).tolist()
         return dict(zip(mix.groups, means, strict=True))
 
-    def image_features(self, x_BLD: Tensor, functions: Sequence[str | None]) -> Tensor:
+    def image_features(self, x_BLD: Tensor, functions: Sequence[Function]) -> Tensor:
         """One pass over a mixed-task batch."""
-        return self.model.encode_tokens(x_BLD, self.model.mix(functions))
+        return self.model.encode_tokens(x_BLD, self.model.mix([f.task for f in functions]))
 
-    def maps(self, x_BLD: Tensor, function: str) -> list[Tensor]:
+    def maps(self, x_BLD: Tensor, function: Function) -> list[Tensor]:
         """Token maps of one task."""
-        return self.model.token_maps(x_BLD, self.model.mix([function]))
+        return self.model.token_maps(x_BLD, self.model.mix([function.task]))
 
     def class_features(
-        self, classes: Sequence[str], templates: Sequence[str], function: str | None
+        self, classes: Sequence[str], templates: Sequence[str], function: Function | None
     ) -> Tensor:
         """Class features under the mix of one task."""
-        return self.model.encode_classes(classes, templates, function)
+        task = None if function is None else function.task
+        return self.model.encode_classes(classes, templates, task)

@@ -1,18 +1,18 @@
-"""Which attention kernel and precision this processor runs fastest: measured once, then recorded.
+"""Which attention kernel and precision a processor runs fastest: decided by what it has.
 
-CPUs with and without matrix units differ several-fold, in opposite directions, so a short probe
-decides. A resumed run reuses the recorded choice, because results depend on it to the last bit.
+CPUs with and without matrix units differ several-fold, in opposite directions. A race would decide
+by what else the machine does just then, and two runs of one seed would differ; what the processor
+has is the same every time. A run records the choice and a resumed run reuses it, because results
+depend on it to the last bit.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
-import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 BACKENDS = {
@@ -21,7 +21,6 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PROBE_REPEATS = 5  # the minimum of five survives a noisy neighbour
 
 
 @dataclass(frozen=True)
@@ -61,49 +60,30 @@ def resolve_device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def probe(
-    attention: str, precision: str, device: str, width: int = 256, tokens: int = 65
-) -> Kernels:
-    """Time a small transformer block, forward and backward, for every choice left `auto`.
+def choose(attention: str, precision: str, device: str) -> Kernels:
+    """The kernels for everything left `auto`.
 
     Args:
         attention: a kernel's name or `auto`.
         precision: `fp32`, `bf16` or `auto`.
         device: a torch device.
-        width: channels of the probe's block (D).
-        tokens: sequence length of the probe (L).
 
     Returns:
-        The fastest combination on this device.
+        GPUs: flash attention, bf16 where the card computes in it. CPUs with matrix units (AMX):
+        math and bf16; other CPUs: flash and fp32.
     """
-    kernels = [attention] if attention != "auto" else ["math", "flash"]
-    if attention == "auto" and device.startswith("cuda"):
-        kernels = ["flash", "efficient"]
-    precisions = [precision] if precision != "auto" else ["fp32", "bf16"]
-    choices = [Kernels(a, p, device) for p in precisions for a in kernels]
-    if len(choices) == 1:
-        return choices[0]
-    timings = {choice: _time_block(choice, width, tokens) for choice in choices}
-    return min(timings, key=lambda choice: timings[choice])
+    if device.startswith("cuda"):
+        best = ("flash", "bf16" if torch.cuda.is_bf16_supported() else "fp32")
+    else:
+        best = ("math", "bf16") if has_matrix_units() else ("flash", "fp32")
+    return Kernels(
+        best[0] if attention == "auto" else attention,
+        best[1] if precision == "auto" else precision,
+        device,
+    )
 
 
-def _time_block(kernels: Kernels, width: int, tokens: int) -> float:
-    generator = torch.Generator().manual_seed(0)
-    x_BLD = torch.randn(32, tokens, width, generator=generator).to(kernels.device)
-    w_qkv = torch.randn(3 * width, width, generator=generator).to(kernels.device) * 0.02
-    w_up = torch.randn(4 * width, width, generator=generator).to(kernels.device) * 0.02
-    x_BLD.requires_grad_(True)
-    best = float("inf")
-    for _ in range(PROBE_REPEATS):
-        start = time.perf_counter()
-        with kernels.training():
-            q, k, v = (
-                F.linear(x_BLD, w_qkv).view(32, tokens, 3, width // 64, 64).permute(2, 0, 3, 1, 4)
-            )
-            y_BLD = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-            y_BLD = F.gelu(F.linear(y_BLD, w_up)) @ w_up
-        y_BLD.float().sum().backward()
-        if kernels.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+def has_matrix_units() -> bool:
+    """Whether this CPU has tiles for bf16 products (AMX)."""
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(asked()) if asked is not None else False

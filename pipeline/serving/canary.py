@@ -1,26 +1,31 @@
 """The canary: a generation shows on stored images that it may answer, before it does.
 
-New groups are checked on all images stored with them: finite logits, those they had when they were
-learned, and enough of them right. Domains that answer already must give the same logits as now.
+New groups are checked on all images stored with them: finite scores, those they had when they were
+learned, and enough of them right. Domains that answer already must give the same scores as now.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from pipeline.serving.library import LearnedTask
+from pipeline.learned.runtime import Runtime
+from pipeline.learned.state import State
+from pipeline.learned.texts import Texts
 from pipeline.serving.pointer import Refused
-from pipeline.serving.snapshot import Snapshot
 from pipeline.settings import CanarySettings
+
+if TYPE_CHECKING:
+    from pipeline.serving.model import Generation
 
 BATCH = 32
 
 
-def check(new: Snapshot, current: Snapshot | None, settings: CanarySettings) -> dict[str, float]:
-    """Largest change of a logit per domain.
+def check(
+    runtime: Runtime, new: Generation, current: Generation | None, settings: CanarySettings
+) -> dict[str, float]:
+    """Largest change of a log-probability per domain.
 
     Raises:
         Refused: the reason, naming the domain.
@@ -28,25 +33,28 @@ def check(new: Snapshot, current: Snapshot | None, settings: CanarySettings) -> 
     changes: dict[str, float] = {}
     known = {} if current is None else current.tasks
     for name, task in new.tasks.items():
+        assert task.probe is not None
         old = known.get(name)
-        same = old is not None and old.ref == task.ref
-        count = min(settings.images, len(task.probe.images)) if same else len(task.probe.images)
-        logits = probe_logits(new, task, count)
-        if not np.isfinite(logits).all():
-            raise Refused(f"'{name}': its logits are not finite")
-        reference = task.probe.logits[:count]
+        same = old is not None and current is not None and old is task
+        count = len(task.probe.images)
+        if same:
+            count = min(settings.images, count)
+        scores = probe_scores(runtime, new.state, new.texts, name, count)
+        if not np.isfinite(scores[:, task_known(scores)]).all() or np.isnan(scores).any():
+            raise Refused(f"'{name}': its scores are not finite")
+        reference = task.probe.scores[:count]
         if same and current is not None:
-            reference = probe_logits(current, task, count)
-        if reference.shape != logits.shape:
-            raise Refused(f"'{name}': {logits.shape[1]} classes, {reference.shape[1]} when learned")
-        changes[name] = float(np.abs(logits - reference).max())
+            reference = probe_scores(runtime, current.state, current.texts, name, count)
+        if reference.shape != scores.shape:
+            raise Refused(f"'{name}': {scores.shape[1]} classes, {reference.shape[1]} when learned")
+        changes[name] = largest_change(scores, reference)
         if changes[name] > settings.tolerance:
             since = "from those that answer now" if same else "from when it was learned"
             raise Refused(
-                f"'{name}': logits differ by {changes[name]:.2g} {since}, more than"
+                f"'{name}': scores differ by {changes[name]:.2g} {since}, more than"
                 f" {settings.tolerance:g}: another backbone, or altered weights"
             )
-        right = float((logits.argmax(axis=1) == task.probe.labels[:count]).mean())
+        right = float((scores.argmax(axis=1) == task.probe.labels[:count]).mean())
         if not same and right < settings.floor:
             raise Refused(
                 f"'{name}': {right:.0%} of its probe images right, {settings.floor:.0%} needed"
@@ -54,17 +62,29 @@ def check(new: Snapshot, current: Snapshot | None, settings: CanarySettings) -> 
     return changes
 
 
-@torch.no_grad()
-def probe_logits(snapshot: Snapshot, task: LearnedTask, count: int) -> np.ndarray:
-    """Logits (count, C) of a domain's first probe images under its own function."""
+def probe_scores(runtime: Runtime, state: State, texts: Texts, name: str, count: int) -> np.ndarray:
+    """Log-probabilities (count, C) of a domain's first probe images under its own function."""
+    record, function = state.records[name], state.function(name)
+    assert record.probe is not None and function is not None
     parts = []
-    for images in _batches(task.probe.images[:count]):
-        method = snapshot.method
-        x_BLD = method.trunk(method.backbone.normalise(images))
-        v_BF = method.image_features(x_BLD, [task.name] * len(images))
-        parts.append((method.backbone.logit_scale * v_BF @ task.own_CF.T).cpu().numpy())
+    for start in range(0, count, BATCH):
+        images = record.probe.images[start : min(count, start + BATCH)]
+        view = runtime.view(state, images, texts)
+        scores = state.method.scores(view, function, record.listed)
+        assert scores is not None
+        parts.append(scores)
     return np.concatenate(parts)
 
 
-def _batches(images: np.ndarray) -> Sequence[np.ndarray]:
-    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+def task_known(scores: np.ndarray) -> np.ndarray:
+    """(C,) classes that have any score: one without a training image has none."""
+    return np.logical_not(np.isneginf(scores).all(axis=0))
+
+
+def largest_change(scores: np.ndarray, reference: np.ndarray) -> float:
+    """Largest difference of two sets of log-probabilities; classes without scores do not count."""
+    both = np.isfinite(scores) & np.isfinite(reference)
+    differs = np.isfinite(scores) != np.isfinite(reference)
+    if differs.any():
+        return float("inf")
+    return float(np.abs(scores - reference)[both].max(initial=0.0))

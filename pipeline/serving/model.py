@@ -1,46 +1,59 @@
 """The served model of one process: the generation that answers, and the one that is being prepared.
 
 model = ServedModel("/data/runs/first", settings)
-answers, milliseconds = model.classify(images, [Ask()] * len(images))
+generation, answers, milliseconds = model.classify(images, [Ask()] * len(images))
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.config import validate
-from pipeline.errors import UserError
-from pipeline.identifiers.background import (
-    depths,
-    find_background,
-    load_background,
-    read_run_background,
-    signature_columns,
-)
-from pipeline.identifiers.signature import Background
-from pipeline.methods.base import build_method, method_class
-from pipeline.model.backbone import Backbone, load_backbone
-from pipeline.model.kernels import Kernels, resolve_device
-from pipeline.serving.answer import TEMPLATES, Reading, answer_batch
-from pipeline.serving.asking import Answer, Ask
+from pipeline.errors import IntegrityError, UserError
+from pipeline.identifiers import Evidence
+from pipeline.learned import Answer, Ask
+from pipeline.learned.consult import Doubt
+from pipeline.learned.runtime import Runtime, Wish
+from pipeline.learned.state import State
+from pipeline.learned.texts import Texts
+from pipeline.methods import method_class
+from pipeline.model.backbone import Backbone
+from pipeline.records import GroupRecord, TaskRecord
 from pipeline.serving.canary import check
-from pipeline.serving.consult import Doubt
-from pipeline.serving.library import Library
 from pipeline.serving.pointer import NOTHING, Pointer, Refused, read_pointer
-from pipeline.serving.snapshot import Snapshot, build_snapshot
 from pipeline.settings import ServingSettings, Settings
-from pipeline.store import RunFolder
+from pipeline.store import GroupRef, RunFolder
 
-KEPT_VOCABULARIES = 256
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What answers: an immutable value, swapped as a whole.
+
+    Attributes:
+        pointer: its number and its manifest.
+        state: what was learned.
+        texts: class features by name.
+    """
+
+    pointer: Pointer
+    state: State
+    texts: Texts
+
+    @property
+    def tasks(self) -> Mapping[str, TaskRecord]:
+        """Learned domains, in the order of learning."""
+        return self.state.records
+
+    def group(self, task: str) -> GroupRecord:
+        """The stage that learned a domain."""
+        return next(g for g in self.state.groups if task in (t.name for t in g.tasks))
 
 
 class ServedModel:
@@ -68,34 +81,28 @@ class ServedModel:
     ) -> None:
         self.run = RunFolder.open(run_dir)
         self.serving = serving
-        document = self.run.read()
-        self.settings = run_settings(document)
-        kernels = Kernels(**document["kernels"]) if document["kernels"] else Kernels()
-        kernels = replace(kernels, device=resolve_device(device))
-        self.backbone = load_backbone(self.settings.backbone, kernels.device, kernels)
-        if self.backbone.digest() != document["backbone"]["sha256"]:
-            raise UserError(
-                f"backbone.name: '{self.settings.backbone.name}' has other weights than those"
-                f" {self.run.folder.shown()} was learned with"
-            )
-        self.library = Library(self.run, self.backbone)
-        self.background, self.reading = _look(self.run, self.settings, self.backbone)
-        self._vocabularies: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
+        self.settings = run_settings(self.run.read())
+        self.runtime = Runtime(self.run, device)
         self._mutex = threading.Lock()
-        self._prepared: Snapshot | None = None
+        self._prepared: Generation | None = None
         self._current = self._build(NOTHING)
         if follow:
             self.follow()
 
     @property
-    def current(self) -> Snapshot:
+    def backbone(self) -> Backbone:
+        """Frozen CLIP."""
+        return self.runtime.backbone
+
+    @property
+    def current(self) -> Generation:
         """The generation that answers."""
         return self._current
 
     @contextlib.contextmanager
     def exact(self) -> Iterator[None]:
         """The run's attention kernel, for all threads of this process while it lasts."""
-        with self.backbone.kernels.exact():
+        with self.runtime.exact():
             yield
 
     # -- generations -------------------------------------------------------------------------
@@ -116,18 +123,18 @@ class ServedModel:
         """Load a generation beside the current one and put it to the canary.
 
         Returns:
-            Largest change of a logit per domain.
+            Largest change of a log-probability per domain.
 
         Raises:
             Refused: why it must not answer; nothing has changed.
         """
         with self._mutex, self.exact():
             self._prepared = None
-            snapshot = self._build(pointer)
-            changes = check(snapshot, self._current, self.serving.canary)
-            self._prepared = snapshot
-            both = [*self._current.tasks.values(), *snapshot.tasks.values()]
-            self.library.keep([task.ref for task in both])
+            generation = self._build(pointer)
+            changes = check(self.runtime, generation, self._current, self.serving.canary)
+            self._prepared = generation
+            both = [*self._current.state.groups, *generation.state.groups]
+            self.runtime.library.keep([group.ref for group in both if group.ref is not None])
             return changes
 
     def activate(self, pointer: Pointer) -> Pointer:
@@ -143,18 +150,31 @@ class ServedModel:
                 self._prepared = None
         return self._current.pointer
 
-    def _build(self, pointer: Pointer) -> Snapshot:
+    def _build(self, pointer: Pointer) -> Generation:
+        refs: tuple[GroupRef, ...] = ()
         try:
-            return build_snapshot(
-                pointer, self.library, self.backbone, self.settings, self.background
-            )
+            if pointer.manifest:
+                manifest = self.run.models.read(pointer.manifest)
+                if manifest.sha256 != pointer.sha256:
+                    raise Refused(f"manifest {pointer.manifest} is not the one that was published")
+                refs = manifest.groups
+            groups = self.runtime.library.all(refs)
+            for group in groups:
+                check_served(group, self.backbone)
+            state = self.runtime.state(refs)
+            if state.identifier is not None:  # solve it now, off the request path
+                nothing = np.zeros((1, self.runtime.basis.width), np.float32)
+                state.identifier.alone.identify(Evidence(nothing))
+            return Generation(pointer, state, self.runtime.texts(state))
         except FileNotFoundError:
             raise Refused(f"there is no manifest {pointer.manifest}") from None
+        except IntegrityError as error:
+            raise Refused(" ".join(str(error).split())) from None
         except (ValueError, LookupError, TypeError) as error:  # a group that does not fit the rest
-            said = f"{type(error).__name__}: {error}"
+            said = " ".join(f"{type(error).__name__}: {error}".split())
             raise Refused(f"manifest {pointer.manifest} cannot be put together ({said})") from error
 
-    def snapshot(self, manifest: int) -> Snapshot:
+    def generation(self, manifest: int) -> Generation:
         """A manifest as it would answer, which here it does not.
 
         Raises:
@@ -177,31 +197,38 @@ class ServedModel:
         Raises:
             KeyError: a domain that the current generation has not learned.
         """
-        snapshot = self._current
+        now = self._current
         for name in (name for ask in asks for name in ask.names):
-            if name not in snapshot.tasks:
+            if name not in now.tasks:
                 raise KeyError(name)
         with self.exact():
-            answers, spent = answer_batch(
-                snapshot, self.reading, images_BSSC, asks, self._text, doubts
-            )
-        return snapshot.pointer.generation, answers, spent
+            answers, spent = self.runtime.answer(
+                now.state, now.texts, images_BSSC, [Wish.of(ask) for ask in asks], doubts,
+                self.serving.abstain,
+            )  # fmt: skip
+        return now.pointer.generation, answers, spent
 
-    def _text(self, snapshot: Snapshot, function: str | None, labels: tuple[str, ...]) -> Tensor:
-        """Class features of an open vocabulary; the last few hundred are kept."""
-        task = None if function is None else snapshot.tasks[function]
-        templates = TEMPLATES if task is None else tuple(task.card["templates"])
-        key = (None if task is None else task.ref.sha256, labels, templates)
-        if key not in self._vocabularies:
-            if function is None:
-                found = self.backbone.encode_classes(labels, templates)
-            else:
-                found = snapshot.method.class_features(labels, templates, function)
-            self._vocabularies[key] = found
-            if len(self._vocabularies) > KEPT_VOCABULARIES:
-                self._vocabularies.popitem(last=False)
-        self._vocabularies.move_to_end(key)
-        return self._vocabularies[key]
+
+def check_served(group: GroupRecord, backbone: Backbone) -> None:
+    """Whether a stage may be served with this backbone.
+
+    Raises:
+        Refused: it was learned for dense tasks, or belongs to another backbone.
+    """
+    dense = [task.name for task in group.tasks if task.kind is not None]
+    if dense:
+        raise Refused(
+            f"group '{group.name}' was learned for dense tasks ({', '.join(dense)}): they are"
+            " measured, and only domains with classes are served"
+        )
+    side = backbone.image_size
+    for task in group.tasks:
+        assert task.probe is not None
+        if task.probe.images.shape[1:] != (side, side, 3):
+            raise Refused(
+                f"group '{group.name}': probe images {task.probe.images.shape} do not fit a"
+                f" backbone of {side} pixels"
+            )
 
 
 def run_settings(document: dict[str, Any]) -> Settings:
@@ -212,27 +239,12 @@ def run_settings(document: dict[str, Any]) -> Settings:
     """
     settings = validate(document["config"])
     method = method_class(settings.method.name)
-    if not method.identifies:
+    if not method.identifies():
         raise UserError(
             f"method.name={settings.method.name}: is not served, since it does not tell domains"
             " apart; learn the stream with method=trge"
         )
     return settings
-
-
-def _look(run: RunFolder, settings: Settings, backbone: Backbone) -> tuple[Background, Reading]:
-    """What signatures are compared against, and where they are read."""
-    first = build_method(backbone, settings).first_blocks[0]
-    image, which = backbone.image, settings.identifier.depths
-    path = find_background(settings.backbone)
-    if path is not None:
-        columns = signature_columns(
-            image.width, int(image.visual.output_dim), image.depth, which, first
-        )
-        background = load_background(path, columns)
-    else:
-        background = read_run_background(run)
-    return background, Reading(depths(image.depth, which, first), which != "trunk")
 
 
 def single_thread(threads: int) -> None:

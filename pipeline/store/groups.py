@@ -12,10 +12,10 @@ from pipeline.errors import IntegrityError
 from pipeline.store import documents
 from pipeline.store.folder import Folder, sha256
 from pipeline.store.lock import Check, unguarded
+from pipeline.store.names import GROUP as GROUP_FILE
 
 log = logging.getLogger(__name__)
 
-GROUP_FILE = "group.safetensors"
 COMMIT = "COMMIT"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _FOLDER = re.compile(r"(\d{3,})-([^+]+)(?:\+\d+)?")  # quoted names hold no plus
@@ -23,7 +23,8 @@ _FOLDER = re.compile(r"(\d{3,})-([^+]+)(?:\+\d+)?")  # quoted names hold no plus
 
 @dataclass(frozen=True)
 class GroupRef:
-    """A committed group: stage (from 0), task name, folder name, sha256 of its tensors."""
+    """A committed group: stage (from 0), task name, folder name, sha256 of its COMMIT, which holds
+    those of all its files."""
 
     stage: int
     name: str
@@ -67,7 +68,8 @@ class GroupStore:
             raise ValueError(f"group {name!r}: {wrong[0]!r} is not a name for a group's file")
         where = f"{stage:03d}-{quote(name, safe=' ')}"
         hashes = {file: sha256(data) for file, data in files.items()}
-        ref = GroupRef(stage, name, where, hashes[GROUP_FILE])
+        digest = sha256(documents.dumps(hashes))
+        ref = GroupRef(stage, name, where, digest)
         self._guard()
         stored = self._commit(where)
         if beside:
@@ -76,7 +78,7 @@ class GroupStore:
                 count += 1
                 where = f"{first}+{count}"
                 stored = self._commit(where)
-            ref = GroupRef(stage, name, where, hashes[GROUP_FILE])
+            ref = GroupRef(stage, name, where, digest)
         if stored is not None and self._intact(where, stored):
             if stored == hashes:
                 return ref
@@ -98,7 +100,8 @@ class GroupStore:
             match = _FOLDER.fullmatch(where)
             commit = self._commit(where) if match else None
             if match and commit is not None:
-                ref = GroupRef(int(match[1]), unquote(match[2]), where, commit[GROUP_FILE])
+                digest = sha256(documents.dumps(commit))
+                ref = GroupRef(int(match[1]), unquote(match[2]), where, digest)
                 refs.append(ref)
         return sorted(refs, key=lambda ref: (ref.stage, ref.name))
 
@@ -107,8 +110,8 @@ class GroupStore:
         commit = self._commit(ref.folder)
         if commit is None:
             raise IntegrityError(f"{self._folder.shown(ref.folder)} is missing or not committed")
-        if commit[GROUP_FILE] != ref.sha256:
-            shown = self._folder.shown(f"{ref.folder}/{GROUP_FILE}")
+        if sha256(documents.dumps(commit)) != ref.sha256:
+            shown = self._folder.shown(ref.folder)
             raise IntegrityError(f"{shown} is committed as another group than the one asked for")
         return commit
 

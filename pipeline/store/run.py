@@ -19,12 +19,12 @@ from pipeline.store.journal import Journal
 from pipeline.store.lease import Lease
 from pipeline.store.lock import LOCK, Guard, Holder, LocalLock, Lock
 from pipeline.store.manifests import Manifests
+from pipeline.store.names import TASK
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 2
 RUN_FILE = "run.json"
-TASK_FILE = "task.json"
 REFERENCES = "references"
 # Events that say what a stage's group is from then on; the last one counts.
 COMPLETING = ("stage-done", "remixed", "forgotten", "dropped")
@@ -106,7 +106,10 @@ class RunFolder:
             raise UserError(f"{shown} is not JSON: restore it or use another run_dir") from None
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             found = document.get("schema") if isinstance(document, dict) else None
-            raise UserError(f"{shown} has schema {found!r}; this version reads schema {SCHEMA}")
+            raise UserError(
+                f"{shown} has schema {found!r}, this version writes {SCHEMA}: learn the stream anew"
+                " in another run_dir"
+            )
         return document
 
     def open_run(self, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,8 +165,8 @@ class RunFolder:
             try:
                 self.groups.verify(ref)
                 card = self._card(ref)
-                missing = {neighbour["task"] for neighbour in card.get("neighbours", ())} - learned
-            except IntegrityError as error:
+                missing = {neighbour["task"] for neighbour in card["neighbours"]} - learned
+            except (IntegrityError, ValueError, KeyError, TypeError) as error:
                 log.warning("stage %d is learned again: %s", ref.stage, error)
                 continue
             if missing:
@@ -171,7 +174,7 @@ class RunFolder:
                 log.warning("stage %d is learned again: it borrows from %s", ref.stage, names)
                 continue
             done[ref.stage] = ref
-            learned |= {task["name"] for task in card.get("tasks", ())} or {ref.name}
+            learned |= {task["name"] for task in card["tasks"]}
         return done
 
     def forgotten(self) -> set[str]:
@@ -192,9 +195,7 @@ class RunFolder:
         return {name: run for name, run in runs.items() if run.exists()}
 
     def _card(self, ref: GroupRef) -> dict[str, Any]:
-        if TASK_FILE not in self.groups.files(ref):
-            return {}
-        return json.loads(self.groups.read(ref, TASK_FILE))
+        return dict(json.loads(self.groups.read(ref, TASK)))
 
     def _sweep(self) -> None:
         folders = [self.folder, self.folder.child("journal"), self.folder.child("models")]

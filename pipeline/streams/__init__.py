@@ -4,7 +4,7 @@ from pipeline.streams.cache import ImageTable, PreparedDomain, prepare
 from pipeline.streams.dense import DenseTable
 from pipeline.streams.domain import Chunk, Domain, RawRow, Reader, Split
 from pipeline.streams.folds import stratified_fold
-from pipeline.streams.registry import reader, register
+from pipeline.streams.registry import readers, register
 from pipeline.streams.stages import Stage, plan_stages
 from pipeline.streams.stream import open_stream
 from pipeline.streams.targets import Target, Unusable
@@ -24,7 +24,7 @@ __all__ = [
     "open_stream",
     "plan_stages",
     "prepare",
-    "reader",
+    "readers",
     "register",
     "stratified_fold",
 ]

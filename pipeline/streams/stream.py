@@ -7,7 +7,7 @@ import re
 from pipeline.errors import UserError
 from pipeline.settings import StreamSettings
 from pipeline.streams.domain import SPLITS, Domain
-from pipeline.streams.registry import reader
+from pipeline.streams.registry import readers
 from pipeline.streams.targets import KINDS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -24,7 +24,7 @@ def open_stream(settings: StreamSettings, seed: int, dense: bool = False) -> lis
     Raises:
         UserError: one line that names the key, domain or file, and the mend.
     """
-    source = reader(settings.reader)(settings, seed)
+    source = readers.get(settings.reader)(settings, seed)
     names = source.names()
     if not names:
         raise UserError(

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.records.card import data_of
 from pipeline.store import GroupRef, Manifest
 from pipeline.tracking.aliases import known_versions, name_candidate, name_served
 from pipeline.tracking.runs import TAG, tags
@@ -128,11 +129,11 @@ def _upload(client: MlflowClient, model_id: str, snapshot: Snapshot, ref: GroupR
 def _datasets(snapshot: Snapshot, card: dict[str, Any]) -> list[DatasetInput]:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    inputs = []
-    for split, digest in sorted(card["digests"].items()):
+    inputs, data = [], data_of(card)
+    for split, digest in sorted(data["digests"].items()):
         context = "training" if split == "train" else "eval"
         source = {"task": card["name"], "split": split, "sha256": digest}
-        profile = {"rows": card["counts"].get(split), "classes": len(card["classes"])}
+        profile = {"rows": data["counts"].get(split), "classes": data["classes"]}
         dataset = Dataset(
             name=f"{card['name']}/{split}",
             digest=digest[:DIGEST],

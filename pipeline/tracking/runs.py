@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.store import sha256
+from pipeline.records.card import data_of
+from pipeline.store import names, sha256
 from pipeline.store.documents import dumps
 from pipeline.store.resume import flatten
 from pipeline.tracking.snapshot import Snapshot
@@ -98,11 +99,11 @@ def fill_child(client: MlflowClient, run: Run, snapshot: Snapshot, stage: int) -
         params = {
             "method": card["method"],
             "neighbours": ", ".join(n["task"] for n in card["neighbours"]) or "none",
-            "classes": len(card["classes"]),
-            "data.train": card["digests"]["train"],
+            "classes": data_of(card)["classes"],
+            "data.train": data_of(card)["digests"]["train"],
         }
         sha = ref.sha256
-        kept = {"task.json", "experts.json"} & snapshot.run.groups.files(ref).keys()
+        kept = {names.TASK, names.EXPERTS} & snapshot.run.groups.files(ref).keys()
         files = {name: snapshot.run.groups.read(ref, name) for name in sorted(kept)}
         log_files(client, run.info.run_id, files | _confusion(snapshot, stage))
     set_status(client, run, "FINISHED", snapshot.time(stage))

@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from pipeline.store import GroupRef, Manifest, RunFolder, sha256
+from pipeline.store import GroupRef, Manifest, RunFolder, names, sha256
 
 FILES = ("run.json", "report.json", "report.html", "matrix.parquet", "confusion.parquet")
 
@@ -31,7 +31,7 @@ class Snapshot:
         """Read everything but the large files. Raises UserError where there is no run."""
         facts = run.read()
         refs = run.groups.list()
-        groups = {ref.stage: (ref, json.loads(run.groups.read(ref, "task.json"))) for ref in refs}
+        groups = {ref.stage: (ref, json.loads(run.groups.read(ref, names.TASK))) for ref in refs}
         evaluations = {}
         for stage in range(len(facts["stream"]["tasks"])):
             name = f"evaluation/{stage:03d}.json"
@@ -77,9 +77,9 @@ class Snapshot:
     @cached_property
     def files(self) -> dict[str, bytes]:
         """The run's small result files by name."""
-        names = [name for name in FILES if self.run.folder.exists(name)]
-        names += self.run.folder.list("plots/")
-        return {name: self.run.folder.read(name) for name in names}
+        found = [name for name in FILES if self.run.folder.exists(name)]
+        found += self.run.folder.list("plots/")
+        return {name: self.run.folder.read(name) for name in found}
 
     @cached_property
     def calls(self) -> dict[str, dict[str, Any]]:

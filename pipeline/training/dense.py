@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.dense import DenseTask, build
 from pipeline.dense.views import view_targets
-from pipeline.methods.base import Adapter, Method
+from pipeline.methods import Adapter, Method
 from pipeline.model.backbone import Backbone
 from pipeline.settings import Settings
 from pipeline.streams import DenseTable, PreparedDomain, stratified_fold

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.methods.base import Adapter, Method
+from pipeline.methods import Adapter, Method
 from pipeline.model.watch import GateLog, Watch, mutual_information
 from pipeline.settings import TrainingSettings
 from pipeline.training.objectives import Objective, judge, predict_all
@@ -77,11 +77,11 @@ class StepLoss:
             adapter.log_variance = nn.Parameter(torch.zeros(tasks, device=method.backbone.device))
         self._adapter = adapter
 
-    def watch(self, stage: int, step: int) -> Watch:
+    def watch(self, seeding: int, step: int) -> Watch:
         """What looks on during one step."""
         generator = None
         if self.noise:
-            key = np.random.SeedSequence((self.seed, stage, step, self.rank))
+            key = np.random.SeedSequence((self.seed, seeding, step, self.rank))
             generator = torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
         return Watch(self.tasks, self.noise, generator)
 
@@ -115,7 +115,7 @@ def train(
     adapter: Adapter,
     objectives: Sequence[Objective],
     *,
-    stage: int,
+    seeding: int,
     steps: int,
     rank: int = 0,
     world: int = 1,
@@ -129,7 +129,7 @@ def train(
         method: gives the backbone, the settings and the learning rate.
         adapter: what is trained; holds the best weights on return.
         objectives: the stage's tasks with this rank's rows.
-        stage: index of the stage, part of the batch order's seed.
+        seeding: of the stage, part of the batch order's seed; a function of its tasks' names.
         steps: optimisation steps, the same on every rank.
         rank: this worker.
         world: number of workers; the batch is split evenly among them.
@@ -159,7 +159,7 @@ def train(
     gates = GateLog(count)
     for step in range(state.step, steps):
         chosen = [
-            batch_rows(method.settings.seed, stage, rank, task.rows, step, local, number, count)
+            batch_rows(method.settings.seed, seeding, rank, task.rows, step, local, number, count)
             for number, task in enumerate(objectives)
         ]
         inputs = [
@@ -168,7 +168,7 @@ def train(
         ]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, settings.warmup, peak)
-        watch = adapter.watch = step_loss.watch(stage, step)
+        watch = adapter.watch = step_loss.watch(seeding, step)
         with backbone.kernels.training():
             outputs = model(lambda a, x=inputs, at=step: predict_all(a, objectives, x, at))
         adapter.watch = None

@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.methods.base import Adapter
+from pipeline.methods import Adapter
 from pipeline.model.backbone import Backbone
 from pipeline.training.trunk import TrunkCache, gather
 
@@ -104,8 +104,11 @@ class Classification(Objective):
         return len(self.labels)
 
     def predict(self, adapter: Adapter, seen: Any, task: int, step: int) -> Tensor:
-        """Cosines (B, C) with the class features of one template."""
-        return seen @ adapter.text(*self.text[step % len(self.text)], task).T
+        """Cosines (B, C) with the class features of one template, in full precision whatever the
+        step's: in half of it a logit would be off by more than a tenth."""
+        u_CF = adapter.text(*self.text[step % len(self.text)], task)
+        with torch.autocast(seen.device.type, enabled=False):
+            return seen.float() @ u_CF.float().T
 
     def loss(self, prediction: Tensor, chosen: np.ndarray, smoothing: float) -> Tensor:
         """Cross-entropy of `exp(logit_scale) <v, u>`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,12 +21,12 @@ from torch import nn
 
 from pipeline.dense import stored_head
 from pipeline.errors import UserError
-from pipeline.methods.base import Adapter, Method, Neighbour, StageContext, build_method
+from pipeline.methods import Adapter, Method, Neighbour, StageContext, build_method
 from pipeline.model.backbone import load_backbone
 from pipeline.model.kernels import Kernels
 from pipeline.model.watch import Watch, describe_experts
 from pipeline.settings import Settings
-from pipeline.store import GroupRef, RunFolder
+from pipeline.store import GroupRef, RunFolder, names
 from pipeline.store.tensors import dump, load
 from pipeline.streams import DenseTable, ImageTable, PreparedDomain, Stage, stratified_fold
 from pipeline.training.dense import DenseObjective, dense_folds, dense_objectives
@@ -42,9 +43,8 @@ from pipeline.training.views import Views
 
 log = logging.getLogger(__name__)
 
-GROUP, PROBE, CLASSES, FACTS = (
-    "group.safetensors", "probe.safetensors", "classes.safetensors", "facts.json",
-)  # fmt: skip
+GROUP, PROBE = names.GROUP, names.PROBE
+CLASSES, FACTS = "classes.safetensors", "facts.json"
 PROBES, DENSE_PROBES = 8, 2
 TEMPERATURES = np.geomspace(0.25, 4.0, 33)
 
@@ -63,6 +63,11 @@ class StageSpec:
     attempt: int = 1
     threads: int = 0
     resume: str | None = None
+
+    @property
+    def seeding(self) -> int:
+        """What batch order and noise are seeded by: the names of the tasks, not their place."""
+        return zlib.crc32("\n".join(domain.name for domain in self.domains).encode())
 
     @property
     def name(self) -> str:
@@ -92,7 +97,7 @@ class StageSpec:
 class Outcome:
     """What rank 0 brings home: files of the group, and facts for the journal.
 
-    Where a stage has several tasks, names in `probe` and `classes` end in `/<task>`.
+    Names in `probe` begin with `<task>/`; `classes` has a tensor a task.
     """
 
     group: dict[str, torch.Tensor]
@@ -153,7 +158,7 @@ def run_stage(
         save(metrics, state, None)
 
     state = train(
-        method, adapter, objectives, stage=spec.stage, steps=steps, rank=rank, world=world,
+        method, adapter, objectives, seeding=spec.seeding, steps=steps, rank=rank, world=world,
         wrap=wrap, resume=resume, report=report,
     )  # fmt: skip
     trained = time.perf_counter()
@@ -189,12 +194,12 @@ def _said(metrics: dict[str, Any]) -> str:
 def build(spec: StageSpec) -> tuple[Method, Adapter]:
     """The method with what the stage needs of earlier groups, and a fresh adapter."""
     backbone = load_backbone(spec.settings.backbone, spec.kernels.device, spec.kernels)
-    method = build_method(backbone, spec.settings)
+    method = build_method(spec.settings, None, backbone)
     run = RunFolder(spec.run, read_only=True)
     for ref in spec.earlier:
         method.install(ref.name, load(run.groups.read(ref, GROUP), ref.name))
-    names = tuple(domain.name for domain in spec.domains)
-    context = StageContext(spec.stage, spec.name, spec.neighbours, names)
+    tasks = tuple(domain.name for domain in spec.domains)
+    context = StageContext(spec.stage, spec.name, spec.neighbours, tasks)
     return method, method.adapter(context)
 
 
@@ -340,13 +345,12 @@ def _export_classes(
         ]
     held = torch.cat(parts).cpu()
     losses = [F.cross_entropy(held / float(t), task.held_y).item() for t in TEMPERATURES]
-    ending = f"/{domain.name}" if len(spec.domains) > 1 else ""
     outcome.probe |= {
-        f"images{ending}": torch.from_numpy(images.copy()),
-        f"labels{ending}": torch.from_numpy(table.labels[probes].copy()),
-        f"logits{ending}": reference.cpu(),
+        f"{domain.name}/images": torch.from_numpy(images.copy()),
+        f"{domain.name}/labels": torch.from_numpy(table.labels[probes].copy()),
+        f"{domain.name}/logits": reference.cpu(),
     }
-    outcome.classes[f"classes{ending}"] = u_CF.cpu()
+    outcome.classes[domain.name] = u_CF.cpu()
     temperature = float(TEMPERATURES[int(np.argmin(losses))])
     outcome.facts["temperatures"][domain.name] = temperature
 
@@ -359,6 +363,6 @@ def _export_head(outcome: Outcome, adapter: Adapter, task: DenseObjective, numbe
     adapter.watch = watch
     task.look(adapter, number)
     images = task.shared.table.images(task.shared.held[where])
-    outcome.probe[f"images/{task.name}"] = torch.from_numpy(images)
-    outcome.probe[f"output/{task.name}"] = output.cpu()
+    outcome.probe[f"{task.name}/images"] = torch.from_numpy(images)
+    outcome.probe[f"{task.name}/output"] = output.cpu()
     outcome.facts["temperatures"][task.name] = 1.0

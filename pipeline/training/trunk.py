@@ -87,7 +87,7 @@ class TrunkCache:
 
 def batch_rows(
     seed: int,
-    stage: int,
+    seeding: int,
     rank: int,
     count: int,
     step: int,
@@ -107,7 +107,7 @@ def batch_rows(
     for i in range(end - first):
         epoch, position = divmod(first + i, count)
         if i == 0 or position == 0:
-            order = np.random.default_rng((seed, stage, rank, epoch, *own)).permutation(count)
+            order = np.random.default_rng((seed, seeding, rank, epoch, *own)).permutation(count)
         out[i] = order[position], epoch
     return out
 

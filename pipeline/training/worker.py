@@ -13,7 +13,7 @@ import torch
 from ray.train.torch import get_device
 from ray.util.metrics import Gauge
 
-from pipeline.methods.base import Adapter
+from pipeline.methods import Adapter
 from pipeline.store import RunFolder
 from pipeline.training import checkpoints
 from pipeline.training.loop import TrainingState

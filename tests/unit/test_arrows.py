@@ -21,29 +21,38 @@ DRAWINGS = ROOT / "pipeline" / "streams" / "atlas"
 
 # jobs -> actors -> pipeline
 ABOVE = {"pipeline": {"actors", "jobs"}, "actors": {"jobs"}, "jobs": set()}
-# training, evaluation -> methods -> identifiers -> model; store and streams know no model.
-COMMON = {"errors", "settings"}
-LEARNING = {"model", "dense", "identifiers", "methods", "training", "evaluation"}
+# training, evaluation, serving -> learned -> methods, identifiers -> records -> closedform, store;
+# store and streams know no model.
+COMMON = {"errors", "settings", "registry"}
+LEARNING = {"model", "dense", "records", "closedform", "identifiers", "methods"}
+ANSWERING = LEARNING | {"learned", "config"}
 ALLOWED = {
     "errors": set(),
     "settings": {"errors"},
+    "registry": {"errors"},
     "redact": {"errors"},
     "config": COMMON | {"redact"},
+    "closedform": {"errors"},
     "store": COMMON | {"redact"},
     "streams": COMMON,
     "dense": COMMON | {"streams"},
-    "tracking": COMMON | {"redact", "store", "identifiers"},
+    "records": COMMON | {"closedform", "store"},
+    "tracking": COMMON | {"redact", "store", "records", "identifiers"},
     "model": COMMON,
-    "identifiers": COMMON | {"redact", "model", "store", "streams"},
-    "methods": COMMON | {"model", "identifiers", "store", "streams"},
+    "identifiers": COMMON | {"redact", "closedform", "records", "model", "store", "streams"},
+    "methods": COMMON | {"closedform", "records", "model"},
     "training": COMMON | {"model", "dense", "identifiers", "methods", "store", "streams"},
     "pretraining": COMMON | {"model", "identifiers", "store", "streams"},
-    "evaluation": COMMON | {"model", "dense", "identifiers", "methods", "store", "streams"},
-    "serving": COMMON | LEARNING | {"config", "store", "streams"},
-    "learner": COMMON | LEARNING | {"store", "streams"},  # joins them; nobody imports it
+    "learned": COMMON | ANSWERING | {"store", "streams"},
+    "evaluation": COMMON | ANSWERING | {"store", "streams"},
+    "serving": COMMON | ANSWERING | {"evaluation", "store", "streams"},
+    "lifecycle": COMMON | ANSWERING | {"serving", "store", "streams"},
+    # They join all of these; nobody imports them.
+    "fitting": COMMON | ANSWERING | {"evaluation", "training", "store", "streams"},
+    "learner": COMMON | ANSWERING | {"evaluation", "fitting", "training", "store", "streams"},
 }
 # A notebook without Ray can use these; weights and hashes are their only files.
-PLAIN = {"model", "identifiers", "methods", "dense"}
+PLAIN = {"closedform", "records", "model", "identifiers", "methods", "dense", "learned"}
 HEAVY = {"ray", "mlflow"}
 
 

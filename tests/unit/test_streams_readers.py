@@ -16,7 +16,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.settings import StreamSettings
 from pipeline.streams import Domain, RawRow, open_stream
-from pipeline.streams.registry import known, reader
+from pipeline.streams.registry import readers
 from tests.helpers import parquet_domain, png
 
 
@@ -211,8 +211,8 @@ def test_a_broken_domain_outside_the_order_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_readers_register_themselves() -> None:
-    assert {"folder", "hf", "parquet", "torchvision"} <= set(known())
-    assert reader("parquet").__name__ == "ParquetReader"
+    assert {"folder", "hf", "parquet", "torchvision"} <= set(readers.known())
+    assert readers.get("parquet").__name__ == "ParquetReader"
 
 
 def image_folders(root: Path, *folders: str, count: int = 5) -> None:

@@ -1,11 +1,11 @@
-"""Make the background of a backbone: mean and covariance of features of many unrelated images.
+"""Make the basis of a backbone: what compact features are, from many unrelated images.
 
-    python jobs/background.py /data/images /data/clip/background.safetensors backbone=local-dir \
+    python jobs/basis.py /data/images /data/clip/basis.safetensors backbone=local-dir \
         backbone.name=local-dir:/data/clip
 
 The first word is a folder of parquet files with an `image` column (bytes, or a struct with
 bytes), the second the file to write: beside a backbone's weights it is found by itself, elsewhere
-name it in `backbone.background`. The images should be of many kinds, and of no stream.
+name it in `backbone.basis`. The images should be of many kinds, and of no stream.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.progress import track
 
 from actors.exits import exit_codes
+from pipeline.closedform import make_basis
 from pipeline.config import load
 from pipeline.errors import EXIT_DONE, UserError
-from pipeline.evaluation.engine import Engine, EngineSpec
-from pipeline.identifiers.background import save_background
-from pipeline.identifiers.signature import Background
+from pipeline.identifiers.basis import save_basis
+from pipeline.learned.engine import Engine, EngineSpec
 from pipeline.model.kernels import Kernels, resolve_device
 from pipeline.streams.decode import decode, fit
 
@@ -34,25 +34,28 @@ PER_FILE = 600  # images taken from each file, so that no kind outweighs the oth
 BATCH = 128
 
 
-@exit_codes("background")
+@exit_codes("basis")
 def main(arguments: Sequence[str]) -> int:
-    """Compute and write a background; returns the exit code."""
+    """Compute and write a basis; returns the exit code."""
     if len(arguments) < 2:
         raise UserError("say where the images are and which file to write")
     images, target = Path(arguments[0]), Path(arguments[1])
     files = sorted(images.glob("*.parquet"))
     if not files:
         raise UserError(f"{images}: no parquet files there")
-    settings = load([*arguments[2:], "identifier.depths=all"])
+    settings = load(arguments[2:])
     kernels = Kernels(device=resolve_device("auto"))
     engine = Engine(EngineSpec(settings, str(target.parent.absolute()), kernels))
-    features = [
-        engine.encode(batch)
+    batches = (
+        engine.raw(batch)
         for file in track(files, console=Console(stderr=True))
         for batch in _batches(file, engine)
-    ]
-    found = Background.of(np.concatenate(features), f"{len(files)} files of images")
-    save_background(target, found)
+    )
+    source = f"{len(files)} files of images"
+    basis = make_basis(batches, settings.identifier.width, source, settings.identifier.depths)
+    save_basis(target, basis)
+    if (weak := basis.weakness()) is not None:
+        log.warning("%s", weak)
     return EXIT_DONE
 
 

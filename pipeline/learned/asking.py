@@ -1,4 +1,4 @@
-"""What is asked of the served model and what it says: plain values, without torch.
+"""What is asked of the learned model and what it says: plain values, without torch.
 
 Processes that only pass requests on import this and not the model.
 """
@@ -14,10 +14,10 @@ class Ask:
 
     Attributes:
         task: the domain, where the caller knows it.
-        labels: an open vocabulary; None = the classes of the domain.
+        labels: names to choose from; None = the classes of all domains, or of the given one.
         top_k: how many classes come back.
-        shares: (domain, share) of the groups that speak for an image known to be none of the
-            domains'; None = the identifier says. Never from a caller.
+        shares: (domain, log share) of every domain, where they are settled already; None = the
+            identifier says. Never from a caller.
     """
 
     task: str | None = None
@@ -37,12 +37,16 @@ class Answer:
     """What is said of one image.
 
     Attributes:
-        task: the recognised or given domain, None for unseen images.
+        task: the recognised or given domain, None for an image taken for none of them.
         task_confidence: probability of that choice; 1 for a given domain.
-        unseen: whether frozen CLIP (with the likeliest groups) answered.
-        weight: lambda, the share of the groups in an unseen image's answer; 0 for seen ones.
+        unseen: whether it is taken for an image of no learned domain, given what was asked.
+        weight: share of the learned groups in the answer to an unseen image; 0 for seen ones.
         groups: (domain, weight) of the groups at work.
         classes: (label, probability), the likeliest first.
+        domains: (domain, probability) of the learned domains, the likeliest first.
+        unseen_probability: of being of no learned domain, whatever was asked; None where the
+            method does not tell.
+        refused: whether the answer is withheld, since the image looks too new.
     """
 
     task: str | None
@@ -51,3 +55,6 @@ class Answer:
     weight: float
     groups: tuple[tuple[str, float], ...]
     classes: tuple[tuple[str, float], ...]
+    domains: tuple[tuple[str, float], ...] = ()
+    unseen_probability: float | None = None
+    refused: bool = False

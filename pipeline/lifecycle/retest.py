@@ -1,4 +1,4 @@
-"""What forgetting changed: logits on stored images, and dependents' accuracy on their test split.
+"""What forgetting changed: scores on stored images, and dependents' accuracy on their test split.
 
 A group that lost a neighbour is measured before and after on all test images of its own domain,
 with the domain given: identification does not change by a remix, the function does.
@@ -7,23 +7,18 @@ with the domain given: identification does not change by a remix, the function d
 from __future__ import annotations
 
 import gc
-import json
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from pipeline.errors import IntegrityError, UserError
-from pipeline.evaluation.engine import Engine, EngineSpec
-from pipeline.model.kernels import Kernels
-from pipeline.serving.canary import probe_logits
-from pipeline.serving.forget import Forgetting
-from pipeline.serving.library import TASK
-from pipeline.serving.model import ServedModel
+from pipeline.learned.runtime import Runtime
+from pipeline.lifecycle.forget import Forgetting
+from pipeline.records.group import read_card
+from pipeline.serving.canary import largest_change, probe_scores
 from pipeline.serving.pointer import Refused
-from pipeline.serving.snapshot import Snapshot
-from pipeline.settings import ServingSettings, Settings
+from pipeline.settings import Settings
 from pipeline.store import GroupRef, RunFolder
 from pipeline.streams import ImageTable, PreparedDomain, open_stream, prepare
 
@@ -52,13 +47,14 @@ def retest(plan: Forgetting, settings: Settings, cache_dir: str) -> str | None:
     names = [item["task"] for item in mixed]
     old = [ref for ref in latest if ref.name not in names] + plan.superseded
     try:
-        cards = {ref.name: _card(run, ref) for ref in latest if ref.name in names}
         domains = _read(run, settings, names, cache_dir)
         for domain in domains:
-            if domain.digests["test"] != cards[domain.name]["digests"]["test"]:
+            ref = next(ref for ref in latest if ref.name == domain.name)
+            (stored,) = read_card(run, ref)["tasks"]
+            if domain.digests["test"] != stored["digests"]["test"]:
                 return f"the test images of '{domain.name}' are not those of the run any more"
-        before = _accuracies(run, settings, old, domains, cards)
-        after = _accuracies(run, settings, latest, domains, cards)
+        before = _accuracies(run, settings, old, domains)
+        after = _accuracies(run, settings, latest, domains)
     except (UserError, IntegrityError, OSError) as error:
         return f"the stream cannot be read ({str(error).splitlines()[0]})"
     counts = {domain.name: domain.counts["test"] for domain in domains}
@@ -68,29 +64,34 @@ def retest(plan: Forgetting, settings: Settings, cache_dir: str) -> str | None:
     return None
 
 
-def logit_changes(plan: Forgetting, serving: ServingSettings) -> dict[str, float]:
-    """Largest change of a logit on the stored images of every domain that stays, by domain.
+def score_changes(plan: Forgetting) -> dict[str, float]:
+    """Largest change of a log-probability on the stored images of every domain that stays.
 
     0 where a domain's group did not borrow from the forgotten one: its function is the same, to the
     bit. Empty where the model cannot be loaded any more. Call it before `plan.finish`.
     """
+    run = plan.run
     try:
-        model = ServedModel(plan.run.uri, serving, "cpu", follow=False)
-        old, new = model.snapshot(plan.before), model.snapshot(plan.manifest)
-    except (Refused, IntegrityError, UserError, OSError) as error:  # no reason not to forget
-        log.warning("logits before and after are not compared: %s", error)
+        runtime = Runtime(run, "cpu")
+        states = [
+            runtime.state(run.models.read(version).groups)
+            for version in (plan.before, plan.manifest)
+        ]
+    except (Refused, IntegrityError, UserError, ValueError, OSError) as error:
+        log.warning("scores before and after are not compared: %s", error)
         return {}
-    with model.exact():
-        return {
-            name: float(np.abs(_probed(new, name) - _probed(old, name)).max())
-            for name in new.tasks
-            if name in old.tasks
-        }
-
-
-def _probed(snapshot: Snapshot, name: str) -> np.ndarray:
-    task = snapshot.tasks[name]
-    return probe_logits(snapshot, task, len(task.probe.images))
+    found: dict[str, float] = {}
+    old, new = states
+    with runtime.exact():
+        for name, record in new.records.items():
+            if name in old.records and record.probe is not None:
+                count = len(record.probe.images)
+                was, now = (
+                    probe_scores(runtime, state, runtime.texts(state), name, count)
+                    for state in (old, new)
+                )
+                found[name] = largest_change(now, was)
+    return found
 
 
 def _read(
@@ -110,26 +111,23 @@ def _read(
 
 
 def _accuracies(
-    run: RunFolder,
-    settings: Settings,
-    refs: Sequence[GroupRef],
-    domains: Sequence[PreparedDomain],
-    cards: Mapping[str, Mapping[str, Any]],
+    run: RunFolder, settings: Settings, refs: Sequence[GroupRef], domains: Sequence[PreparedDomain]
 ) -> dict[str, float]:
     """Percent right of each domain's test images under its own function, of these groups."""
-    engine = Engine(EngineSpec(settings, run.uri, Kernels(**run.read()["kernels"])))
-    engine.install(sorted(refs, key=lambda ref: ref.stage))
-    found = {}
+    runtime = Runtime(run, "cpu")
+    state = runtime.state(refs)
+    texts, size, found = runtime.texts(state), settings.evaluation.batch_size, {}
     for domain in domains:
-        card, table = cards[domain.name], domain.tables["test"]
-        images = ImageTable.open(table)
-        rows = np.arange(len(images))
-        logits = engine.logits(table, rows, domain.name, card["classes"], card["templates"])
-        found[domain.name] = 100.0 * float((logits.argmax(axis=1) == images.labels[rows]).mean())
-    del engine  # one backbone in memory at a time
+        table, record = ImageTable.open(domain.tables["test"]), state.records[domain.name]
+        function, right = state.function(domain.name), 0
+        assert function is not None
+        for start in range(0, len(table), size):
+            rows = np.arange(start, min(start + size, len(table)))
+            view = runtime.view(state, table.images(rows), texts)
+            scores = state.method.scores(view, function, record.listed)
+            assert scores is not None
+            right += int((scores.argmax(axis=1) == table.labels[rows]).sum())
+        found[domain.name] = 100.0 * right / len(table)
+    del runtime, state  # one backbone in memory at a time
     gc.collect()
     return found
-
-
-def _card(run: RunFolder, ref: GroupRef) -> dict[str, Any]:
-    return dict(json.loads(run.groups.read(ref, TASK)))

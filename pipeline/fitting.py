@@ -1,0 +1,90 @@
+"""From what a stage's worker brings home, and from decoded images, to fields of records.
+
+Shapes: n probe images, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.views import Encoder, SplitView
+from pipeline.learned.state import State
+from pipeline.learned.texts import Texts
+from pipeline.methods import Fitted
+from pipeline.methods.base import log_softmax
+from pipeline.records import Probe, TaskRecord
+from pipeline.streams import ImageTable, PreparedDomain
+from pipeline.training.stage import PROBES, Outcome
+
+
+def task_record(domain: PreparedDomain) -> TaskRecord:
+    """What a record says of a task's data."""
+    return TaskRecord(
+        domain.name,
+        tuple(domain.classes),
+        tuple(domain.templates),
+        dict(domain.digests),
+        dict(domain.counts),
+        domain.kind,
+    )
+
+
+def fitted_of(outcome: Outcome, tasks: Sequence[str]) -> Fitted:
+    """What training found, task by task."""
+    facts = outcome.facts
+    fields: dict[str, dict[str, Any]] = {}
+    for task in tasks:
+        temperature = float(facts["temperatures"][task])
+        fields[task] = {"temperature": temperature}
+        prefix = f"{task}/"
+        stored = {
+            key.removeprefix(prefix): tensor.numpy()
+            for key, tensor in outcome.probe.items()
+            if key.startswith(prefix)
+        }
+        if task in outcome.classes:
+            scores = log_softmax(stored["logits"] / temperature).astype(np.float32)
+            fields[task] |= {
+                "own_CF": outcome.classes[task].numpy(),
+                "probe": Probe(stored["images"], stored["labels"], scores),
+            }
+        else:
+            fields[task]["outputs"] = stored
+    return Fitted(
+        dict(outcome.group),
+        fields,
+        facts["parameters"],
+        [{**n, "gain": facts["gains"][n["task"]]} for n in facts["neighbours"]],
+        facts["experts"],
+        facts,
+    )
+
+
+def probe_of(
+    state: State, encoder: Encoder, texts: Texts, record: TaskRecord, domain: PreparedDomain
+) -> Probe:
+    """A few training images with what the task's function says of them: for the canary.
+
+    Args:
+        state: knows the task already.
+        encoder: computes their features.
+        texts: class features by name.
+        record: of the task.
+        domain: its decoded images.
+    """
+    table = ImageTable.open(domain.tables["train"])
+    rows = np.unique(np.linspace(0, len(table) - 1, min(PROBES, len(table))).astype(np.int64))
+    compact, frozen = encoder.look(domain.tables["train"], rows)
+
+    def fetch(function: Any, at: np.ndarray) -> np.ndarray:
+        raise AssertionError("a function that was trained brings its own probe")
+
+    view = SplitView(compact, frozen, fetch, texts, {})
+    function = state.function(record.name)
+    assert function is not None
+    scores = state.method.scores(view, function, record.listed)
+    assert scores is not None
+    return Probe(table.images(rows), table.labels[rows].copy(), scores.astype(np.float32))

@@ -1,0 +1,14 @@
+"""The learned model: what a run learned, and the one way in which it answers."""
+
+from pipeline.learned.asking import Answer, Ask
+
+__all__ = ["Answer", "Ask", "LearnedModel"]
+
+
+def __getattr__(name: str) -> object:
+    """`LearnedModel` at its first use: who only passes requests on need not load torch."""
+    if name == "LearnedModel":
+        from pipeline.learned.model import LearnedModel
+
+        return LearnedModel
+    raise AttributeError(name)

@@ -1,0 +1,72 @@
+"""One pass of frozen CLIP: trunk, compact features and image features, from the same activations.
+
+Shapes: B images, L tokens, D width, S raw signature features, K compact features, F embedding.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.closedform import Basis
+from pipeline.errors import UserError
+from pipeline.identifiers.basis import depths
+from pipeline.identifiers.features import DepthRecorder
+from pipeline.methods import Method
+
+
+class Passed(NamedTuple):
+    """What a pass leaves of B images.
+
+    Attributes:
+        x_BLD: trunk activations, where functions with weights begin.
+        compact: (B, K) float32.
+        frozen: (B, F) normalised features of frozen CLIP, float32.
+    """
+
+    x_BLD: Tensor
+    compact: np.ndarray
+    frozen: np.ndarray
+
+
+class FeaturePass:
+    """Frozen CLIP up to its features, with what the signature reads on the way.
+
+    Args:
+        method: says where the trunk ends.
+        which: `identifier.depths`.
+    """
+
+    def __init__(self, method: Method, which: str) -> None:
+        self.method = method
+        tower = method.backbone.image
+        self._depths = depths(tower.depth, which, method.first_blocks[0])
+        self._with_final = which != "trunk"
+
+    @torch.no_grad()
+    def raw(self, images_BSSC: np.ndarray) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """Trunk activations, raw signature features (B, S) and CLIP's features (B, F)."""
+        backbone = self.method.backbone
+        record = DepthRecorder(self._depths)
+        with backbone.kernels.exact():
+            x_BLD = self.method.trunk(backbone.normalise(images_BSSC), record)
+            frozen = self.method.frozen_features(x_BLD, record)
+        raw = record.features(frozen if self._with_final else None)
+        return x_BLD, raw.cpu().numpy(), frozen.cpu().numpy()
+
+    def __call__(self, images_BSSC: np.ndarray, basis: Basis) -> Passed:
+        """Everything that a view needs of uint8 images.
+
+        Raises:
+            UserError: the basis belongs to another backbone or other depths.
+        """
+        x_BLD, raw, frozen = self.raw(images_BSSC)
+        if raw.shape[1] != len(basis.mean):
+            raise UserError(
+                f"backbone.basis: it reads {len(basis.mean)} features, this backbone with these"
+                f" identifier.depths gives {raw.shape[1]}; make one with jobs/basis.py"
+            )
+        return Passed(x_BLD, basis.compact(raw), frozen)

@@ -1,0 +1,52 @@
+"""Class features by name, encoded once: what an encoder or a replica keeps of open vocabularies.
+
+Shapes: C classes, F embedding.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pipeline.methods.view import Function
+from pipeline.records import ClassList
+
+KEPT = 20_000  # vectors: some tens of MB
+Encode = Callable[[ClassList, Function | None], np.ndarray]
+
+
+class Texts:
+    """Class features under functions, the last few thousand kept.
+
+    Args:
+        encode: encodes what is not kept, (C, F).
+    """
+
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
+        self._kept: OrderedDict[Any, np.ndarray] = OrderedDict()
+
+    def get(
+        self, listed: ClassList, function: Function | None, version: str | None = None
+    ) -> np.ndarray:
+        """Class features (C, F) of a list.
+
+        Args:
+            listed: names with their templates.
+            function: under which; None = frozen CLIP.
+            version: hash of the function's weights.
+        """
+        keys = [(item, function, version) for item in listed]
+        missing = list(dict.fromkeys(key for key in keys if key not in self._kept))
+        if missing:
+            fresh = self._encode(tuple(item for item, _, _ in missing), function)
+            self._kept.update(zip(missing, fresh, strict=True))
+        for key in keys:
+            self._kept.move_to_end(key)
+        found = [self._kept[key] for key in keys]
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        return np.stack(found) if found else np.zeros((0, 1), np.float32)

@@ -1,0 +1,187 @@
+"""Who answers for an image: a pure function of the set of tasks, exact when rows are left out."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from pipeline.closedform import Knowledge, KnownTask, Sums
+from pipeline.closedform.tempering import log_softmax
+from tests.unit.tiny_closedform import WIDTH, basis, data, rows_of, task
+
+pytestmark = pytest.mark.filterwarnings("error")
+BASIS = basis()
+COUNTS = {"a": (12, 9, 10), "b": (15, 15), "c": (6, 0, 7, 8, 1), "d": (30,)}
+TASKS = {name: task(name, counts) for name, counts in COUNTS.items()}
+IMAGES = np.concatenate([data(name, counts)[0] for name, counts in COUNTS.items()])
+OWN = np.repeat(np.arange(4), [sum(counts) for counts in COUNTS.values()])
+SHRINKAGE = 0.003
+
+
+def _shrunk(covariance: np.ndarray, least: float = 0.0) -> np.ndarray:
+    level = max(np.trace(covariance), least) / WIDTH
+    return (1 - SHRINKAGE) * covariance + SHRINKAGE * level * np.eye(WIDTH)
+
+
+def _distances(x: np.ndarray, means: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    away = x[:, None].astype(np.float64) - means
+    return np.einsum("bgk,kl,bgl->bg", away, np.linalg.inv(covariance), away)
+
+
+def _reference(
+    tasks: dict[str, KnownTask], x: np.ndarray, tau: float, beta: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-shares and r of the method's formulas, written down as they stand.
+
+    `Sums.divisor`, where set, keeps N_t when a row is left out.
+    """
+    sums = [tasks[name].sums for name in sorted(tasks)]
+    number = [getattr(s, "divisor", s.total) for s in sums]
+    total = sum((s.within + s.between) / n for s, n in zip(sums, number, strict=True)) / len(sums)
+    least = np.trace(BASIS.covariance)
+    e = -0.5 * _distances(x, np.stack([s.mean for s in sums]), _shrunk(total, least))
+    pooled = sum(s.within / n for s, n in zip(sums, number, strict=True)) + 2 * BASIS.covariance
+    pooled = _shrunk(pooled / (len(sums) + 2))
+    d = [_distances(x, s.means[s.known], pooled) for s in sums]
+    scores = np.stack([np.logaddexp.reduce(-0.5 * beta * of, axis=1) for of in d], axis=1)
+    nearest = np.concatenate(d, axis=1).min(axis=1)
+    d_0 = _distances(x, np.zeros((1, WIDTH)), _shrunk(BASIS.covariance))[:, 0]
+    return log_softmax(e / tau + scores), nearest - d_0
+
+
+def test_the_formulas_as_they_stand() -> None:
+    knowledge = Knowledge(TASKS, BASIS)
+    shares, r = _reference(TASKS, IMAGES, knowledge.tau, knowledge.beta)
+    np.testing.assert_allclose(knowledge.log_shares(IMAGES), shares, atol=1e-8)
+    np.testing.assert_allclose(knowledge.novelty(IMAGES), r, atol=1e-8)
+    np.testing.assert_allclose(np.exp(shares).sum(axis=1), 1.0)
+    assert (shares.argmax(axis=1) == OWN).mean() > 0.95
+    unseen = 1 / (1 + np.exp(-knowledge.slope * (r - knowledge.midpoint)))
+    np.testing.assert_allclose(knowledge.unseen(IMAGES), unseen, atol=1e-8)
+    scores = knowledge.class_scores(IMAGES)
+    assert scores.shape == (len(IMAGES), 11)
+    assert np.flatnonzero((scores == -np.inf).all(axis=0)).tolist() == [6]
+
+
+@pytest.mark.parametrize("name", sorted(COUNTS))
+def test_leaving_a_row_out_equals_learning_without_it(name: str) -> None:
+    """Up to what is held: N_t as divisor, and the level of shrinkage (here of a fixed trace)."""
+    knowledge, known = Knowledge(TASKS, BASIS, shrinkage=1e-14), TASKS[name]
+    features, labels = data(name, COUNTS[name])
+    found, mask = knowledge.left_out_log_shares(name)
+    assert mask.sum() == len(labels) - (name == "c")
+    for position, row in enumerate(np.flatnonzero(mask)):
+        kept = np.arange(len(labels)) != known.rows.places[row]
+        fewer = Sums.of(features[kept], labels[kept], len(COUNTS[name]))
+        object.__setattr__(fewer, "divisor", known.sums.total)
+        tasks = {**TASKS, name: KnownTask(fewer, known.rows)}
+        x = known.rows.compact[row : row + 1]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(globals(), "SHRINKAGE", 1e-14)
+            shares, _ = _reference(tasks, x, knowledge.tau, knowledge.beta)
+        np.testing.assert_allclose(found[position], shares[0], atol=1e-9)
+
+
+def test_the_order_of_learning_leaves_no_bit() -> None:
+    first = Knowledge(TASKS, BASIS)
+    expected = first.log_shares(IMAGES), first.unseen(IMAGES)
+    for order in itertools.islice(itertools.permutations(TASKS), 1, None, 5):
+        other = Knowledge({name: TASKS[name] for name in order}, BASIS)
+        assert other.names == ("a", "b", "c", "d")
+        assert (other.tau, other.beta, other.slope, other.midpoint) == (
+            first.tau, first.beta, first.slope, first.midpoint,
+        )  # fmt: skip
+        np.testing.assert_array_equal(other.log_shares(IMAGES), expected[0])
+        np.testing.assert_array_equal(other.unseen(IMAGES), expected[1])
+
+
+def test_images_do_not_see_each_other() -> None:
+    knowledge = Knowledge(TASKS, BASIS)
+    alone = np.concatenate([knowledge.log_shares(IMAGES[i : i + 1]) for i in range(9)])
+    np.testing.assert_allclose(alone, knowledge.log_shares(IMAGES)[:9], atol=1e-9)
+    alone = np.concatenate([knowledge.novelty(IMAGES[i : i + 1]) for i in range(9)])
+    np.testing.assert_allclose(alone, knowledge.novelty(IMAGES)[:9], atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["both", "E", "J"])
+def test_kinds_of_evidence(kind: str) -> None:
+    knowledge = Knowledge(TASKS, BASIS, evidence=kind)
+    assert kind == "both" or np.isinf(knowledge.tau) == (kind == "J")
+    assert (knowledge.beta == 0.0) == (kind == "E")
+    shares = knowledge.log_shares(IMAGES)
+    assert (shares.argmax(axis=1) == OWN).mean() > 0.9
+    likeliest = [knowledge.left_out_log_shares(n)[0][:, t] for t, n in enumerate(knowledge.names)]
+    both = Knowledge(TASKS, BASIS)
+    theirs = [both.left_out_log_shares(n)[0][:, t] for t, n in enumerate(both.names)]
+    assert np.concatenate(theirs).mean() >= np.concatenate(likeliest).mean() - 1e-12
+
+
+def test_unseen_images_look_unseen() -> None:
+    knowledge = Knowledge(TASKS, BASIS)
+    strange = np.concatenate([data(name, (20, 20))[0] for name in ("x", "y", "z")])
+    fresh = np.concatenate([data(n, c)[0] for n, c in COUNTS.items()])
+    assert knowledge.slope > 0
+    assert np.median(knowledge.unseen(strange)) > 0.5 > np.median(knowledge.unseen(fresh))
+
+
+def test_slope_and_midpoint_are_those_of_the_rows() -> None:
+    knowledge = Knowledge(TASKS, BASIS)
+    seen, unseen = [], []
+    for name, known in TASKS.items():
+        features, labels = data(name, COUNTS[name])
+        possible = known.rows.labels != 4 if name == "c" else np.ones(len(labels), bool)
+        others = {other: TASKS[other] for other in TASKS if other != name}
+        unseen.append(Knowledge(others, BASIS).novelty(known.rows.compact[possible]))
+        for row in np.flatnonzero(possible):
+            kept = np.arange(len(labels)) != known.rows.places[row]
+            fewer = Sums.of(features[kept], labels[kept], len(COUNTS[name]))
+            object.__setattr__(fewer, "divisor", known.sums.total)
+            tasks = {**TASKS, name: KnownTask(fewer, known.rows)}
+            seen.append(_reference(tasks, known.rows.compact[row : row + 1], 1.0, 0.1)[1][0])
+    u = np.concatenate(unseen)
+    slope = (u.mean() - np.mean(seen)) / (0.5 * (np.var(seen) + u.var()))
+    # The reference shrinks by the trace without the row, the closed form by that with it.
+    np.testing.assert_allclose(knowledge.slope, slope, rtol=2e-2)
+    np.testing.assert_allclose(knowledge.midpoint, 0.5 * (np.mean(seen) + u.mean()), rtol=2e-2)
+    threshold = knowledge.refusal_threshold(0.02)
+    assert (np.array(seen) > threshold).mean() == pytest.approx(0.02, abs=0.015)
+    assert knowledge.refusal_threshold(0.0) >= threshold >= knowledge.refusal_threshold(1.0)
+    with pytest.raises(ValueError, match="share"):
+        knowledge.refusal_threshold(1.5)
+
+
+def test_only_some_tasks_stand_for_unseen_ones() -> None:
+    every, two = Knowledge(TASKS, BASIS), Knowledge(TASKS, BASIS, most_left_out=2)
+    assert every.midpoint != two.midpoint
+    np.testing.assert_array_equal(every.log_shares(IMAGES), two.log_shares(IMAGES))
+
+
+def test_a_budget_of_rows_is_shared_out_evenly() -> None:
+    knowledge = Knowledge(TASKS, BASIS, most_rows=40)
+    thin = {n: KnownTask(k.sums, k.rows.thinned(10)) for n, k in TASKS.items()}
+    other = Knowledge(thin, BASIS)
+    assert (knowledge.tau, knowledge.midpoint) == (other.tau, other.midpoint)
+    assert len(knowledge.left_out_log_shares("b")[1]) == 30
+
+
+def test_rows_outside_the_sums_count_as_seen() -> None:
+    features, labels = data("b", (15, 15))
+    counted = np.arange(30) >= 10
+    sums = Sums.of(features[counted], labels[counted], 2)
+    rows = rows_of(features[:10], labels[:10], counted[:10])
+    knowledge = Knowledge({**TASKS, "b": KnownTask(sums, rows)}, BASIS)
+    found, mask = knowledge.left_out_log_shares("b")
+    assert mask.all()
+    np.testing.assert_allclose(found, knowledge.log_shares(rows.compact), atol=1e-9)
+
+
+def test_what_a_set_refuses() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        Knowledge({}, BASIS)
+    empty = Sums.of(np.zeros((0, WIDTH), np.float32), np.zeros(0, int), 2)
+    with pytest.raises(ValueError, match="'e' has no image"):
+        Knowledge({"e": KnownTask(empty, TASKS["a"].rows)}, BASIS)
+    with pytest.raises(ValueError, match="width"):
+        Knowledge(TASKS, BASIS.narrowed(5))
