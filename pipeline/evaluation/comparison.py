@@ -195,6 +195,7 @@ class Comparison:
         work = {} if looker is None else self._total
         self._total = {}
         row = self._summary(candidate, matrix, stages, work, decided)
+        assert state.identifier is not None
         row.images_per_second = self._speed(candidate, state.identifier, row.calls_share)
         if isinstance(state.identifier, Cascade):
             rule = state.identifier.rule

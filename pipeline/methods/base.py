@@ -163,6 +163,8 @@ class Method(ABC):
 
     def clip_scores(self, view: View, text_CF: np.ndarray) -> np.ndarray:
         """CLIP's scores (B, C) of classes, `exp(s) <v - delta m_f, u>` (method 7.5)."""
+        if not len(text_CF):
+            return np.zeros((len(view), 0))
         return self.scale * self.debiased(view.frozen) @ text_CF.astype(np.float64).T
 
     def debiased(self, frozen_BF: np.ndarray) -> np.ndarray:
