@@ -123,8 +123,8 @@ class PooledEngine:
 
     def install(self, refs: Sequence[GroupRef]) -> None:
         """Send these groups along with every later call."""
-        known = {ref.name for ref in self._refs}
-        self._refs += [ref for ref in refs if ref.name not in known]
+        new = {ref.name for ref in refs}  # a later record of a stage replaces the earlier one
+        self._refs = [ref for ref in self._refs if ref.name not in new] + list(refs)
 
     def raw_rows(self, table: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Raw signature and CLIP features of some rows, see `Engine.raw_rows`."""

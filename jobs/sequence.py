@@ -47,6 +47,8 @@ def learn_stream(session: Session) -> None:
     for stage in learner.restore():
         learner.learn(stage)
         session.publish()
+        if learner.refine(stage):
+            session.publish()
         record = learner.evaluate(stage)
         session.show(record)
         write_report(session.run, pictures=False)

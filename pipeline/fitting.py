@@ -36,6 +36,8 @@ def fitted_of(outcome: Outcome, tasks: Sequence[str]) -> Fitted:
     """What training found, task by task."""
     facts = outcome.facts
     fields: dict[str, dict[str, Any]] = {}
+    held: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    probed: dict[str, np.ndarray] = {}
     for task in tasks:
         temperature = float(facts["temperatures"][task])
         fields[task] = {"temperature": temperature}
@@ -46,6 +48,8 @@ def fitted_of(outcome: Outcome, tasks: Sequence[str]) -> Fitted:
             if key.startswith(prefix)
         }
         if task in outcome.classes:
+            held[task] = stored["held_rows"], stored["held_logits"]
+            probed[task] = stored["rows"]
             scores = log_softmax(stored["logits"] / temperature).astype(np.float32)
             fields[task] |= {
                 "own_CF": outcome.classes[task].numpy(),
@@ -60,6 +64,8 @@ def fitted_of(outcome: Outcome, tasks: Sequence[str]) -> Fitted:
         [{**n, "gain": facts["gains"][n["task"]]} for n in facts["neighbours"]],
         facts["experts"],
         facts,
+        held,
+        probed,
     )
 
 

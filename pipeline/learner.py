@@ -105,11 +105,20 @@ class Learner:
         forgotten = self.run.forgotten()
         stages = [each.number for each in self.stages if not forgotten.issuperset(each.tasks)]
         for position, stage in enumerate(stages):
-            ready = stage in self._done or not self.method.learns
+            ready = self._finished(stage) or not self.method.learns
             if not ready or not self._measured(stage):
                 return stages[position:]
             self.learn(stage)
         return []
+
+    def _finished(self, stage: int) -> bool:
+        """Whether a stage is learned, and refined where the method refines."""
+        return stage in self._done and (not self.method.refines or stage in self._refined())
+
+    def _refined(self) -> set[int]:
+        """Stages whose newest record is a refined one."""
+        last = {e["stage"]: e["event"] for e in self.run.journal.events() if "sha256" in e}
+        return {stage for stage, event in last.items() if event in ("refined", "remixed")}
 
     def _measured(self, stage: int) -> bool:
         name = f"evaluation/{stage:03d}.json"
@@ -136,7 +145,8 @@ class Learner:
             return
         if stage in self._done:
             self._admit(GroupRecord.read(self.run, self._done[stage]))
-            self._drop_checkpoints(stage)  # of a driver that was killed when the stage was done
+            if self._finished(stage):
+                self._drop_checkpoints(stage)  # of a driver that was killed when it was done
             return
         name, domains, journal = self.stages[stage].name, self._domains(stage), self.run.journal
         events = journal.events()
@@ -149,32 +159,76 @@ class Learner:
             coming = self._domains(stage + 1) if stage + 1 < len(self.stages) else []
             self._describer.begin(*domains, *coming)
         fit = time.perf_counter()
-        data = StageData(
-            stage, name, tuple(records), lambda: self._trained(stage, attempt, records)
-        )
+        data = self._stage_data(stage, attempt, records)
         fitted = self.method.fit(data, list(self.groups.values()))
         fit = time.perf_counter() - fit
         self._note_training(stage, attempt, fitted, looked)
-        record = self._record(stage, records, fitted)
-        record = record.write(self.run.groups, replace=True)
-        self._admit(record)
-        refs = [group.ref for group in self.groups.values() if group.ref is not None]
-        manifest = self.run.models.publish(refs)
-        assert record.ref is not None
-        journal.append(
+        record = self._record(stage, records, fitted).write(self.run.groups, replace=True)
+        self._publish(
             "stage-done",
-            stage=stage,
-            task=name,
-            sha256=record.ref.sha256,
-            manifest=manifest,
-            seconds={
+            record,
+            {
                 **fitted.facts.get("seconds", {}),
                 "look": looked,
                 "fit": fit,
                 "stage": time.perf_counter() - clock,
             },
         )
+        if not self.method.refines:
+            self._drop_checkpoints(stage)
+
+    def refine(self, stage: int) -> bool:
+        """Fit a stage better, once it answers; returns whether there is a new record to publish."""
+        if not self.method.refines or stage in self._refined():
+            return False
+        clock, group = time.perf_counter(), self.groups[stage]
+        others = [other for other in self.groups.values() if other is not group]
+        events = self.run.journal.events()
+        attempt = 1 + sum(e["event"] == "stage-refining" and e["stage"] == stage for e in events)
+        self.run.journal.append("stage-refining", stage=stage, task=group.name, attempt=attempt)
+        data = self._stage_data(stage, attempt, group.tasks)
+        fitted = self.method.refine(data, others)
+        fit = time.perf_counter() - clock
+        self._note_training(stage, attempt, fitted, 0.0)
+        record = replace(
+            group,
+            tasks=tuple(replace(t, **fitted.tasks.get(t.name, {})) for t in group.tasks),
+            tensors=fitted.tensors,
+            parameters=fitted.parameters,
+            experts=fitted.experts,
+        )
+        record = record.write(self.run.groups, beside=True)
+        seconds = {**fitted.facts.get("seconds", {}), "fit": fit}
+        self._publish("refined", record, seconds)
         self._drop_checkpoints(stage)
+        return True
+
+    def _stage_data(self, stage: int, attempt: int, records: Sequence[TaskRecord]) -> StageData:
+        domains = {domain.name: domain for domain in self._domains(stage)}
+
+        def look(task: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            table = domains[task].tables["train"]
+            compact, frozen = self.encoder.look(table, rows)
+            return compact, frozen, ImageTable.open(table).labels[rows]
+
+        return StageData(
+            stage, self.stages[stage].name, tuple(records),
+            lambda: self._trained(stage, attempt, records), look,
+        )  # fmt: skip
+
+    def _publish(self, event: str, record: GroupRecord, seconds: dict[str, float]) -> None:
+        """Answer with a stored record from now on, and say so."""
+        assert record.ref is not None
+        self._admit(record)
+        refs = [group.ref for group in self.groups.values() if group.ref is not None]
+        self.run.journal.append(
+            event,
+            stage=record.stage,
+            task=record.name,
+            sha256=record.ref.sha256,
+            manifest=self.run.models.publish(refs),
+            seconds=seconds,
+        )
 
     def _note_training(self, stage: int, attempt: int, fitted: Fitted, looked: float) -> None:
         facts = fitted.facts
@@ -252,7 +306,7 @@ class Learner:
         if self.method.borrows:
             earlier = self._with_lenders({neighbour.task for neighbour in neighbours}, learned)
         else:
-            earlier = learned[-1:]
+            earlier = learned[-1:] if self.method.continues else []
         refs = tuple(group.ref for group in earlier if group.ref is not None)
         spec = StageSpec(
             self.settings, self.run.uri, self.kernels, stage, tuple(self._domains(stage)),

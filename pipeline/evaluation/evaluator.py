@@ -172,6 +172,7 @@ class Evaluator:
             "identifier": _identifier_record(found, outside, state.learned),
             "work": self._work(stage, state),
             "lambda": state.weight,
+            "parts": {task: self._parts(state, task) for task in self.stages[stage].tasks},
             "seconds": time.perf_counter() - clock,
         }
         name = f"evaluation/{stage:03d}"
@@ -180,6 +181,21 @@ class Evaluator:
         )
         self.run.folder.write_json(f"{name}.json", record)
         return record
+
+    def _parts(self, state: State, task: str) -> dict[str, float]:
+        """What the parts of a just learned function reach alone, the task given; percent."""
+        function = state.function(task)
+        if task not in state.records or function is None:
+            return {}
+        view, labels = self.view(task), self.labels(task)
+        parts = state.method.parts(view, function, state.records[task].listed)
+        found = {}
+        for name, log_p in parts.items():
+            right = log_p.argmax(axis=1) == labels
+            found[name] = 100.0 * float(right.mean())
+            sure = np.exp(log_p.max(axis=1))
+            found[f"{name}/ece"] = 100.0 * expected_calibration_error(sure, right)
+        return found
 
     def _work(self, stage: int, state: State) -> dict[str, Any] | None:
         """What was asked of the multimodal model, with a few calls in full in a file of its own."""

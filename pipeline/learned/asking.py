@@ -43,7 +43,8 @@ class Answer:
         weight: share of the learned groups in the answer to an unseen image; 0 for seen ones.
         groups: (domain, weight) of the groups at work.
         classes: (label, probability), the likeliest first.
-        domains: (domain, probability) of the learned domains, the likeliest first.
+        domains: (domain, probability) of the learned domains, the likeliest first; a given one is
+            certain.
         unseen_probability: of being of no learned domain, whatever was asked; None where the
             method does not tell.
         refused: whether the answer is withheld, since the image looks too new.

@@ -32,7 +32,7 @@ def reply(
     if found is not None and found.options:
         shares = np.exp(found.log_shares[row])
         order = np.argsort(-shares, kind="stable")
-        domains = tuple((found.options[o], float(shares[o])) for o in order)
+        domains = tuple((found.options[o], float(shares[o])) for o in order if shares[o])
         probability = float(found.unseen[row])
         refused = bool(
             question.task is None and threshold is not None and found.novelty[row] > threshold

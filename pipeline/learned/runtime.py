@@ -30,7 +30,6 @@ from pipeline.methods import build_method
 from pipeline.model.backbone import load_backbone
 from pipeline.model.kernels import Kernels, resolve_device
 from pipeline.records.basis import read_basis
-from pipeline.records.group import weights_hash
 from pipeline.settings import Settings
 from pipeline.store import GroupRef, RunFolder
 
@@ -104,13 +103,20 @@ class Runtime:
             return build_state(groups, self.settings, self.basis, backbone=self.backbone)
 
     def texts(self, state: State) -> Texts:
-        """Class features by name, of a state's functions."""
+        """Class features by name, of a state's functions; those that records hold are there."""
 
         def encode(listed: Any, function: Any) -> np.ndarray:
             with self.exact():
                 return state.method.encode_list(listed, function).detach().cpu().numpy()
 
-        return Texts(encode)
+        texts, versions = Texts(encode), self.versions(state)
+        for record in state.records.values():
+            function = state.function(record.name)
+            if record.text_CF is not None:
+                texts.keep(record.listed, None, record.text_CF)
+            if record.own_CF is not None and function is not None and function.weights is not None:
+                texts.keep(record.listed, function, record.own_CF, versions.get(function.weights))
+        return texts
 
     def view(self, state: State, images_BSSC: np.ndarray, texts: Texts) -> LiveView:
         """A view of uint8 images of the backbone's size."""
@@ -121,9 +127,8 @@ class Runtime:
         """Hash of the weights that each task's stage left."""
         found: dict[str, str] = {}
         for group in state.groups:
-            if group.ref is not None:
-                version = weights_hash(self.run, group.ref) if group.tensors else group.ref.sha256
-                found |= {task.name: version for task in group.tasks}
+            if group.weights is not None:
+                found |= {task.name: group.weights for task in group.tasks}
         return found
 
     def answer(
@@ -177,7 +182,7 @@ class Runtime:
 
 
 def identify(state: State, view: LiveView, wishes: Sequence[Wish]) -> Identification | None:
-    """What the statistics say of all images, with what is settled already in its place.
+    """What the statistics say of all images, with what is settled or given in its place.
 
     Raises:
         UserError: the method does not identify, and a domain is not given.
@@ -194,6 +199,9 @@ def identify(state: State, view: LiveView, wishes: Sequence[Wish]) -> Identifica
         if wish.shares is not None:
             known: Mapping[str, float] = dict(wish.shares)
             found.log_shares[row] = [known.get(option, -np.inf) for option in found.options]
+        if wish.task is not None:
+            given = [option == wish.task for option in found.options]
+            found.log_shares[row] = np.where(given, 0.0, -np.inf)
     return found
 
 

@@ -134,7 +134,7 @@ def build_state(
     records = {t.name: t for group in ordered for t in group.tasks if t.kind is None}
     method = build_method(settings, basis, backbone, scale)
     if backbone is not None:
-        for group in ordered:
+        for group in (group for group in ordered if group.tensors):
             method.install(group.name, group.tensors)
     method.know(records)
     identifier = None

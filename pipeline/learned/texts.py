@@ -29,6 +29,17 @@ class Texts:
         self._encode = encode
         self._kept: OrderedDict[Any, np.ndarray] = OrderedDict()
 
+    def keep(
+        self,
+        listed: ClassList,
+        function: Function | None,
+        features_CF: np.ndarray,
+        version: str | None = None,
+    ) -> None:
+        """Take in class features that are known already; arguments as for `get`."""
+        keys = [(item, function, version) for item in listed]
+        self._kept.update(zip(keys, features_CF, strict=True))
+
     def get(
         self, listed: ClassList, function: Function | None, version: str | None = None
     ) -> np.ndarray:

@@ -30,13 +30,15 @@ class Neighbour:
 class StageContext:
     """What is known when a stage starts: its number, its name, its nearest earlier tasks.
 
-    `task` is the name of the stage: that of its task, or of several; `tasks` holds their names.
+    `task` is the name of the stage: that of its task, or of several; `tasks` holds their names,
+    `sizes` how many classes each has.
     """
 
     stage: int
     task: str
     neighbours: tuple[Neighbour, ...] = ()
     tasks: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 class Adapter(nn.Module, ABC):

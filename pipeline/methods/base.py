@@ -53,6 +53,8 @@ class Fitted:
         neighbours: groups that are borrowed from: `task`, `distance`, `gain`.
         experts: how tasks use experts.
         facts: for the journal, see `pipeline/training/stage.py`.
+        held: per task, rows of the held-out fold (m,) and logits (m, C) that training found there.
+        probed: per task, rows of the canary's images.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -61,6 +63,8 @@ class Fitted:
     neighbours: list[dict[str, Any]] = field(default_factory=list)
     experts: dict[str, Any] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    held: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    probed: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,14 @@ class StageData:
         tasks: a record of each task with what is known before anything is fitted: statistics of
             its training rows, calibration rows, class features of frozen CLIP.
         train: fits the method's adapter on the stage's images by gradient descent.
+        look: compact (n, K) and CLIP features (n, F), and labels (n,), of training rows of a task.
     """
 
     stage: int
     name: str
     tasks: tuple[TaskRecord, ...]
     train: Callable[[], Fitted]
+    look: Callable[[str, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 class Method(ABC):
@@ -91,8 +97,11 @@ class Method(ABC):
             for every image. `hard`: that of the likeliest task, frozen CLIP for what is new.
             `posterior`: every task by its probability (method 7.5).
         learns: False if stages leave nothing behind.
+        trains: functions have weights, so that images pass through them.
+        refines: a stage is fitted twice: `fit` in closed form, then `refine`.
         fuses: images of no learned task get frozen CLIP fused with the likeliest groups.
         borrows: a group may use earlier groups.
+        continues: a stage starts from the weights of the one before.
         joint: one stage holds all tasks unless `stream.stages` says otherwise.
         alone: each task has a stage of its own, whatever `stream.stages` says.
         dense: it learns dense tasks too.
@@ -112,9 +121,12 @@ class Method(ABC):
     learns: ClassVar[bool] = True
     fuses: ClassVar[bool] = False
     borrows: ClassVar[bool] = False
+    continues: ClassVar[bool] = False
     joint: ClassVar[bool] = False
     alone: ClassVar[bool] = False
     dense: ClassVar[bool] = False
+    trains: bool = True
+    refines: bool = False
     kappa: float = 0.5
     debias: float = 0.0
 
@@ -143,12 +155,15 @@ class Method(ABC):
         """Learn a stage; by default its adapter is trained by gradient descent."""
         return stage.train()
 
+    def refine(self, stage: StageData, earlier: Sequence[GroupRecord]) -> Fitted:
+        """Fit a stage better than `fit` did, once it answers already; only where `refines`."""
+        raise NotImplementedError(f"{self.name} fits a stage once")
+
     def know(self, records: Mapping[str, TaskRecord]) -> None:
         """Answer with exactly these records from now on, in the order of learning."""
         self.records = dict(records)
 
-    @classmethod
-    def function(cls, task: str | None, learned: Sequence[str]) -> Function | None:
+    def function(self, task: str | None, learned: Sequence[str]) -> Function | None:
         """What answers for an image of `task` once `learned` are; None = frozen CLIP."""
         return Function(task, task) if task is not None and task in learned else None
 
@@ -173,6 +188,10 @@ class Method(ABC):
         if self.debias == 0.0 or self.basis is None:
             return v
         return v - self.debias * self.basis.frozen_mean
+
+    def parts(self, view: View, function: Function, listed: ClassList) -> dict[str, np.ndarray]:
+        """What the parts of a function say alone, log-probabilities (B, C) by name; for reports."""
+        return {}
 
     def contributions(self, function: Function) -> dict[str, float]:
         """Groups at work in a function and their mean weight: its own, then its neighbours."""
@@ -203,6 +222,16 @@ class Method(ABC):
     def adapter(self, context: StageContext) -> Adapter:
         """What the stage trains; earlier stages are installed already."""
         raise NotImplementedError(f"{self.name} trains nothing")
+
+    def begin(self, adapter: Adapter, objectives: Sequence[Any], world: int) -> None:
+        """Before the first step: start an adapter from the stage's images.
+
+        Args:
+            adapter: fresh; a resumed stage's weights replace what is set here.
+            objectives: the stage's tasks with this worker's rows, see `pipeline/training`.
+            world: number of workers.
+        """
+        del adapter, objectives, world  # most start from a seed alone
 
     def install(self, task: str, tensors: Mapping[str, Tensor]) -> None:
         """Make a stored group answer; raises ValueError if it does not fit."""

@@ -22,6 +22,8 @@ from pipeline.records import ClassList, GroupRecord, TaskRecord
 class ClosedForm(Method):
     """A method whose functions are heads."""
 
+    trains = False
+
     @abstractmethod
     def fit_head(self, record: TaskRecord) -> Head:
         """The head of a task, from its record."""
@@ -30,8 +32,7 @@ class ClosedForm(Method):
         """Nothing is left to be found: the record is all."""
         return Fitted()
 
-    @classmethod
-    def function(cls, task: str | None, learned: Sequence[str]) -> Function | None:
+    def function(self, task: str | None, learned: Sequence[str]) -> Function | None:
         """The task's own head; frozen CLIP before it was learned."""
         return Function(task, None) if task is not None and task in learned else None
 

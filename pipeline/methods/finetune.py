@@ -84,6 +84,7 @@ class Finetune(Method):
 
     name = "finetune"
     policy = "one"
+    continues = True
 
     def __init__(
         self,
@@ -118,8 +119,7 @@ class Finetune(Method):
         for name in read_tasks(tensors, task):
             self.stages[name] = adapter.requires_grad_(False)
 
-    @classmethod
-    def function(cls, task: str | None, learned: Sequence[str]) -> Function | None:
+    def function(self, task: str | None, learned: Sequence[str]) -> Function | None:
         """The newest weights, whatever the image."""
         return Function(learned[-1], learned[-1]) if learned else None
 

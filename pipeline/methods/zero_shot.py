@@ -12,8 +12,8 @@ class ZeroShot(Method):
     name = "zero_shot"
     policy = "one"
     learns = False
+    trains = False
 
-    @classmethod
-    def function(cls, task: str | None, learned: object) -> None:
+    def function(self, task: str | None, learned: object) -> None:
         """Always frozen CLIP."""
         return None

@@ -1,1 +1,1 @@
-"""Frozen CLIP, expert groups, routers, mixing and fusion: plain PyTorch, usable without Ray."""
+"""Frozen CLIP, expert groups, routers and mixing: plain PyTorch, usable without Ray."""

@@ -32,6 +32,7 @@ class GroupRecord:
         experts: how tasks use experts.
         remixed: the group that this one replaces without a forgotten neighbour.
         ref: where it is stored; None before it is.
+        weights: sha256 of the stored `tensors`, None before they are: equal weights, equal hashes.
     """
 
     stage: int
@@ -45,6 +46,7 @@ class GroupRecord:
     experts: Mapping[str, Any] | None = None
     remixed: str | None = None
     ref: GroupRef | None = None
+    weights: str | None = None
 
     def with_tasks(self, tasks: Sequence[TaskRecord]) -> GroupRecord:
         """The same stage with other records of its tasks."""
@@ -88,7 +90,8 @@ class GroupRecord:
 
     def write(self, groups: GroupStore, **how: bool) -> GroupRecord:
         """Store it, see `GroupStore.write`; returns the record that knows where it is."""
-        return replace(self, ref=groups.write(self.stage, self.name, self.files(), **how))
+        ref = groups.write(self.stage, self.name, self.files(), **how)
+        return replace(self, ref=ref, weights=groups.files(ref)[names.GROUP])
 
     @classmethod
     def read(cls, run: RunFolder, ref: GroupRef) -> GroupRecord:
@@ -122,6 +125,7 @@ class GroupRecord:
                 experts=experts,
                 remixed=card["remixed"],
                 ref=ref,
+                weights=weights_hash(run, ref),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             words = " ".join(str(error).split())

@@ -111,13 +111,13 @@ class TaskRecord:
         """From its card and its stored arrays, without their prefix.
 
         Raises:
-            KeyError, TypeError, ValueError: something is missing or of another shape.
+            KeyError, TypeError, ValueError: something is missing or does not fit.
         """
         plain = {key: card[key] for key in CARD}
         plain |= {key: tuple(plain[key]) for key in ("classes", "templates")}
         sums, rows = (_below(identity, part) for part in ("sums/", "rows/"))
         dense = card["kind"] is not None
-        return cls(
+        record = cls(
             **plain,
             sums=Sums.load(sums) if sums else None,
             rows=CalibrationRows.load(rows) if rows else None,
@@ -126,6 +126,22 @@ class TaskRecord:
             probe=None if dense else Probe(*(probe[k] for k in ("images", "labels", "scores"))),
             outputs=probe if dense else {},
         )
+        record._check()
+        return record
+
+    def _check(self) -> None:
+        """Whatever is stored by class fits the class list; ValueError where it does not."""
+        counts = {
+            "class features": None if self.text_CF is None else len(self.text_CF),
+            "class features of its own": None if self.own_CF is None else len(self.own_CF),
+            "statistics": None if self.sums is None else len(self.sums.counts),
+            "probe scores": None if self.probe is None else self.probe.scores.shape[-1],
+        }
+        for what, count in counts.items():
+            if count is not None and count != len(self.classes):
+                raise ValueError(
+                    f"'{self.name}': {what} of {count} classes do not fit its {len(self.classes)}"
+                )
 
 
 def _below(arrays: Arrays, prefix: str) -> Arrays:

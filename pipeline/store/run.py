@@ -27,7 +27,7 @@ SCHEMA = 2
 RUN_FILE = "run.json"
 REFERENCES = "references"
 # Events that say what a stage's group is from then on; the last one counts.
-COMPLETING = ("stage-done", "remixed", "forgotten", "dropped")
+COMPLETING = ("stage-done", "refined", "remixed", "forgotten", "dropped")
 
 
 class RunFolder:

@@ -137,6 +137,7 @@ def run_stage(
     method, adapter = build(spec)
     objectives = load_data(spec, method, rank, world)
     attach_heads(adapter, objectives)
+    method.begin(adapter, objectives, world)
     loaded = time.perf_counter()
     curve: list[dict[str, Any]] = []
     rows = [_rows(spec, domain) for domain in spec.domains]
@@ -199,7 +200,8 @@ def build(spec: StageSpec) -> tuple[Method, Adapter]:
     for ref in spec.earlier:
         method.install(ref.name, load(run.groups.read(ref, GROUP), ref.name))
     tasks = tuple(domain.name for domain in spec.domains)
-    context = StageContext(spec.stage, spec.name, spec.neighbours, tasks)
+    sizes = tuple(len(domain.classes) for domain in spec.domains)
+    context = StageContext(spec.stage, spec.name, spec.neighbours, tasks, sizes)
     return method, method.adapter(context)
 
 
@@ -327,7 +329,7 @@ def _export_classes(
 ) -> None:
     """Probes, class features and temperature of one task."""
     backbone, watch = method.backbone, adapter.watch
-    table, rows, _ = _folds(spec, domain)
+    table, rows, fold = _folds(spec, domain)
     probes = rows[np.linspace(0, len(rows) - 1, min(PROBES, len(rows))).astype(int)]
     images = table.images(probes)
     with backbone.kernels.exact():
@@ -349,6 +351,9 @@ def _export_classes(
         f"{domain.name}/images": torch.from_numpy(images.copy()),
         f"{domain.name}/labels": torch.from_numpy(table.labels[probes].copy()),
         f"{domain.name}/logits": reference.cpu(),
+        f"{domain.name}/rows": torch.from_numpy(probes.copy()),
+        f"{domain.name}/held_rows": torch.from_numpy(fold.copy()),
+        f"{domain.name}/held_logits": held,
     }
     outcome.classes[domain.name] = u_CF.cpu()
     temperature = float(TEMPERATURES[int(np.argmin(losses))])

@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.model.backbone import SUPPORTED, Backbone, from_open_clip, load_backbone
 from pipeline.model.experts import ExpertGroup, expert_shapes
 from pipeline.model.growing import GrowingModel
+from pipeline.model.kernels import BACKENDS, Kernels, choose, has_matrix_units
 from pipeline.model.mix import TaskMix
 from pipeline.settings import BackboneSettings, ExpertSettings
 from tests.unit.tiny_clip import (
@@ -231,3 +232,42 @@ def test_local_dir_loads_what_was_saved(tmp_path: Path) -> None:
     (folder / "open_clip_model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot load"):
         load_backbone(BackboneSettings(name=f"local-dir:{folder}"))
+
+
+def test_kernels_follow_from_what_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No race: equal machines choose alike however busy they are, and a choice is not undone."""
+    for tiles, expected in ((True, ("math", "bf16")), (False, ("flash", "fp32"))):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda found=tiles: found)
+        assert has_matrix_units() is tiles
+        assert choose("auto", "auto", "cpu") == Kernels(*expected, "cpu")
+        assert choose("efficient", "auto", "cpu") == Kernels("efficient", expected[1], "cpu")
+        assert choose("auto", "fp32", "cpu") == Kernels(expected[0], "fp32", "cpu")
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert choose("auto", "auto", "cpu") == Kernels("flash", "fp32", "cpu")
+    for bf16 in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda found=bf16: found)
+        assert choose("auto", "auto", "cuda:1") == Kernels(
+            "flash", "bf16" if bf16 else "fp32", "cuda:1"
+        )
+
+
+def test_choosing_kernels_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", refuse)
+    monkeypatch.setattr("time.perf_counter", refuse)
+    assert choose("auto", "auto", "cpu") == choose("auto", "auto", "cpu")
+
+
+@pytest.mark.parametrize("attention", BACKENDS)
+@torch.no_grad()
+def test_every_kernel_computes_the_same(backbone: Backbone, attention: str) -> None:
+    pixels = backbone.normalise(images(3))
+    kernels = Kernels(attention, "bf16")
+    with kernels.exact():
+        exact = backbone.encode_image(pixels)
+    assert (exact - backbone.encode_image(pixels)).abs().max() < 1e-5
+    with kernels.training():
+        half = backbone.encode_image(pixels)
+    assert 1e-5 < (half - exact).abs().max() < 0.1, "precision is for training alone"

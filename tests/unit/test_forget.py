@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,17 @@ import pytest
 
 from jobs import forget as job
 from pipeline.errors import UserError
-from pipeline.evaluation.engine import Engine
-from pipeline.serving.asking import Ask
-from pipeline.serving.forget import forget_task
-from pipeline.serving.model import ServedModel
+from pipeline.learned import Answer, Ask
+from pipeline.lifecycle import retest
+from pipeline.lifecycle.forget import forget_task
+from pipeline.lifecycle.retest import score_changes
+from pipeline.serving.model import ServedModel, run_settings
 from pipeline.serving.pointer import next_pointer, read_pointer, write_pointer
-from pipeline.serving.retest import logit_changes
-from pipeline.store import RunFolder
+from pipeline.store import GroupRef, RunFolder
 from pipeline.store.tensors import load
 from pipeline.streams import ImageTable
 from tests.unit.tiny_run import TASKS, World, learn_stream, make_learner
-from tests.unit.tiny_serving import SERVING, copy_run, point, test_images
+from tests.unit.tiny_serving import SERVING, copy_run, learned_run, point, test_images
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,11 @@ def _borrowed_from(run: RunFolder) -> tuple[str, list[str]]:
     return task, [name for name, names in lenders.items() if task in names]
 
 
+def _said(answers: list[Answer]) -> list[Any]:
+    """What a given domain's function says; how new an image looks is for all domains to say."""
+    return [(answer.task, answer.classes, answer.groups) for answer in answers]
+
+
 def test_a_group_nobody_borrows_from_leaves_the_others_to_the_bit(
     learned: RunFolder, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,10 +65,12 @@ def test_a_group_nobody_borrows_from_leaves_the_others_to_the_bit(
     _, before, _ = model.classify(images, asks)
     assert job.main([f"run_dir={run.uri}", f"task={last}", "erase=true"]) == 0
     zero = ", ".join(f"{name} 0" for name in TASKS[:-1])
-    assert f"largest change of a logit on stored images: {zero}\n" in capsys.readouterr().out
+    assert (
+        f"largest change of a log-probability on stored images: {zero}\n" in capsys.readouterr().out
+    )
     assert model.follow().generation == 2, "what serves the run follows"
     _, after, _ = model.classify(images, asks)
-    assert after == before
+    assert _said(after) == _said(before)
     assert list(model.current.tasks) == list(TASKS[:-1])
     never = copy_run(learned, tmp_path / "never")
     point(never, len(TASKS) - 1)
@@ -88,7 +96,7 @@ def test_a_model_that_cannot_be_loaded_is_no_reason_not_to_forget(
         raise UserError("backbone.name: it is gone")
 
     run, last = copy_run(learned, tmp_path / "run"), TASKS[-1]
-    monkeypatch.setattr("pipeline.serving.retest.ServedModel", gone)
+    monkeypatch.setattr("pipeline.lifecycle.retest.Runtime", gone)
     assert job.main([f"run_dir={run.uri}", f"task={last}", "erase=true"]) == 0
     said = capsys.readouterr().out
     assert f"{last} is forgotten" in said and "largest change" not in said
@@ -109,7 +117,7 @@ def test_dependents_are_mixed_anew_and_measured(
     plan = forget_task(run.uri, task, SERVING)
     assert [d["task"] for d in plan.dependents] == losing
     assert all(d["rule"] == "remix" and d["change"] > 0 for d in plan.dependents)
-    changes = logit_changes(plan, SERVING)
+    changes = score_changes(plan)
     assert [name for name, change in changes.items() if change == 0.0] == kept
     assert {d["task"]: pytest.approx(d["change"], abs=1e-5) for d in plan.dependents} == {
         name: changes[name] for name in losing
@@ -122,7 +130,7 @@ def test_dependents_are_mixed_anew_and_measured(
     assert told["erased"] == []
     _, after, _ = model.classify(many, asks)
     same = len(images) * len(kept)
-    assert after[:same] == before[:same]
+    assert _said(after[:same]) == _said(before[:same])
     assert all(task not in dict(answer.groups) for answer in after)
     changed = zip(after[same:], before[same:], strict=True)
     assert any(a.classes != b.classes for a, b in changed)
@@ -140,6 +148,27 @@ def test_dependents_are_mixed_anew_and_measured(
     assert read_pointer(run).generation == 3
 
 
+def test_closed_forms_forget_as_if_the_domain_had_never_been(world: World, tmp_path: Path) -> None:
+    """Learned a, b, c, d and forgot b = learned d, c, a: to the bit, whatever is asked."""
+    method, gone = {"name": "gda_per_task"}, TASKS[1]
+    run = learned_run(world, tmp_path / "run", method=method)
+    plan = forget_task(run.uri, gone, SERVING)
+    assert plan.dependents == []
+    plan.finish(erase=True)
+    others = [domain for domain in reversed(world.domains) if domain.name != gone]
+    never = learned_run(replace(world, domains=others), tmp_path / "never", method=method)
+    images = np.concatenate([test_images(world, task) for task in TASKS])
+    asks = [Ask(top_k=99), Ask(labels=(f"{TASKS[0]} 1", "car")), Ask(labels=("car", "bus"))]
+    wishes = [asks[at % 3] for at in range(len(images))]
+    answers = []
+    for each, manifest in ((run, plan.manifest), (never, len(others))):
+        point(each, manifest)
+        answers.append(ServedModel(each.uri, SERVING, "cpu").classify(images, wishes)[1])
+    for mine, other in zip(*answers, strict=True):
+        assert dict(mine.classes) == dict(other.classes)
+        assert replace(mine, classes=()) == replace(other, classes=())
+
+
 def test_dependents_are_learned_again_by_the_next_start(
     learned: RunFolder, world: World, tmp_path: Path
 ) -> None:
@@ -149,12 +178,7 @@ def test_dependents_are_learned_again_by_the_next_start(
     plan.finish(erase=False)
     names = [ref.name for ref in run.models.read(plan.manifest).groups]
     assert names == [name for name in TASKS if name not in (*losing, task)]
-    from pipeline.identifiers.background import read_run_background
-    from pipeline.serving.model import run_settings
-
-    learner = make_learner(world, run, run_settings(run.read()))
-    learner.background = read_run_background(run)
-    learn_stream(learner)
+    learn_stream(make_learner(world, run, run_settings(run.read())))
     now = {ref.name: ref for ref in run.models.latest().groups}  # type: ignore[union-attr]
     assert set(now) == set(TASKS) - {task}, "learned again, and the forgotten one is not"
     cards = [json.loads(run.groups.read(ref, "task.json")) for ref in now.values()]
@@ -196,14 +220,14 @@ def test_dependents_are_measured_on_the_test_split(
                 found[domain.name] = 100.0 * float(np.mean(hits))
         return found
 
-    seen: dict[str, list[np.ndarray]] = {}
+    measured: list[dict[str, str]] = []
+    accuracies = retest._accuracies
 
-    class Watched(Engine):
-        def logits(self, table: str, rows: np.ndarray, function: str | None, *names: Any) -> Any:
-            seen.setdefault(str(function), []).append(super().logits(table, rows, function, *names))
-            return seen[str(function)][-1]
+    def watched(run: RunFolder, settings: Any, refs: list[GroupRef], domains: Any) -> Any:
+        measured.append({ref.name: ref.folder for ref in refs})
+        return accuracies(run, settings, refs, domains)
 
-    monkeypatch.setattr("pipeline.serving.retest.Engine", Watched)
+    monkeypatch.setattr(retest, "_accuracies", watched)
     model = ServedModel(run.uri, SERVING, "cpu")
     before = right(model)
     assert job.main([f"run_dir={run.uri}", f"task={task}", "erase=true"]) == 0
@@ -214,8 +238,9 @@ def test_dependents_are_measured_on_the_test_split(
     assert {name: test["before"] for name, test in tested.items()} == pytest.approx(before)
     assert {name: test["after"] for name, test in tested.items()} == pytest.approx(right(model))
     assert all(test["images"] == len(test_images(world, n, 100)) for n, test in tested.items())
-    assert seen.keys() == losing
-    assert all(len(two) == 2 and not np.array_equal(*two) for two in seen.values()), "two functions"
+    old, new = measured
+    assert {name for name in new if old[name] != new[name]} == losing, "two functions of each"
+    assert task in old and task not in new
     assert "on its test split (24 images)" in capsys.readouterr().out
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.evaluation.engine import Engine, EngineSpec
-from pipeline.identifiers import Evidence, Identification, Identifier
-from pipeline.model.fusion import fuse, softmax
-from pipeline.model.kernels import Kernels
-from pipeline.serving.asking import Ask
-from pipeline.serving.model import ServedModel
+from pipeline.identifiers import Evidence
+from pipeline.learned import Answer, Ask
+from pipeline.learned.answering import Question
+from pipeline.learned.candidates import match
+from pipeline.learner import Learner
+from pipeline.methods.base import log_softmax
+from pipeline.records import class_list
+from pipeline.serving.model import ServedModel, run_settings
 from pipeline.serving.pointer import (
     Pointer,
     Refused,
@@ -25,8 +26,8 @@ from pipeline.serving.pointer import (
 )
 from pipeline.store import RunFolder
 from pipeline.store.tensors import dump, load
-from tests.unit.tiny_run import TASKS, World
-from tests.unit.tiny_serving import SERVING, copy_run, point, test_images
+from tests.unit.tiny_run import TASKS, World, make_learner
+from tests.unit.tiny_serving import SERVING, copy_run, learned_run, point, test_images
 
 LAST = len(TASKS)
 
@@ -46,100 +47,172 @@ def model(run: RunFolder) -> ServedModel:
     return ServedModel(run.uri, SERVING, "cpu")
 
 
+@pytest.fixture(scope="module")
+def learner(run: RunFolder, world: World, tmp_path_factory: pytest.TempPathFactory) -> Learner:
+    """What measured the run, with everything restored."""
+    mine = copy_run(run, tmp_path_factory.mktemp("measured") / "run")
+    found = make_learner(world, mine, run_settings(mine.read()))
+    with mine.lock():
+        assert found.restore() == []
+    return found
+
+
 def _mixed(world: World) -> tuple[np.ndarray, list[str]]:
     parts = [test_images(world, task) for task in TASKS]
     return np.concatenate(parts), [t for t, p in zip(TASKS, parts, strict=True) for _ in p]
 
 
-def test_a_given_task_answers_with_the_logits_of_the_evaluation(
-    model: ServedModel, run: RunFolder, world: World
+def _all_classes(answer: Answer, names: tuple[str, ...]) -> list[float]:
+    said = dict(answer.classes)
+    return [said[name] for name in names]
+
+
+def test_a_given_task_answers_as_it_was_measured(
+    model: ServedModel, learner: Learner, world: World
 ) -> None:
     images, tasks = _mixed(world)
     _, answers, spent = model.classify(images, [Ask(task, top_k=9) for task in tasks])
-    engine = Engine(EngineSpec(model.settings, run.uri, Kernels()))
-    engine.install(run.groups.list())
     for domain in world.domains:
-        learned = model.current.tasks[domain.name]
         rows = [i for i, task in enumerate(tasks) if task == domain.name]
-        logits = engine.logits(
-            domain.tables["test"], np.arange(len(rows)), domain.name,
-            domain.classes, domain.templates,
-        )  # fmt: skip
-        expected = softmax(logits, learned.temperature)
+        state, view = learner.state, learner.evaluator.view(domain.name)
+        candidates = match(None, state.records, domain.name)
+        question = Question(state, candidates, view.take(np.arange(len(rows))), None, domain.name)
+        expected = np.exp(question.answer().log_known)
         for row, p_C in zip(rows, expected, strict=True):
-            said = dict(answers[row].classes)
-            assert [said[c] for c in domain.classes] == pytest.approx(p_C.tolist(), abs=1e-4)
+            said = _all_classes(answers[row], tuple(domain.classes))
+            assert said == pytest.approx(p_C.tolist(), abs=1e-4)
             assert answers[row].groups[0] == (domain.name, 1.0)
             assert not answers[row].unseen and answers[row].task_confidence == 1.0
-    assert spent.keys() == {"identify", "groups", "text"}
+            assert answers[row].domains[0] == (domain.name, 1.0)
+    assert spent.keys() == {"trunk", "identify", "groups", "text"}
     borrowed = {len(answer.groups) for answer in answers}
     assert borrowed == {1, 2}, "some function borrows, and says so"
 
 
 def test_identified_images_are_those_the_identifier_chooses(
-    model: ServedModel, world: World
+    model: ServedModel, learner: Learner, world: World
 ) -> None:
-    images, _ = _mixed(world)
+    images, tasks = _mixed(world)
     generation, answers, _ = model.classify(images, [Ask()] * len(images))
     assert generation == 1
-    settings = model.settings
-    engine = Engine(EngineSpec(settings, model.run.uri, Kernels()))
-    found = model.current.identifier.identify(Evidence(engine.encode(images)))
-    chosen = [found.options[o] if o >= 0 else None for o in found.chosen]
-    assert [answer.task for answer in answers] == chosen
-    assert {answer.unseen for answer in answers} == {task is None for task in chosen}
-    assert len(set(chosen) - {None}) > 1
-    for index, answer in enumerate(answers):
-        assert answer.task_confidence == pytest.approx(
-            found.probabilities[index, found.chosen[index]], abs=1e-6
-        )
-
-
-class _AllUnseen:
-    """The model's identifier, but it decides that nothing is known."""
-
-    def __init__(self, identifier: Identifier) -> None:
-        self.identifier = identifier
-
-    def identify(self, evidence: Evidence) -> Identification:
-        found = self.identifier.identify(evidence)
-        return replace(found, chosen=np.full(len(found.chosen), -1))
-
-
-def test_unseen_images_are_fused_with_the_two_likeliest_groups(
-    run: RunFolder, world: World
-) -> None:
-    model = ServedModel(run.uri, SERVING, "cpu")
-    known = model.current.identifier
-    model._current = replace(model.current, identifier=_AllUnseen(known))  # type: ignore[arg-type]
-    domain = world.domains[1]
-    images, labels = test_images(world, domain.name), ("red thing", "blue thing", "car")
-    _, answers, _ = model.classify(images, [Ask(labels=labels, top_k=3)] * len(images))
-    engine = Engine(EngineSpec(model.settings, run.uri, Kernels()))
-    engine.install(run.groups.list())
-    rows, table = np.arange(len(images)), domain.tables["test"]
-    frozen = softmax(engine.logits(table, rows, None, labels, ("a photo of a {}.",)))
-    found = known.identify(Evidence(engine.encode(images)))
-    for row, answer in enumerate(answers):
-        best = np.argsort(-found.shares[row], kind="stable")[:2]
-        groups = []
-        for option in best:
-            task = model.current.tasks[found.options[option]]
-            logits = engine.logits(
-                table, rows[row : row + 1], task.name, labels, task.card["templates"]
+    identifier = learner.state.identifier
+    assert identifier is not None
+    for domain in world.domains:
+        rows = [i for i, task in enumerate(tasks) if task == domain.name]
+        compact = learner.evaluator.view(domain.name).compact[: len(rows)]
+        found = identifier.identify(Evidence(compact))
+        for at, row in enumerate(rows):
+            answer, shares = answers[row], np.exp(found.log_shares[at])
+            assert answer.task == found.options[found.closed[at]]
+            assert answer.task_confidence == pytest.approx(shares.max(), abs=1e-4)
+            assert dict(answer.domains) == pytest.approx(
+                dict(zip(found.options, shares.tolist(), strict=True)), abs=1e-4
             )
-            groups.append(softmax(logits, task.temperature)[0])
-        share = np.maximum(found.shares[row, best], 1e-12)[None]
-        weight = model.current.weight
-        expected = fuse(frozen[row : row + 1], np.stack(groups)[None], share, weight)[0]
-        said = dict(answer.classes)
-        assert [said[label] for label in labels] == pytest.approx(expected.tolist(), abs=1e-4)
+            assert answer.domains[0][0] == answer.task
+            assert answer.unseen_probability == pytest.approx(found.unseen[at], abs=1e-4)
+    assert not any(answer.unseen for answer in answers), "there is nothing else to choose from"
+    assert {answer.task for answer in answers} == set(TASKS)
+    assert any((answer.unseen_probability or 0) > 0.3 for answer in answers)
+
+
+def test_names_nobody_learned_are_for_frozen_clip_and_the_likeliest_groups(
+    model: ServedModel, learner: Learner, world: World
+) -> None:
+    domain, names = world.domains[1], ("red thing", "blue thing", "car")
+    images, listed = test_images(world, domain.name), class_list(names)
+    _, answers, _ = model.classify(images, [Ask(labels=names, top_k=3)] * len(images))
+    state, view = learner.state, learner.evaluator.view(domain.name).take(np.arange(len(images)))
+    frozen = np.exp(log_softmax(state.method.clip_scores(view, view.text(listed, None))))
+    assert state.identifier is not None
+    found = state.identifier.identify(Evidence(view.compact))
+    weight = state.weight
+    for row, answer in enumerate(answers):
+        best = np.argsort(-found.log_shares[row], kind="stable")[:2]
+        share = np.exp(found.log_shares[row, best])
+        expected = (1 - weight) * frozen[row]
+        for option, part in zip(best, share / share.sum(), strict=True):
+            function = state.function(found.options[option])
+            assert function is not None
+            scores = state.method.scores(view.take(np.array([row])), function, listed)
+            assert scores is not None
+            expected += weight * part * np.exp(scores[0])
+        assert _all_classes(answer, names) == pytest.approx(expected.tolist(), abs=1e-4)
         assert answer.unseen and answer.task is None and answer.weight == weight > 0
+        assert answer.task_confidence == 1.0, "there is no other possibility"
         assert sum(w for _, w in answer.groups) == pytest.approx(weight)
-    _, plain, _ = model.classify(images, [Ask(top_k=99)] * len(images))
-    for answer in plain:
-        assert {label for label, _ in answer.classes} == set(model.current.labels)
+
+
+def test_a_given_task_alone_speaks_where_it_knows_no_name(
+    model: ServedModel, learner: Learner, world: World
+) -> None:
+    """p(t|x) = 1 (method 7.5), whatever the statistics say."""
+    images, names = test_images(world, TASKS[1]), ("red thing", "blue thing")
+    _, answers, _ = model.classify(images, [Ask(TASKS[3], names)] * len(images))
+    for answer in answers:
+        assert (answer.task, answer.unseen) == (TASKS[3], True)
+        assert answer.groups == ((TASKS[3], pytest.approx(learner.state.weight)),)
+        assert answer.domains[0] == (TASKS[3], 1.0)
+
+
+def test_known_and_unknown_names_together(model: ServedModel, world: World) -> None:
+    """An image is taken for one or the other, and only names of that kind have any probability."""
+    images, tasks = _mixed(world)
+    names = (f"{TASKS[0]} 1", f"{TASKS[0]} 2", "red thing")
+    _, answers, _ = model.classify(images, [Ask(labels=names)] * len(images))
+    seen = [answer for answer in answers if not answer.unseen]
+    assert seen and len(seen) < len(answers)
+    for answer in answers:
+        best = answer.classes[0][0]
         assert sum(p for _, p in answer.classes) == pytest.approx(1.0)
+        assert (best == "red thing") == answer.unseen
+        assert answer.task == (None if answer.unseen else TASKS[0])
+        assert answer.task_confidence >= 0.5
+    own = [a for a, task in zip(answers, tasks, strict=True) if task == TASKS[0] and not a.unseen]
+    assert own, "some of its own images are recognised"
+
+
+def test_images_that_look_too_new_are_refused_where_the_settings_say_so(
+    run: RunFolder, model: ServedModel, world: World
+) -> None:
+    images, _ = _mixed(world)
+    noise = np.random.default_rng(0).integers(0, 256, (4, *images.shape[1:]), dtype=np.uint8)
+    images = np.concatenate([images, noise])
+    _, plain, _ = model.classify(images, [Ask()] * len(images))
+    strict = ServedModel(run.uri, SERVING.model_copy(update={"abstain": 0.05}), "cpu")
+    _, answers, _ = strict.classify(images, [Ask()] * len(images))
+    identifier = strict.current.state.identifier
+    assert identifier is not None
+    view = strict.runtime.view(strict.current.state, images, strict.current.texts)
+    novelty = identifier.identify(Evidence(view.compact)).novelty
+    threshold = identifier.refusal_threshold(0.05)
+    assert threshold is not None
+    for answer, before, r in zip(answers, plain, novelty, strict=True):
+        assert not before.refused
+        assert answer.refused == (r > threshold)
+        assert answer.classes == (() if answer.refused else before.classes)
+        assert answer.unseen_probability == before.unseen_probability
+    refused = [answer.refused for answer in answers]
+    assert all(refused[-len(noise) :]), "noise is no colour"
+    assert sum(refused[: -len(noise)]) < len(images) / 4
+    _, given, _ = strict.classify(noise, [Ask(TASKS[0])] * len(noise))
+    assert not any(answer.refused for answer in given), "whoever gives the domain is believed"
+
+
+def test_methods_that_answer_by_every_task(world: World, tmp_path: Path) -> None:
+    """Closed forms are served too: without weights, to the same contract."""
+    run = learned_run(world, tmp_path / "run", method={"name": "gda_per_task"})
+    point(run, LAST)
+    model = ServedModel(run.uri, SERVING, "cpu")
+    images, tasks = _mixed(world)
+    _, answers, _ = model.classify(images, [Ask(top_k=99)] * len(images))
+    names = {name for record in model.current.tasks.values() for name in record.classes}
+    for answer in answers:
+        assert {label for label, _ in answer.classes} == names
+        assert sum(p for _, p in answer.classes) == pytest.approx(1.0)
+    right = np.mean([a.task == task for a, task in zip(answers, tasks, strict=True)])
+    assert right > 0.8
+    point(run, 2)
+    assert model.follow().manifest == 2
 
 
 def test_an_answer_does_not_depend_on_its_batch(model: ServedModel, world: World) -> None:
@@ -174,7 +247,8 @@ def test_generations_grow_and_old_answers_stay(
     write_pointer(mine, candidate, "publish")
     assert model.activate(candidate) == candidate
     _, after, _ = model.classify(images, [Ask(TASKS[0])] * len(images))
-    assert after == before, "the same to the bit"
+    for a, b in zip(after, before, strict=True):
+        assert (a.classes, a.groups) == (b.classes, b.groups), "the same to the bit"
     assert model.activate(read_pointer(run)) == candidate, "never backwards"
     point(mine, 2)
     assert model.follow().manifest == 2 and len(model.current.tasks) == 2
@@ -216,7 +290,12 @@ BAD = {
     "nan": ("group.safetensors", lambda k, v: v * float("nan") if k == "image.A" else v, "finite"),
     "shape": ("group.safetensors", lambda k, v: v[:, :-1] if k == "image.A" else v, "does not fit"),
     "backbone": ("group.safetensors", lambda k, v: v.flip(1) if k == "image.B" else v, "another"),
-    "labels": ("identity.safetensors", lambda k, v: v[:-1] if k == "classes" else v, "do not fit"),
+    "labels": (
+        "identity.safetensors",
+        lambda k, v: v[:-1] if "own" in k else v,
+        "do not fit its 4",
+    ),
+    "width": ("identity.safetensors", lambda k, v: v[:, :-1] if "means" in k else v, "width 23"),
 }
 
 
@@ -245,12 +324,11 @@ def test_a_group_that_does_not_fit_the_others_is_refused_too(
     model = ServedModel(mine.uri, SERVING, "cpu")
 
     def damage(data: bytes) -> bytes:
-        card = json.loads(data)
-        del card["calibration"]["identifier"]
-        return json.dumps(card).encode()
+        return dump({k: v for k, v in load(data).items() if "sums/" not in k})
 
-    version = _rewrite(mine, 2, "task.json", damage)
-    with pytest.raises(Refused, match=rf"manifest {version} cannot be put together \(KeyError"):
+    version = _rewrite(mine, 2, "identity.safetensors", damage)
+    said = rf"manifest {version} cannot be put together \(ValueError: task '{TASKS[2]}' has no stat"
+    with pytest.raises(Refused, match=said):
         model.prepare(next_pointer(mine, version))
     assert list(model.current.tasks) == list(TASKS[:2])
 

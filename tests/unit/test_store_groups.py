@@ -18,8 +18,9 @@ def store(tmp_path: Path) -> GroupStore:
 
 def test_layout_and_commit(store: GroupStore, tmp_path: Path) -> None:
     ref = store.write(3, "dtd", FILES)
-    assert ref == GroupRef(3, "dtd", "003-dtd", sha256(FILES["group.safetensors"]))
-    commit = json.loads((tmp_path / "003-dtd" / "COMMIT").read_bytes())
+    written = (tmp_path / "003-dtd" / "COMMIT").read_bytes()
+    assert ref == GroupRef(3, "dtd", "003-dtd", sha256(written))
+    commit = json.loads(written)
     assert commit == {file: sha256(data) for file, data in FILES.items()} == store.files(ref)
     assert {file: store.read(ref, file) for file in FILES} == FILES
     store.verify(ref)
@@ -74,15 +75,17 @@ def test_writing_again_changes_nothing(store: GroupStore, tmp_path: Path) -> Non
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "000-a").iterdir()} == before
 
 
-def test_other_content_is_refused_unless_asked_for(store: GroupStore) -> None:
+@pytest.mark.parametrize("file", sorted(FILES))
+def test_other_content_is_refused_unless_asked_for(store: GroupStore, file: str) -> None:
+    """Whatever the file: a group is all that a stage left, not its weights alone."""
     ref = store.write(0, "a", FILES)
-    changed = {**FILES, "group.safetensors": b"other"}
+    changed = {**FILES, file: b"other"}
     with pytest.raises(IntegrityError, match="000-a is committed with other content"):
         store.write(0, "a", changed)
     store.verify(ref)
     new = store.write(0, "a", changed, replace=True)
-    assert store.list() == [new]
-    with pytest.raises(IntegrityError, match=r"000-a/group\.safetensors"):
+    assert store.list() == [new] and new.sha256 != ref.sha256
+    with pytest.raises(IntegrityError, match="000-a is committed as another group than the one"):
         store.read(ref, "task.json")
 
 
@@ -106,13 +109,16 @@ def test_tampering_is_named_and_repaired(
     store.verify(ref)
 
 
-def test_a_forged_commit_does_not_pass_for_the_group(store: GroupStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", sorted(FILES))
+def test_a_forged_commit_does_not_pass_for_the_group(
+    store: GroupStore, tmp_path: Path, file: str
+) -> None:
     ref = store.write(0, "a", FILES)
-    (tmp_path / "000-a" / "group.safetensors").write_bytes(b"forged")
+    (tmp_path / "000-a" / file).write_bytes(b"forged")
     commit = json.loads((tmp_path / "000-a" / "COMMIT").read_bytes())
-    commit["group.safetensors"] = sha256(b"forged")
+    commit[file] = sha256(b"forged")
     (tmp_path / "000-a" / "COMMIT").write_text(json.dumps(commit))
-    with pytest.raises(IntegrityError, match=r"000-a/group\.safetensors"):
+    with pytest.raises(IntegrityError, match="000-a is committed as another group than the one"):
         store.verify(ref)
 
 

@@ -111,7 +111,8 @@ def test_a_run_lives_in_an_object_store(objects: ObjectStore) -> None:
     facts = {"backbone": {"name": "x"}, "stream": {"tasks": ["a"]}}
     with run.lock(settle_s=0):
         run.open_run({"seed": 0}, facts)
-        ref = run.groups.write(0, "a b", {"group.safetensors": b"g", "task.json": b"{}"})
+        card = b'{"tasks": [{"name": "a b"}], "neighbours": []}'
+        ref = run.groups.write(0, "a b", {"group.safetensors": b"g", "task.json": card})
         version = run.models.publish([ref])
         run.journal.append("stage-done", stage=0, sha256=ref.sha256, manifest=version)
     run.reference("finetune").open_run({"seed": 0}, facts)

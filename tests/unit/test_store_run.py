@@ -48,7 +48,7 @@ def run(tmp_path: Path) -> RunFolder:
 def test_first_opening_writes_everything(run: RunFolder) -> None:
     assert not run.exists()
     document = run.open_run(SETTINGS, FACTS)
-    assert document == run.read() == {"schema": 1, "config": SETTINGS, "seed": 0, **FACTS}
+    assert document == run.read() == {"schema": 2, "config": SETTINGS, "seed": 0, **FACTS}
     assert run.exists()
 
 
@@ -118,7 +118,7 @@ def test_a_key_that_is_new_counts_as_its_default(run: RunFolder) -> None:
     [
         ("training.crop", [0.8, 1.0]),
         ("evaluation.references", []),
-        ("method.unseen.acceptance", 0.98),
+        ("method.unseen.lambda_steps", 2.0),
         ("stream.reader", None),
         ("no.such.key", None),
     ],
@@ -150,7 +150,7 @@ def test_backbone_is_fixed_kernels_stay_and_tracking_facts_are_kept(run: RunFold
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(b"{", "is not JSON"), (b"[]", "schema None"), (b'{"schema": 2}', "schema 2")],
+    [(b"{", "is not JSON"), (b"[]", "schema None"), (b'{"schema": 1}', "schema 1, .* 2: learn")],
 )
 def test_an_unreadable_run_file_is_named(run: RunFolder, data: bytes, words: str) -> None:
     run.folder.write("run.json", data)
@@ -179,10 +179,20 @@ def test_opening_for_reading(run: RunFolder) -> None:
 
 
 def stage(
-    run: RunFolder, number: int, name: str, content: bytes = b"g", neighbours: tuple[str, ...] = ()
+    run: RunFolder,
+    number: int,
+    name: str,
+    content: bytes = b"g",
+    neighbours: tuple[str, ...] = (),
+    tasks: tuple[str, ...] = (),
 ) -> GroupRef:
-    task = json.dumps({"neighbours": [{"task": other, "distance": 0.1} for other in neighbours]})
-    files = {"group.safetensors": content + name.encode(), "task.json": task.encode()}
+    card = {
+        "tasks": [{"name": task} for task in tasks or (name,)],
+        "neighbours": [{"task": other} for other in neighbours],
+    }
+    files = {
+        "group.safetensors": content + name.encode(), "task.json": json.dumps(card).encode(),
+    }  # fmt: skip
     ref = run.groups.write(number, name, files, replace=True)
     run.journal.append("stage-done", stage=number, task=name, sha256=ref.sha256, manifest=1)
     return ref
@@ -222,6 +232,14 @@ def test_damage_costs_the_stage_and_those_that_borrow_from_it(run: RunFolder, fi
     assert run.completed_stages() == {1: independent}
     stage(run, 0, "a")
     assert list(run.completed_stages()) == [0, 1, 2, 3]
+
+
+def test_neighbours_are_tasks_whatever_their_stage_is_called(run: RunFolder) -> None:
+    stage(run, 0, "a+b", tasks=("a", "b"))
+    stage(run, 1, "c", neighbours=("b",))
+    assert list(run.completed_stages()) == [0, 1]
+    stage(run, 2, "d", neighbours=("a+b",))
+    assert list(run.completed_stages()) == [0, 1]
 
 
 def test_references_are_runs_of_their_own(run: RunFolder) -> None:

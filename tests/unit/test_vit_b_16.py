@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.methods import StageContext, build_method
-from pipeline.methods.base import Neighbour
+from pipeline.methods import Function, Neighbour, StageContext, build_method
 from pipeline.methods.trge import GroupAdapter, Trge
 from pipeline.model.backbone import load_backbone
 from pipeline.settings import TrainingSettings
@@ -27,7 +26,7 @@ def test_one_step_and_one_mixed_batch_at_vit_b_16() -> None:
         training={"steps": 1, "batch_size": 2, "warmup": 0, "learning_rate": 1e-3, "views": 1},
     )
     backbone = load_backbone(chosen.backbone)
-    method = build_method(backbone, chosen)
+    method = build_method(chosen, None, backbone)
     assert isinstance(method, Trge) and method.first_blocks == (6, 6)
     pixels = images(4, size=224).numpy()
     views = Views(TrainingSettings(), 0, "a", 4)
@@ -42,7 +41,7 @@ def test_one_step_and_one_mixed_batch_at_vit_b_16() -> None:
         adapter = method.adapter(StageContext(stage, task, near))
         assert isinstance(adapter, GroupAdapter)
         before = load(dump(adapter.export()))
-        state = train(method, adapter, [data], stage=stage, steps=1)
+        state = train(method, adapter, [data], seeding=stage, steps=1)
         assert state.step == 1 and state.best_step == 1
         after = adapter.export()
         moved = {k for k in after if k != "neighbours" and not torch.equal(after[k], before[k])}
@@ -57,10 +56,12 @@ def test_one_step_and_one_mixed_batch_at_vit_b_16() -> None:
 
     x = data.held_x.float()
     with torch.no_grad():
-        features = method.image_features(x[[0, 0, 0]], ["a", None, "b"])
-        classes = {t: method.class_features(CLASSES, TEMPLATES, t) for t in ("a", None, "b")}
-        alone = method.image_features(x[:1], ["b"])[0]
+        a, b = Function("a", "a"), Function("b", "b")
+        mixed = method.image_features(x[[0, 0]], [a, b])
+        features = torch.cat([mixed, method.frozen_features(x[:1])])
+        classes = {f.task: method.class_features(CLASSES, TEMPLATES, f) for f in (a, b)}
+        alone = method.image_features(x[:1], [b])[0]
     assert features.shape == (3, 512) and torch.isfinite(features).all()
-    assert (features[2] - alone).abs().max() < 1e-5
+    assert (mixed[1] - alone).abs().max() < 1e-5
     assert torch.pdist(features).min() > 1e-5, "three functions, three answers"
     assert not torch.equal(classes["a"], classes["b"])

@@ -8,19 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.engine import Engine, EngineSpec
-from pipeline.identifiers import Looker, build_identifier
-from pipeline.identifiers.signature import Background
-from pipeline.learner import Learner
+from pipeline.closedform import Basis, make_basis
+from pipeline.config import redacted
+from pipeline.identifiers import Looker
+from pipeline.learned.engine import Engine, EngineSpec
+from pipeline.learner import Learner, stages_of
 from pipeline.model.kernels import Kernels
+from pipeline.records.basis import keep_basis
 from pipeline.settings import ClusterSettings, Settings, StreamSettings
-from pipeline.store import RunFolder
+from pipeline.store import RunFolder, names
 from pipeline.streams import PreparedDomain, open_stream, prepare
 from pipeline.training.stage import StageSpec
 from tests.helpers import parquet_domain
 from tests.unit.tiny_clip import images, save_local, settings
 
 TASKS = ("apples", "boats", "cats", "doors")
+WIDTH = 24  # compact features: 120 images are enough for so many
 
 
 @dataclass(frozen=True)
@@ -70,26 +73,42 @@ def stage_spec(world: World, run: Path, chosen: Settings, stage: int = 0) -> Sta
 def make_learner(
     world: World, run: RunFolder, chosen: Settings, looker: Looker | None = None, **options: Any
 ) -> Learner:
-    """A learner with an engine in this process and a background of random images."""
+    """A learner with an engine in this process and a basis of random images."""
     engine = Engine(EngineSpec(chosen, run.uri, Kernels()))
-    background = make_background(engine)
-    acceptance = chosen.method.unseen.acceptance
-    identifier = build_identifier(chosen.identifier, background, acceptance, looker)
+    if not run.folder.exists(names.BASIS):
+        keep_basis(run, make_noise_basis(engine))
     return Learner(
-        run, chosen, world.domains, engine, identifier, background, Kernels(), **options
+        run, chosen, world.domains, engine, engine.basis, engine.backbone.logit_scale, Kernels(),
+        looker, **options,
     )  # fmt: skip
 
 
-def make_background(engine: Engine) -> Background:
-    """Statistics of flat colours and noise, in place of many unrelated photographs."""
-    import torch
+def open_run(world: World, run: RunFolder, chosen: Settings) -> None:
+    """Write `run.json`, as a session does: for tests of those who read it."""
+    engine = Engine(EngineSpec(chosen, run.uri, Kernels()))
+    with run.lock():
+        if not run.folder.exists(names.BASIS):
+            keep_basis(run, make_noise_basis(engine))
+        tasks = [domain.name for domain in world.domains]
+        facts = {
+            "backbone": engine.facts() | {"basis": engine.basis.digest},
+            "stream": {
+                "tasks": tasks, "stages": [list(s.tasks) for s in stages_of(chosen, tasks)],
+            },
+            "kernels": Kernels().asdict(),
+            "versions": {"torch": "2"},
+        }  # fmt: skip
+        run.open_run(redacted(chosen), facts)
 
+
+def make_noise_basis(engine: Engine) -> Basis:
+    """A basis of flat colours and noise, in place of many unrelated photographs."""
     noise = images(60).numpy().astype(np.int64)
     flat = np.random.default_rng(0).integers(0, 256, (60, 1, 1, 3))
     pixels = np.concatenate([noise, noise[:, :1, :1] // 2 + flat // 2 + noise // 8])
-    with torch.no_grad():
-        normal = engine.backbone.normalise(pixels.clip(0, 255).astype(np.uint8))
-        return Background.of(engine._signature(normal).numpy())
+    chosen = engine.settings.identifier
+    seen = engine.raw(pixels.clip(0, 255).astype(np.uint8))
+    return make_basis([seen], min(chosen.width, WIDTH), "noise", chosen.depths)
 
 
 def learn_stream(learner: Learner, stages: int | None = None) -> list[dict[str, Any]]:

@@ -8,44 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import redacted
-from pipeline.evaluation.engine import Engine, EngineSpec
 from pipeline.identifiers import Looker
-from pipeline.identifiers.background import keep_run_background, read_run_background
 from pipeline.identifiers.scorer import Scorer
-from pipeline.model.kernels import Kernels
 from pipeline.serving.pointer import next_pointer, write_pointer
 from pipeline.settings import ServingSettings
 from pipeline.store import RunFolder
 from pipeline.streams import ImageTable
-from tests.unit.tiny_run import World, learn_stream, make_background, make_learner, run_settings
+from tests.unit.tiny_run import World, learn_stream, make_learner, open_run, run_settings
 
 BORROWING = {"max_distance": 2.0, "min_gain": -100.0, "count": 1}
 SERVING = ServingSettings(canary={"floor": 0.0, "tolerance": 1e-3, "images": 4})
 
 
 def learned_run(world: World, where: Path, scorer: Scorer | None = None, **parts: Any) -> RunFolder:
-    """Learn all domains; the run has its `run.json` and its background."""
+    """Learn all domains; the run has its `run.json` and its basis."""
     method = {"name": "trge", "neighbours": BORROWING, "unseen": {"lambda_max": 0.7}}
     settings = run_settings(world, **({"method": method, "run_dir": str(where)} | parts))
     run = RunFolder(where)
-    engine = Engine(EngineSpec(settings, run.uri, Kernels()))
-    facts = engine.facts()
-    facts.pop("columns")
-    with run.lock():
-        run.open_run(
-            redacted(settings),
-            {
-                "backbone": facts,
-                "stream": {"tasks": [domain.name for domain in world.domains]},
-                "kernels": Kernels().asdict(),
-            },
-        )
-        keep_run_background(run, make_background(engine))
+    open_run(world, run, settings)
     looker = None if scorer is None else Looker(scorer, settings.identifier, settings.seed)
-    learner = make_learner(world, run, settings, looker)
-    learner.background = read_run_background(run)
-    learn_stream(learner)
+    learn_stream(make_learner(world, run, settings, looker))
     return run
 
 

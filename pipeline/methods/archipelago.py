@@ -1,0 +1,265 @@
+"""archipelago: closed form first, a trained group where it pays, soft answers (method 7).
+
+Each task gets a discriminant on compact features of frozen CLIP (7.3), at once and for ever. Then
+an expert group is trained on its images alone, with class vectors of its own (7.4); it is kept if
+head and group together explain held-out images better than the head, by two standard errors. An
+image is answered by every task in proportion to its probability, and by CLIP in proportion to that
+of being of none (7.5). Nothing borrows from anything, so the order of learning changes nothing.
+
+Shapes: B images, C classes of a task, m held-out images, F embedding, L tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.closedform import Basis, CalibrationRows, Head, Sums, fit_head
+from pipeline.closedform.parts import parted, rows_where
+from pipeline.errors import UserError
+from pipeline.methods.adapter import Adapter, StageContext
+from pipeline.methods.base import Fitted, MethodOptions, StageData, log_softmax, register
+from pipeline.methods.blend import Blend, fit_blend
+from pipeline.methods.closed import ClosedForm
+from pipeline.methods.trge import GroupAdapter, Trge
+from pipeline.methods.view import Function, View
+from pipeline.model.backbone import Backbone
+from pipeline.records import ClassList, GroupRecord, Probe, TaskRecord
+from pipeline.settings import Settings
+
+BATCH = 128  # images whose frozen features are averaged at once
+
+
+class ArchipelagoOptions(MethodOptions):
+    """Each part is a switch.
+
+    Attributes:
+        group: train one for each task: `auto` keeps it where it pays, `on` always, `off` never.
+        policy: `posterior` = every task by its probability; `hard` = the likeliest alone.
+        clip: CLIP's scores of a task's classes may help its head.
+        prior: what a head's covariance shrinks towards: the `background`'s, or `identity`.
+        kappa: weight of CLIP's scores in deciding that an image is new.
+        debias: share of the mean image that is taken out of CLIP's scores; 0 = frozen CLIP.
+        errors: standard errors by which a group must gain to be kept.
+    """
+
+    group: Literal["auto", "on", "off"] = "auto"
+    policy: Literal["posterior", "hard"] = "posterior"
+    clip: bool = True
+    prior: Literal["background", "identity"] = "background"
+    kappa: float = Field(0.5, ge=0.0)
+    debias: float = Field(0.5, ge=0.0, le=1.0)
+    errors: float = Field(2.0, ge=0.0)
+
+
+class IslandAdapter(GroupAdapter):
+    """Image experts and a vector for each class, in place of the text encoder's features."""
+
+    def __init__(self, method: Archipelago, context: StageContext, group: Any) -> None:
+        super().__init__(method.backbone, group, method.first_blocks, context.task)
+        width = int(method.backbone.image.visual.output_dim)
+        self.vectors = nn.Parameter(torch.zeros(context.sizes[0], width))
+
+    def text(self, x_CLD: Tensor, position_C: Tensor, task: int = 0) -> Tensor:
+        """The class vectors (C, F), normalised, whatever the prompts."""
+        return F.normalize(self.vectors, dim=-1)
+
+    def export(self) -> dict[str, Tensor]:
+        """Experts, routers and class vectors."""
+        return super().export() | {"vectors": self.vectors.detach().cpu().contiguous()}
+
+
+@register
+class Archipelago(ClosedForm, Trge):
+    """See the module's text."""
+
+    name = "archipelago"
+    Options = ArchipelagoOptions
+    fuses = False
+    borrows = False
+    alone = True
+
+    def __init__(
+        self,
+        settings: Settings,
+        basis: Basis | None = None,
+        backbone: Backbone | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        experts = settings.experts.model_copy(update={"text": "off"})
+        super().__init__(settings.model_copy(update={"experts": experts}), basis, backbone, scale)
+        self.policy = self.options.policy
+        self.kappa, self.debias = self.options.kappa, self.options.debias
+        self.trains = self.refines = self.options.group != "off"
+
+    # -- the head ----------------------------------------------------------------------------
+
+    def fit_head(self, record: TaskRecord) -> Head:
+        """The discriminant of a task (7.3)."""
+        assert record.sums is not None and record.rows is not None
+        return self._discriminant(record.sums, record.rows, self.row_scores(record))
+
+    def _discriminant(self, sums: Sums, rows: CalibrationRows, clip_RC: np.ndarray) -> Head:
+        assert self.basis is not None
+        return fit_head(
+            sums, rows, clip_RC, self.basis, prior=self.options.prior, clip=self.options.clip
+        )
+
+    # -- the group ---------------------------------------------------------------------------
+
+    def refine(self, stage: StageData, earlier: Sequence[GroupRecord]) -> Fitted:
+        """Train a group; what is not worth keeping is dropped, and what was found is noted."""
+        fitted = stage.train()
+        (record,) = stage.tasks
+        rows, logits = fitted.held[record.name]
+        blend, found = self._judged(stage, record, rows, logits)
+        keep = self.options.group == "on" or (
+            len(rows) > 1 and found["gain"][0] > self.options.errors * found["gain"][1]
+        )
+        found |= {"kept": keep, "blend": blend.asdict()}
+        fields = fitted.tasks[record.name]
+        temperature = fields.pop("temperature")  # both sides have one of their own
+        fields["facts"] = {**record.facts, "group": found}
+        group_alone = fields.pop("probe")
+        if keep:
+            scores = self._probed(
+                stage, record, fitted.probed[record.name], group_alone, temperature, blend
+            )
+            fields["probe"] = replace(group_alone, scores=scores.astype(np.float32))
+        else:
+            del fields["own_CF"]
+            fitted.tensors, fitted.parameters, fitted.experts = {}, 0, None
+        return fitted
+
+    def _probed(
+        self,
+        stage: StageData,
+        record: TaskRecord,
+        rows: np.ndarray,
+        group: Probe,
+        temperature: float,
+        blend: Blend,
+    ) -> np.ndarray:
+        """What head and group together say of the canary's images, (n, C)."""
+        assert record.text_CF is not None
+        compact, frozen, _ = stage.look(record.name, rows)
+        group_nC = log_softmax(temperature * group.scores)
+        clip_nC = self.scale * self.debiased(frozen) @ record.text_CF.astype(np.float64).T
+        return blend(self.head(record).log_probabilities(compact, clip_nC), group_nC)
+
+    def _judged(
+        self, stage: StageData, record: TaskRecord, rows: np.ndarray, logits: np.ndarray
+    ) -> tuple[Blend, dict[str, Any]]:
+        """How head and group are blended, and what that gains on the held-out fold.
+
+        The head is fitted without these images, which the group did not train on either.
+        """
+        assert record.sums is not None and record.rows is not None and record.text_CF is not None
+        if not len(rows):
+            return Blend(), {"gain": [0.0, 0.0], "images": 0}
+        compact, frozen, labels = stage.look(record.name, rows)
+        fold = Sums.of(compact, labels, len(record.classes))
+        left = ~np.isin(record.rows.places, rows)
+        head = self._discriminant(
+            parted(record.sums, fold), rows_where(record.rows, left), self.row_scores(record)[left]
+        )
+        clip_mC = self.scale * self.debiased(frozen) @ record.text_CF.astype(np.float64).T
+        alone = head.log_probabilities(compact, clip_mC)
+        known = np.isfinite(alone[np.arange(len(labels)), labels])
+        alone, group, labels = alone[known], log_softmax(logits[known]), labels[known]
+        if not len(labels):
+            return Blend(), {"gain": [0.0, 0.0], "images": 0}
+        blend = fit_blend(alone, group, labels)
+        both = blend(alone, group)
+        at = np.arange(len(labels))
+        gains = both[at, labels] - alone[at, labels]
+        error = float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else 0.0
+        return blend, {
+            "gain": [float(gains.mean()), error],
+            "images": len(labels),
+            "fold": {
+                name: 100.0 * float((p.argmax(axis=1) == labels).mean())
+                for name, p in (("head", alone), ("group", group), ("both", both))
+            },
+        }
+
+    def adapter(self, context: StageContext) -> IslandAdapter:
+        """A fresh group with class vectors, its initialisation fixed by (seed, task)."""
+        if len(context.sizes) != 1:
+            raise UserError(
+                "stream.stages: archipelago learns each domain by itself; several at once are"
+                " learned by method=ase or method=trge"
+            )
+        return IslandAdapter(self, context, super().adapter(context).group).to(self.backbone.device)
+
+    @torch.no_grad()
+    def begin(self, adapter: Adapter, objectives: Sequence[Any], world: int) -> None:
+        """Class vectors start at the class means of frozen CLIP's features."""
+        assert isinstance(adapter, IslandAdapter)
+        (task,) = objectives
+        sums, x_NLD = torch.zeros_like(adapter.vectors.data), task.trunk.view(None)
+        for start in range(0, len(x_NLD), BATCH):
+            x_BLD = x_NLD[start : start + BATCH].to(self.backbone.device, torch.float32)
+            with self.backbone.kernels.exact():
+                v_BF = self.frozen_features(x_BLD)
+            labels = task.labels[start : start + BATCH].to(v_BF.device)
+            sums.index_add_(0, labels, v_BF.to(sums.dtype))
+        if world > 1:
+            dist.all_reduce(sums)
+        adapter.vectors.data.copy_(F.normalize(sums, dim=-1))
+
+    # -- answers -----------------------------------------------------------------------------
+
+    def function(self, task: str | None, learned: Sequence[str]) -> Function | None:
+        """The task's head, with its group where one was kept."""
+        if task is None or task not in learned:
+            return None
+        return Function(task, task if self._kept(task) else None)
+
+    def _kept(self, task: str) -> bool:
+        record = self.records.get(task)
+        return record is not None and bool(record.facts.get("group", {}).get("kept"))
+
+    def scores(self, view: View, function: Function, listed: ClassList) -> np.ndarray | None:
+        """Head and group in equal parts, log-linearly; the head alone where no group runs."""
+        alone = super().scores(view, function, listed)
+        if alone is None or function.weights is None:
+            return alone
+        return self._blend(function.task)(alone, self._group_scores(view, function))
+
+    def contributions(self, function: Function) -> dict[str, float]:
+        """The task alone: nothing is borrowed."""
+        return {function.task: 1.0}
+
+    def _blend(self, task: str) -> Blend:
+        return Blend(**self.records[task].facts["group"]["blend"])
+
+    def _group_scores(self, view: View, function: Function) -> np.ndarray:
+        own = self.records[function.task].own_CF
+        assert own is not None
+        return log_softmax(self.scale * view.features(function) @ own.T)
+
+    def parts(self, view: View, function: Function, listed: ClassList) -> dict[str, np.ndarray]:
+        """Head, group and both; the head as it would be without calibration."""
+        record = self.records[function.task]
+        head = super().scores(view, function, listed)
+        assert head is not None and record.text_CF is not None
+        found = {"head": head, "uncalibrated": self._uncalibrated(view, record)}
+        if function.weights is not None:
+            found["group"] = self._group_scores(view, function)
+        both = self.scores(view, function, listed)
+        assert both is not None
+        return found | {"both": both}
+
+    def _uncalibrated(self, view: View, record: TaskRecord) -> np.ndarray:
+        head = self.head(record)
+        scores = view.compact.astype(np.float64) @ head.weights + head.bias
+        return log_softmax(np.where(head.known, scores, -np.inf))
