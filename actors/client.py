@@ -65,11 +65,21 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Domain:
+    """A learned domain and how likely an image is from it, were it from one of them."""
+
+    task: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """The answer for one image.
 
     `task` is the recognised domain, None when none was; `unseen` says that frozen CLIP answered,
-    fused with the groups by `lambda_`; `classes` come likeliest first.
+    fused with the groups by `lambda_`; `classes` and `domains` come likeliest first.
+    `unseen_probability` is that of being from no learned domain, whatever was asked. `refused` says
+    that the image looks too new for the endpoint to answer at all; there are no classes then.
     """
 
     task: str | None
@@ -80,6 +90,9 @@ class Result:
     classes: tuple[Class, ...]
     milliseconds: Mapping[str, float]
     generation: int
+    domains: tuple[Domain, ...]
+    unseen_probability: float | None
+    refused: bool
 
     @classmethod
     def parse(cls, answer: Mapping[str, Any], generation: int) -> Self:
@@ -93,6 +106,9 @@ class Result:
             classes=tuple(Class(one["label"], one["probability"]) for one in answer["classes"]),
             milliseconds=dict(answer["milliseconds"]),
             generation=generation,
+            domains=tuple(Domain(one["task"], one["probability"]) for one in answer["domains"]),
+            unseen_probability=answer["unseen_probability"],
+            refused=answer["refused"],
         )
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.borrowing import neighbours_of, with_lenders
 from pipeline.closedform import Basis
 from pipeline.evaluation.evaluator import Evaluator, shown
 from pipeline.evaluation.prequential import prequential
 from pipeline.evaluation.views import Encoder
 from pipeline.fitting import fitted_of, probe_of, task_record
 from pipeline.identifiers import Looker
-from pipeline.identifiers.basis import task_distance
 from pipeline.identifiers.describer import Describer
 from pipeline.learned.state import State, build_state
 from pipeline.methods import Fitted, Neighbour, StageData, method_class
@@ -301,10 +301,12 @@ class Learner:
 
     def _trained(self, stage: int, attempt: int, records: Sequence[TaskRecord]) -> Fitted:
         """Train the method's adapter on the stage's images."""
-        neighbours = self._neighbours(records[0]) if len(records) == 1 else ()
+        neighbours: tuple[Neighbour, ...] = ()
+        if len(records) == 1 and self.method.borrows:
+            neighbours = neighbours_of(records[0], self.state, self.basis)
         learned = sorted(self.groups.values(), key=lambda group: group.stage)
         if self.method.borrows:
-            earlier = self._with_lenders({neighbour.task for neighbour in neighbours}, learned)
+            earlier = with_lenders({neighbour.task for neighbour in neighbours}, learned)
         else:
             earlier = learned[-1:] if self.method.continues else []
         refs = tuple(group.ref for group in earlier if group.ref is not None)
@@ -313,28 +315,6 @@ class Learner:
             refs, neighbours, attempt, self.threads,
         )  # fmt: skip
         return fitted_of(self._train(spec), self.stages[stage].tasks)
-
-    def _with_lenders(self, wanted: set[str], learned: list[GroupRecord]) -> list[GroupRecord]:
-        """The wanted groups and those that they borrow from, by stage."""
-        found = []
-        for group in reversed(learned):  # a group borrows from earlier ones only
-            if wanted.intersection(task.name for task in group.tasks):
-                found.append(group)
-                wanted = wanted | {neighbour["task"] for neighbour in group.neighbours}
-        return found[::-1]
-
-    def _neighbours(self, record: TaskRecord) -> tuple[Neighbour, ...]:
-        """The at most m nearest earlier tasks within reach (method 2.6)."""
-        if not self.method.borrows or record.sums is None:
-            return ()
-        rule = self.settings.method.neighbours
-        found = [
-            Neighbour(task_distance(record.sums, other.sums, self.basis), task)
-            for task, other in self.state.records.items()
-            if other.sums is not None
-        ]
-        near = sorted(n for n in found if n.distance <= rule.max_distance)
-        return tuple(near[: rule.count])
 
     def _record(self, stage: int, records: Sequence[TaskRecord], fitted: Fitted) -> GroupRecord:
         """The finished record of a stage: what was seen, fitted, described and noted."""

@@ -57,6 +57,7 @@ class State:
     failures: list[Response] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
+    abstains: bool = False  # from answering what is of no learned domain
 
     def learn(self, name: str) -> None:
         """Publish one more domain."""
@@ -82,6 +83,7 @@ def answer(state: State, data: bytes, asked: dict[str, Any]) -> dict[str, Any]:
     groups = [{"task": task, "weight": 1.0}]
     if task is None:
         groups = [{"task": n, "weight": w} for n, w in zip(ranked, (0.28, 0.12), strict=False)]
+    refused = state.abstains and task is None
     labels = asked["labels"] or CLASSES[task or ranked[0]]
     scores = np.exp(-np.arange(len(labels)) * 1.3)
     scores /= scores.sum()
@@ -93,9 +95,15 @@ def answer(state: State, data: bytes, asked: dict[str, Any]) -> dict[str, Any]:
         "task": task,
         "task_confidence": 0.97 if task else 0.31,
         "unseen": task is None,
-        "lambda": 0.4 if task is None else 0.0,
-        "groups": groups,
-        "classes": classes[: asked["top_k"]],
+        "lambda": 0.4 if task is None and not refused else 0.0,
+        "groups": [] if refused else groups,
+        "classes": [] if refused else classes[: asked["top_k"]],
+        "domains": [
+            {"task": name, "probability": p}
+            for name, p in zip(ranked, (0.9, 0.08, 0.02), strict=False)
+        ],
+        "unseen_probability": 0.03 if task else 0.88,
+        "refused": refused,
         "milliseconds": {"total": 9.14, "decode": 1.2, "model": 7.7},
     }
 

@@ -14,11 +14,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from actors.http import admin, problems, v2
+from actors.http.answers import ClassifyAnswer, result
 from actors.http.backend import Backend, Reply
 from actors.http.bodies import BodyLimit, ClassifyRequest, decode_images, read_wish
 from actors.http.observe import Observer, Seen
 from actors.http.problems import Problem
-from pipeline.learned.asking import Answer
 from pipeline.settings import ServingSettings
 
 PAGE = Path(__file__).parents[1] / "page"
@@ -88,7 +88,9 @@ def create_app(
     app.add_middleware(BodyLimit, limit=serving.max_body_mib * 2**20)
     app.middleware("http")(watch.middleware)
 
-    @app.post("/v1/classify", responses=ERRORS, openapi_extra=BODY, tags=["classify"])
+    answers: dict[int | str, dict[str, Any]] = {200: {"model": ClassifyAnswer}}
+
+    @app.post("/v1/classify", responses=answers | ERRORS, openapi_extra=BODY, tags=["classify"])
     async def classify(request: Request) -> JSONResponse:
         """Which domain is each image from, and which class? Or, with labels, which label?"""
         clock = time.perf_counter()
@@ -171,22 +173,6 @@ def _add_page(app: FastAPI) -> None:
 def unknown_task(name: str) -> Problem:
     """404 for a domain."""
     return Problem(404, f"task '{name}' is not learned; GET /v1/tasks lists those that are")
-
-
-def result(answer: Answer, spent: dict[str, float]) -> dict[str, Any]:
-    """An answer as JSON."""
-    return {
-        "task": answer.task,
-        "task_confidence": answer.task_confidence,
-        "unseen": answer.unseen,
-        "lambda": answer.weight,
-        "groups": [{"task": task, "weight": weight} for task, weight in answer.groups],
-        "classes": [{"label": label, "probability": p} for label, p in answer.classes],
-        "domains": [{"task": task, "probability": p} for task, p in answer.domains],
-        "unseen_probability": answer.unseen_probability,
-        "refused": answer.refused,
-        "milliseconds": {name: round(value, 3) for name, value in spent.items()},
-    }
 
 
 def _describe_errors(app: FastAPI) -> None:

@@ -2,7 +2,7 @@
 
 Inputs: `image`, either BYTES (n) of base64-encoded files, or UINT8 (n, S, S, 3) of pixels.
 Parameters: `task`, `labels`, `top_k`. Outputs: `label`, `probability` (n, k), `task`,
-`task_confidence`, `unseen` (n).
+`task_confidence`, `unseen`, `unseen_probability`, `refused` (n).
 """
 
 from __future__ import annotations
@@ -171,6 +171,8 @@ def _metadata(about: dict[str, Any]) -> dict[str, Any]:
             {"name": "task", "datatype": "BYTES", "shape": [-1]},
             {"name": "task_confidence", "datatype": "FP64", "shape": [-1]},
             {"name": "unseen", "datatype": "BOOL", "shape": [-1]},
+            {"name": "unseen_probability", "datatype": "FP64", "shape": [-1]},
+            {"name": "refused", "datatype": "BOOL", "shape": [-1]},
         ],
     }
 
@@ -190,4 +192,6 @@ def _outputs(answers: tuple[Answer, ...]) -> list[dict[str, Any]]:
         tensor("task", "BYTES", [n], [answer.task or "" for answer in answers]),
         tensor("task_confidence", "FP64", [n], [answer.task_confidence for answer in answers]),
         tensor("unseen", "BOOL", [n], [answer.unseen for answer in answers]),
+        tensor("unseen_probability", "FP64", [n], [a.unseen_probability for a in answers]),
+        tensor("refused", "BOOL", [n], [answer.refused for answer in answers]),
     ]

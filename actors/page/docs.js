@@ -151,6 +151,8 @@ function card(path, verb, operation) {
     return [code, types || "no body", answer.description ?? ""];
   });
   inside.append(section("Answers", table(answers)));
+  const good = fields(operation.responses?.["200"]?.content?.["application/json"]?.schema, documentOf);
+  if (good.length) inside.append(section("Body of the answer", table(good.map((row) => row.slice(0, 3)))));
   inside.append(section("From a shell", make("pre", { tabindex: "0", text: command(verb, path, operation) })));
   if (verb === "get") inside.append(section("Try it", trial(path, parameters)));
   return make("details", { class: "call-card" }, summary, inside);

@@ -31,15 +31,16 @@ export const percent = (share) => {
 };
 
 /**
- * Shares of an answer that add up to 1: frozen CLIP's and each group's. A recognised image is its
- * groups' alone; an unseen one is (1 - lambda) frozen CLIP and lambda the likeliest groups.
+ * Shares of an answer that add up to 1: frozen CLIP's and each group's. Where frozen CLIP has a part
+ * that is 1 - lambda; a recognised image is else its groups' alone, an unseen one frozen CLIP's.
  */
 export function shares(result) {
   const groups = result.groups ?? [];
   const total = groups.reduce((sum, group) => sum + Math.max(0, group.weight), 0);
-  const theirs = total > 0 ? (result.unseen ? Math.min(1, Math.max(0, result.lambda ?? 0)) : 1) : 0;
+  const lambda = Math.min(1, Math.max(0, result.lambda ?? 0));
+  const theirs = total > 0 ? lambda || (result.unseen ? 0 : 1) : 0;
   return {
-    clip: 1 - theirs,
+    clip: result.refused ? 0 : 1 - theirs,
     groups: new Map(groups.map((group) => [group.task, total > 0 ? (theirs * Math.max(0, group.weight)) / total : 0])),
   };
 }

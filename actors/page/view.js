@@ -18,7 +18,7 @@ const milliseconds = (value) => `${value < 10 ? value.toFixed(1) : Math.round(va
 /** The likeliest class, its neighbours as bars, and where the answer came from. */
 export function showAnswer({ result, generation, asked, roundTrip }, tasks) {
   const classes = result.classes ?? [];
-  $("best").textContent = classes[0]?.label ?? "no answer";
+  $("best").textContent = result.refused ? "unseen" : classes[0]?.label ?? "no answer";
   $("best-share").textContent = classes.length ? percent(classes[0].probability) : "";
   $("bars").replaceChildren(...classes.map(({ label, probability }) => {
     const bar = node("span", { class: "bar", "aria-hidden": "true" }, node("span"));
@@ -46,7 +46,9 @@ export function showDomain({ result, asked }, tasks) {
     line.push(" ", node("span", { class: "faint" }, `${percent(result.task_confidence)} sure`));
   }
   $("recognised").replaceChildren(...line);
-  $("description").textContent = result.unseen && !asked.task
+  $("description").textContent = result.refused
+    ? "It looks too new: this endpoint rather says nothing than guess."
+    : result.unseen && !asked.task
     ? "It looks like none of the learned domains, so the CLIP below them answers, with caution."
     : tasks[index]?.description ?? "";
 }
@@ -56,7 +58,10 @@ function showFacts(result, generation, roundTrip) {
   const where = Object.entries(parts).filter(([, value]) => Number.isFinite(value))
     .map(([name, value]) => `${name.replaceAll("_", " ")} ${milliseconds(value)}`).join(", ");
   const weights = (result.groups ?? []).map(({ task, weight }) => `${task} ${weight.toFixed(2)}`).join(", ");
+  const likeliest = (result.domains ?? []).slice(0, 3).map(({ task, probability }) => `${task} ${percent(probability)}`);
   const facts = [
+    ["Likeliest domains", likeliest.join(", ") || "none"],
+    ["Looks unlike them all", Number.isFinite(result.unseen_probability) ? percent(result.unseen_probability) : "–"],
     ["Group weights", weights || "none"],
     ["Lambda", `${(result.lambda ?? 0).toFixed(2)}`],
     ["Answered in", Number.isFinite(total) ? milliseconds(total) : "–", where],
@@ -71,6 +76,7 @@ function showFacts(result, generation, roundTrip) {
 export function spoken({ result }) {
   const [best] = result.classes ?? [];
   const domain = result.task ? `domain ${result.task}` : "no learned domain";
+  if (result.refused) return "Unseen: it looks too new to be answered.";
   return best ? `${best.label}, ${percent(best.probability)}; ${domain}.` : "";
 }
 

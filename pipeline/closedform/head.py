@@ -100,12 +100,12 @@ def fit_head(
     mask = _removal(sums, rows, 1.0).possible
     if sums.known.sum() < 2 or not mask.any():
         weight = float(clip_RC is not None and sums.known.sum() > 1)
-        model = _discriminant(sums, basis, prior, RIDGE)
+        model = _discriminant(sums, _moments(sums, basis, prior), RIDGE)
         return _head(sums, model.weights, model.bias, SHARPNESS, weight, RIDGE, prior)
     own = np.searchsorted(np.flatnonzero(sums.known), rows.labels[mask])
-    best = None
+    best, moments = None, _moments(sums, basis, prior)
     for ridge in ridges:
-        model = _discriminant(sums, basis, prior, ridge)
+        model = _discriminant(sums, moments, ridge)
         scores = _left_out(model, sums, rows, mask, ridge)
         sharpness, found = sharpen(scores, own, SHARPNESSES)
         if best is None or found.mean() > best[0].mean():
@@ -169,21 +169,27 @@ def left_out_head_scores(
         fit = RidgeFit.of(sums, head.ridge)
         scores[:, sums.known] = fit.left_out(rows.compact[mask], own, _copies(rows, mask))
     elif mask.any():
-        model = _discriminant(sums, basis, head.rule, head.ridge)
+        model = _discriminant(sums, _moments(sums, basis, head.rule), head.ridge)
         scores[:, sums.known] = _left_out(model, sums, rows, mask, head.ridge)
     return head._normalised(scores, None if clip_RC is None else clip_RC[mask]), mask
 
 
-def _discriminant(sums: Sums, basis: Basis, prior: str, ridge: float) -> Discriminant:
-    """`Sigma_t = (S_t + nu T_t) / (N - C + nu)` around the means of the known classes."""
+def _moments(sums: Sums, basis: Basis, prior: str) -> tuple[np.ndarray, np.ndarray]:
+    """`S_t` and `T_t`, what it is shrunk towards: `T_0` at the scale of `S_t`, both (K, K)."""
     if not sums.known.any():
         raise ValueError("a head needs an image of at least one class")
-    width = sums.width
-    target = basis.target if prior == "background" else np.eye(width)
-    scatter, spare = sums.within, _spare(sums)
+    target = basis.target if prior == "background" else np.eye(sums.width)
+    scatter = sums.within
     trace = float(np.trace(scatter))
-    scale = max(LEAST_SCALE, trace / spare / float(np.trace(target))) if trace > 0.0 else 1.0
-    covariance = (scatter + (ridge * scale) * target) / (spare + ridge)
+    if trace <= 0.0:
+        return scatter, target
+    return scatter, max(LEAST_SCALE, trace / _spare(sums) / float(np.trace(target))) * target
+
+
+def _discriminant(sums: Sums, moments: tuple[np.ndarray, np.ndarray], ridge: float) -> Discriminant:
+    """`Sigma_t = (S_t + nu T_t) / (N - C + nu)` around the means of the known classes."""
+    scatter, target = moments
+    covariance = (scatter + ridge * target) / (_spare(sums) + ridge)
     return Discriminant(sums.means[sums.known], covariance)
 
 

@@ -6,20 +6,13 @@ Shapes: K width.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import numpy as np
 
 
-@lru_cache(maxsize=2)
-def _upper(width: int) -> tuple[np.ndarray, ...]:
-    """Indices of an upper triangle, row by row: many matrices of one width come in a row."""
-    return np.triu_indices(width)
-
-
 def packed(matrix_KK: np.ndarray) -> np.ndarray:
     """Upper triangle of a symmetric matrix, row by row: (K (K + 1) / 2,)."""
-    return matrix_KK[_upper(len(matrix_KK))]
+    return np.concatenate([row[number:] for number, row in enumerate(matrix_KK)])
 
 
 def unpacked(triangle: np.ndarray) -> np.ndarray:
@@ -31,9 +24,13 @@ def unpacked(triangle: np.ndarray) -> np.ndarray:
     width = (math.isqrt(8 * len(triangle) + 1) - 1) // 2
     if width * (width + 1) // 2 != len(triangle):
         raise ValueError(f"{len(triangle)} numbers are no packed triangle")
-    full = np.zeros((width, width))
-    full[_upper(width)] = triangle
-    return full + np.triu(full, 1).T
+    upper, start = np.zeros((width, width)), 0
+    for number in range(width):
+        upper[number, number:] = triangle[start : start + width - number]
+        start += width - number
+    full = upper + upper.T
+    np.fill_diagonal(full, upper.diagonal())
+    return full
 
 
 def shrunk(covariance_KK: np.ndarray, amount: float, least: float = 0.0) -> np.ndarray:

@@ -57,6 +57,18 @@ def seconds(records: Records) -> dict[str, Any]:
     }
 
 
+def stage_seconds(records: Records, stage: int) -> dict[str, float | None]:
+    """Wall time of a stage: statistics of its images, its closed form, its group."""
+    found: dict[str, float | None] = {"features": None, "head": None, "group": None}
+    for event in records.events:
+        if event.get("stage") == stage and event["event"] == "stage-done":
+            spent = event.get("seconds") or {}
+            found |= {"features": spent.get("look"), "head": spent.get("fit")}
+        if event.get("stage") == stage and event["event"] == "refined":
+            found["group"] = (event.get("seconds") or {}).get("fit")
+    return found
+
+
 def lineage(ref: GroupRef, card: dict[str, Any]) -> dict[str, Any]:
     """Where a group comes from: data, neighbours, parent, and what it costs."""
     return {

@@ -89,6 +89,8 @@ def _build(records: Records, references: dict[str, Records]) -> dict[str, Any]:
         "forgetting": metrics.forgetting(matrix, records.learned),
         "bwt": metrics.bwt(matrix, records.learned),
         **joint,
+        "per_task": _per_task(records),
+        "calibration": _calibration(records),
         "intervals": _intervals(records),
         "identifier": _identifier(records),
         "parameters": cost.parameters(records),
@@ -130,6 +132,38 @@ def _setting_figures(records: Records, name: str) -> dict[str, Any] | None:
             "average": _interval(records, _mean_over_stages(rows)),
             "last": _interval(records, rows[last]),
         },
+    }
+
+
+def _per_task(records: Records) -> dict[str, dict[str, Any]]:
+    """What the parts of each learned function reach alone, and what a trained group gained."""
+    found: dict[str, dict[str, Any]] = {}
+    for ref, card in records.groups:
+        parts = records.evaluations.get(ref.stage, {}).get("parts", {})
+        seconds = cost.stage_seconds(records, ref.stage)
+        for task in card["tasks"]:
+            group = task["facts"].get("group", {})
+            reached = parts.get(task["name"], {})
+            found[task["name"]] = {
+                "head_accuracy": reached.get("head"),
+                "group_accuracy": reached.get("group"),
+                "both_accuracy": reached.get("both"),
+                "fold": group.get("fold"),
+                "gain": group.get("gain"),
+                "group_kept": group.get("kept"),
+                "seconds": seconds,
+            }
+    return found
+
+
+def _calibration(records: Records) -> dict[str, float | None]:
+    """Expected calibration error of the functions on test images, the task given, percent."""
+    every = [p for r in records.evaluations.values() for p in r.get("parts", {}).values()]
+    after = [p["both/ece"] for p in every if "both/ece" in p]
+    before = [p["uncalibrated/ece"] for p in every if "uncalibrated/ece" in p]
+    return {
+        "ece": float(np.mean(after)) if after else None,
+        "ece_before": float(np.mean(before)) if before else None,
     }
 
 

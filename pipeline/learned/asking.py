@@ -40,14 +40,15 @@ class Answer:
         task: the recognised or given domain, None for an image taken for none of them.
         task_confidence: probability of that choice; 1 for a given domain.
         unseen: whether it is taken for an image of no learned domain, given what was asked.
-        weight: share of the learned groups in the answer to an unseen image; 0 for seen ones.
+        weight: share of the learned groups where frozen CLIP has a part in the answer, else 0.
         groups: (domain, weight) of the groups at work.
         classes: (label, probability), the likeliest first.
         domains: (domain, probability) of the learned domains, the likeliest first; a given one is
             certain.
         unseen_probability: of being of no learned domain, whatever was asked; None where the
             method does not tell.
-        refused: whether the answer is withheld, since the image looks too new.
+        refused: whether the answer is withheld, since the image looks too new; it then counts as
+            unseen, and there are no classes.
     """
 
     task: str | None

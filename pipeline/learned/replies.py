@@ -20,31 +20,29 @@ def reply(
         said: what is held of them.
         row: which of them.
         top_k: how many names come back.
-        threshold: novelty above which the answer is withheld; None = never.
+        threshold: novelty above which no learned domain answers; None = never.
     """
     found, method = question.found, question.state.method
-    outside = float(said.outside[row])
-    unseen = bool(outside > 0.5)
-    task, confidence = _recognised(question, said, row, unseen)
+    unseen = bool(said.outside[row] > 0.5)
     domains: Named = ()
     probability = None
-    refused = False
-    if found is not None and found.options:
+    if found is not None:
         shares = np.exp(found.log_shares[row])
         order = np.argsort(-shares, kind="stable")
         domains = tuple((found.options[o], float(shares[o])) for o in order if shares[o])
         probability = float(found.unseen[row])
-        refused = bool(
-            question.task is None and threshold is not None and found.novelty[row] > threshold
-        )
+        known = question.task is None and not unseen  # a learned domain would answer
+        if known and threshold is not None and found.novelty[row] > threshold:
+            return Answer(None, probability, True, 0.0, (), (), domains, probability, True)
+    task, confidence = _recognised(question, said, row, unseen)
     groups, weight = _groups(question, said, row, task, unseen)
     if method.policy == "one":
-        unseen, task, confidence = task is None and not question.state.records, task, confidence
+        unseen = task is None and not question.state.records
     names = question.candidates.names
     p = np.exp(_names_row(question, said, row))
     best = np.argsort(-p, kind="stable")[:top_k]
-    classes = () if refused else tuple((names[at], float(p[at])) for at in best)
-    return Answer(task, confidence, unseen, weight, groups, classes, domains, probability, refused)
+    classes = tuple((names[at], float(p[at])) for at in best)
+    return Answer(task, confidence, unseen, weight, groups, classes, domains, probability)
 
 
 def _recognised(
@@ -66,18 +64,18 @@ def _recognised(
 def _groups(
     question: Question, said: Answered, row: int, task: str | None, unseen: bool
 ) -> tuple[Named, float]:
-    """Who was at work, and the weight of the groups in the answer to an unseen image."""
+    """Who was at work, and the share of the groups where frozen CLIP has a part too."""
     state, tasks = question.state, question.candidates.tasks
     if said.speaking and said.speaking[row]:
         spoke = tuple((name, state.weight * share) for name, share in said.speaking[row])
         return spoke, state.weight
-    if state.method.policy == "posterior" and question.task is None and tasks:
+    if state.method.policy == "posterior" and tasks:
         inside = 1.0 - float(said.outside[row])
         shares = np.exp(said.log_shares[row])
         order = np.argsort(-shares, kind="stable")[:MOST_GROUPS]
         heard = tuple((tasks[o], inside * float(shares[o])) for o in order)
         kept = tuple((name, share) for name, share in heard if share > LEAST_SHARE)
-        return kept, inside if unseen else 0.0
+        return kept, inside if inside < 1.0 else 0.0
     if unseen:
         return (), 0.0
     function = state.function(task)

@@ -109,7 +109,7 @@ class Runtime:
             with self.exact():
                 return state.method.encode_list(listed, function).detach().cpu().numpy()
 
-        texts, versions = Texts(encode), self.versions(state)
+        texts, versions = Texts(encode), state.versions
         for record in state.records.values():
             function = state.function(record.name)
             if record.text_CF is not None:
@@ -121,15 +121,7 @@ class Runtime:
     def view(self, state: State, images_BSSC: np.ndarray, texts: Texts) -> LiveView:
         """A view of uint8 images of the backbone's size."""
         passed = self._pass(np.ascontiguousarray(images_BSSC), self.basis)
-        return LiveView(state.method, passed, texts, self.versions(state))
-
-    def versions(self, state: State) -> dict[str, str]:
-        """Hash of the weights that each task's stage left."""
-        found: dict[str, str] = {}
-        for group in state.groups:
-            if group.weights is not None:
-                found |= {task.name: group.weights for task in group.tasks}
-        return found
+        return LiveView(state.method, passed, texts, state.versions)
 
     def answer(
         self,

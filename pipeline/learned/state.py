@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -46,6 +47,16 @@ class State:
     def learned(self) -> list[str]:
         """Learned tasks with classes, in the order of learning."""
         return list(self.records)
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Hash of the weights that the stage of each task left."""
+        return {
+            task.name: group.weights
+            for group in self.groups
+            if group.weights is not None
+            for task in group.tasks
+        }
 
     def function(self, task: str | None) -> Function | None:
         """What answers for a task; None = frozen CLIP."""

@@ -249,17 +249,8 @@ class Archipelago(ClosedForm, Trge):
 
     def parts(self, view: View, function: Function, listed: ClassList) -> dict[str, np.ndarray]:
         """Head, group and both; the head as it would be without calibration."""
-        record = self.records[function.task]
-        head = super().scores(view, function, listed)
-        assert head is not None and record.text_CF is not None
-        found = {"head": head, "uncalibrated": self._uncalibrated(view, record)}
+        found = super().parts(view, function, listed)
         if function.weights is not None:
             found["group"] = self._group_scores(view, function)
-        both = self.scores(view, function, listed)
-        assert both is not None
-        return found | {"both": both}
-
-    def _uncalibrated(self, view: View, record: TaskRecord) -> np.ndarray:
-        head = self.head(record)
-        scores = view.compact.astype(np.float64) @ head.weights + head.bias
-        return log_softmax(np.where(head.known, scores, -np.inf))
+            found["both"] = self._blend(function.task)(found["head"], found["group"])
+        return found

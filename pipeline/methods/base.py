@@ -117,7 +117,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     Options: ClassVar[type[MethodOptions]] = MethodOptions
-    policy: ClassVar[Policy] = "hard"
+    policy: Policy = "hard"
     learns: ClassVar[bool] = True
     fuses: ClassVar[bool] = False
     borrows: ClassVar[bool] = False

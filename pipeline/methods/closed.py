@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.closedform import Head
-from pipeline.methods.base import Fitted, Method, StageData
+from pipeline.methods.base import Fitted, Method, StageData, log_softmax
 from pipeline.methods.view import Function, View
 from pipeline.records import ClassList, GroupRecord, TaskRecord
 
@@ -51,6 +51,18 @@ class ClosedForm(Method):
         assert record.text_CF is not None
         clip_BC = self.clip_scores(view, record.text_CF)
         return self.head(record).log_probabilities(view.compact, clip_BC)
+
+    def parts(self, view: View, function: Function, listed: ClassList) -> dict[str, np.ndarray]:
+        """The head, and as it would be without calibration."""
+        head = ClosedForm.scores(self, view, function, listed)
+        assert head is not None
+        model = self.head(self.records[function.task])
+        raw = view.compact.astype(np.float64) @ model.weights + model.bias
+        return {
+            "head": head,
+            "uncalibrated": log_softmax(np.where(model.known, raw, -np.inf)),
+            "both": head,
+        }
 
     def row_scores(self, record: TaskRecord) -> np.ndarray:
         """CLIP's scores (R, C) of a task's calibration rows."""

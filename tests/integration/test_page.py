@@ -105,6 +105,7 @@ def test_the_interface_is_described_without_help_from_elsewhere(visit: Callable[
     classify = page.locator("details[open]")
     assert "image needed list of file" in " ".join(classify.inner_text().split())
     assert "Retry-After" in classify.inner_text() and "-F image=@" in classify.inner_text()
+    assert "results[].unseen_probability" in classify.inner_text()
     page.locator("summary", has_text="/v1/models").click()
     page.locator("details[open]", has_text="/v1/models").get_by_role("button", name="Send").click()
     page.locator("pre", has_text='"backbone": "clip-tiny"').wait_for()
@@ -131,7 +132,10 @@ def test_an_example_is_answered_with_all_that_is_known(
     assert "Recognised as flowers seen 97 % sure" in page.locator("#recognised").text_content()
     assert "blossoms" in page.locator("#description").inner_text()
     facts = page.locator("#facts").inner_text()
-    for fact in ("flowers 1.00", "0.00", "9.1 ms", "model 7.7 ms", "Generation\n3"):
+    for fact in (
+        "flowers 1.00", "0.00", "9.1 ms", "model 7.7 ms", "Generation\n3",
+        "flowers 90 %, digits 8 %", "Looks unlike them all\n3 %",
+    ):  # fmt: skip
         assert fact in facts
     assert page.locator("#news").text_content() == "rose, 73 %; domain flowers."
     assert page.locator(".island.answers .name").all_text_contents() == ["flowers"]
@@ -166,6 +170,19 @@ def test_images_are_chosen_dropped_and_pasted(visit: Callable[..., Any], state: 
     page.locator("#answer[aria-busy=false]").wait_for()
     page.locator("#seen.unseen").wait_for()
     assert len(state.asked[-1]["images"][0]) < len(large), "a large photo was not shrunk"
+
+
+def test_an_answer_that_is_withheld_says_so(visit: Callable[..., Any], state: State) -> None:
+    state.abstains = True
+    page = visit()
+    page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": STRANGE})
+    page.locator("#seen.unseen").wait_for()
+    assert page.locator("#best").inner_text() == "unseen"
+    assert page.locator("#bars li").count() == 0
+    assert "too new" in page.locator("#description").inner_text()
+    assert page.locator("#news").text_content() == "Unseen: it looks too new to be answered."
+    assert page.locator("#sea-text").inner_text() == "Who answered: nobody."
+    assert "Looks unlike them all\n88 %" in page.locator("#facts").inner_text()
 
 
 def test_options_are_sent_and_remembered(visit: Callable[..., Any], state: State) -> None:

@@ -49,7 +49,10 @@ ALLOWED = {
     "lifecycle": COMMON | ANSWERING | {"serving", "store", "streams"},
     # They join all of these; nobody imports them.
     "fitting": COMMON | ANSWERING | {"evaluation", "training", "store", "streams"},
-    "learner": COMMON | ANSWERING | {"evaluation", "fitting", "training", "store", "streams"},
+    "borrowing": COMMON | ANSWERING,
+    "learner": COMMON
+    | ANSWERING
+    | {"borrowing", "evaluation", "fitting", "training", "store", "streams"},
 }
 # A notebook without Ray can use these; weights and hashes are their only files.
 PLAIN = {"closedform", "records", "model", "identifiers", "methods", "dense", "learned"}

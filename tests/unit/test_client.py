@@ -55,6 +55,16 @@ def test_images_of_every_kind_are_classified_in_one_request(
     assert (last.unseen, last.lambda_) == (True, 0.4)
     assert [group.task for group in last.groups] == ["digits", "flowers"]
     assert first.milliseconds["total"] == 9.14
+    assert [(domain.task, domain.probability) for domain in first.domains][0] == ("digits", 0.9)
+    assert (first.unseen_probability, last.unseen_probability) == (0.03, 0.88)
+    assert not first.refused and not last.refused
+
+
+def test_an_answer_may_be_withheld(url: str, state: State) -> None:
+    state.abstains = True
+    (result,) = Client(url).classify(STRANGE)
+    assert result.refused and result.unseen and (result.classes, result.groups) == ((), ())
+    assert len(result.domains) == 3
 
 
 def test_one_image_a_given_task_and_own_labels(url: str, state: State) -> None:

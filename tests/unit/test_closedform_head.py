@@ -107,9 +107,8 @@ def test_a_ridge_is_the_ridge_of_the_rows() -> None:
 
 def test_probabilities_of_the_known_classes() -> None:
     features, labels, known = _task_with_copies()
-    head = fit_head(known.sums, known.rows, _clip(known, 0.0), BASIS)
+    head = fit_head(known.sums, known.rows, None, BASIS)
     assert head.known.tolist() == [True, True, False, True, True, True]
-    assert head.clip_weight == 0.0, "noise gains nothing"
     found = head.log_probabilities(features, None)
     np.testing.assert_allclose(np.exp(found).sum(axis=1), 1.0, atol=1e-12)
     assert (found[:, 2] == -np.inf).all() and np.isfinite(found[:, head.known]).all()
@@ -132,6 +131,13 @@ def test_clip_counts_where_it_knows_more() -> None:
     assert with_clip[own].mean() > without[own].mean() + 0.1
     with pytest.raises(ValueError, match="CLIP"):
         head.log_probabilities(np.zeros((2, WIDTH)), None)
+
+
+def test_clip_that_knows_nothing_gains_nothing() -> None:
+    known = task("noise", (20,) * 5, spread=0.3)
+    for seed in range(6):
+        noise = np.random.default_rng(seed).normal(size=(100, 5))
+        assert fit_head(known.sums, known.rows, noise, BASIS).clip_weight == 0.0
 
 
 def test_sharpness_and_strength_are_the_likeliest() -> None:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pipeline.closedform import Knowledge, KnownTask, Sums
+from pipeline.closedform import Knowledge, KnownTask, Sums, evidence
 from pipeline.closedform.tempering import log_softmax
 from tests.unit.tiny_closedform import WIDTH, basis, data, rows_of, task
 
@@ -116,6 +116,22 @@ def test_kinds_of_evidence(kind: str) -> None:
     both = Knowledge(TASKS, BASIS)
     theirs = [both.left_out_log_shares(n)[0][:, t] for t, n in enumerate(both.names)]
     assert np.concatenate(theirs).mean() >= np.concatenate(likeliest).mean() - 1e-12
+
+
+def test_the_likeliest_evidence_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = {name: task(name, (8, 8), apart=0.2) for name in "pqrs"}
+
+    def value() -> float:
+        knowledge = Knowledge(tasks, BASIS)
+        left = [knowledge.left_out_log_shares(n)[0][:, t] for t, n in enumerate("pqrs")]
+        return float(np.concatenate(left).mean())
+
+    best, others = value(), []
+    for tau, beta in itertools.product(evidence.TAUS, evidence.BETAS):
+        monkeypatch.setattr(evidence, "TAUS", (tau,))
+        monkeypatch.setattr(evidence, "BETAS", (beta,))
+        others.append(value())
+    assert best == max(others) > np.median(others) + 0.01
 
 
 def test_unseen_images_look_unseen() -> None:

@@ -65,6 +65,14 @@ def test_sets_at_their_limits(counts: dict[str, tuple[int, ...]], regime: str, k
         assert np.isfinite(knowledge.tau) and knowledge.beta == 0.0, "tau from E alone"
 
 
+def test_a_class_of_one_image_is_not_near_to_itself() -> None:
+    """Where few rows can be left out, their own class is struck out of r."""
+    tasks = _tasks({"a": (1,) * 40, "b": (1,) * 30, "c": (2, 1)})
+    knowledge = Knowledge(tasks, BASIS)
+    known = np.concatenate([known.rows.compact for known in tasks.values()])
+    assert knowledge.refusal_threshold(0.5) > np.median(knowledge.novelty(known)) + 1.0
+
+
 def test_one_task() -> None:
     tasks = _tasks({"a": (30, 30)})
     knowledge = Knowledge(tasks, BASIS)

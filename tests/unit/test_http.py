@@ -17,6 +17,7 @@ from PIL import Image
 
 from actors.http import local
 from actors.http.admin import token_hash
+from actors.http.answers import ImageAnswer
 from actors.http.app import create_app
 from actors.http.backend import Reply
 from actors.http.local import LocalBackend
@@ -78,8 +79,12 @@ def test_multipart_and_json_say_the_same(client: TestClient, world: World) -> No
         assert spent["total"] >= spent["decode"] >= 0
         b.pop("milliseconds")
         assert a == b
-        assert set(a) == {"task", "task_confidence", "unseen", "lambda", "groups", "classes"}
+        assert set(a) == set(ImageAnswer.model_json_schema()["properties"]) - {"milliseconds"}
         assert len(a["classes"]) == 3 and set(a["classes"][0]) == {"label", "probability"}
+        assert {domain["task"] for domain in a["domains"]} <= set(TASKS)
+        assert a["domains"][0]["task"] == a["task"] and a["refused"] is False
+        assert a["domains"][0]["probability"] == pytest.approx(a["task_confidence"])
+        assert 0.0 < a["unseen_probability"] < 1.0
     raw = client.post("/v1/classify", content=first, headers={"content-type": "image/png"})
     assert raw.json()["results"][0]["task"] == body["results"][0]["task"]
     open_list = client.post(
@@ -89,6 +94,35 @@ def test_multipart_and_json_say_the_same(client: TestClient, world: World) -> No
     ).json()["results"][0]
     assert open_list["task"] == TASKS[1]
     assert {c["label"] for c in open_list["classes"]} == {"cat", "dog"}
+    assert open_list["domains"] == [{"task": TASKS[1], "probability": 1.0}]
+
+
+def test_doubtful_images_may_be_withheld(backend: LocalBackend, world: World) -> None:
+    """`serving.abstain`: too new for a learned domain to answer, in words and without a class."""
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    images = [
+        _b64(_file(Image.fromarray(noise))),
+        *(_b64(_file(_picture(world, t))) for t in TASKS),
+    ]
+    strict = SERVING.model_copy(update={"abstain": 0.02})
+    model = ServedModel(backend.model.run.uri, strict, "cpu")
+    with TestClient(create_app(LocalBackend(model), LIMITS)) as client:
+        results = _post(client, {"images": images}).json()["results"]
+        assert [result["refused"] for result in results] == [True, *[False] * len(TASKS)]
+        new = results[0]
+        assert (new["task"], new["unseen"], new["classes"], new["groups"]) == (None, True, [], [])
+        assert new["task_confidence"] == new["unseen_probability"] > 0.5
+        assert sum(domain["probability"] for domain in new["domains"]) == pytest.approx(1.0)
+        for more in ({"task": TASKS[0]}, {"labels": ["a storm", "static"]}):
+            (asked,) = _post(client, {"images": images[:1], **more}).json()["results"]
+            assert not asked["refused"] and len(asked["classes"]) >= 2, more
+        tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 32, 32, 3]}
+        body = {"inputs": [{**tensor, "data": noise.reshape(-1).tolist()}]}
+        told = client.post("/v2/models/archipelago/infer", json=body).json()["outputs"]
+    outputs = {output["name"]: output for output in told}
+    assert outputs["refused"]["data"] == outputs["unseen"]["data"] == [True]
+    assert outputs["label"]["shape"] == [1, 0]
+    assert outputs["unseen_probability"]["data"] == [new["unseen_probability"]]
 
 
 def test_images_are_seen_as_a_person_sees_them(client: TestClient, world: World) -> None:
@@ -210,7 +244,13 @@ def test_models_tasks_lineage_and_examples(client: TestClient) -> None:
     for file in re.findall(r'(?:src|href)="([\w./]+)"', docs):  # all of them ours
         assert client.get(f"/{file.removeprefix('./')}").status_code == 200, file
     assert 'src="docs.js"' in docs and not re.search(r"https?:|//", docs)
-    assert "/v1/classify" in client.get("/openapi.json").json()["paths"]
+    described = client.get("/openapi.json").json()
+    answers = described["paths"]["/v1/classify"]["post"]["responses"]
+    assert answers["200"]["content"]["application/json"]["schema"]["$ref"].endswith(
+        "ClassifyAnswer"
+    )
+    fields = described["components"]["schemas"]["ImageAnswer"]["properties"]
+    assert {"domains", "unseen_probability", "refused", "lambda"} <= set(fields)
 
 
 def test_a_model_is_described_anew_only_when_something_changed(

@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from pipeline.evaluation.engine import Engine, EngineSpec
-from pipeline.identifiers import Evidence, Identification
+from pipeline.evaluation.protocol import SETTINGS, stream_pairs
+from pipeline.identifiers import Evidence
+from pipeline.learned.answering import blind
+from pipeline.learned.engine import Engine, EngineSpec
+from pipeline.learned.state import build_state
+from pipeline.methods import Function, methods
 from pipeline.model.kernels import Kernels
+from pipeline.records import GroupRecord, class_list
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
 from pipeline.store.tensors import load
 from pipeline.streams import ImageTable
-from pipeline.training.stage import GROUP
 from tests.unit.tiny_run import (
     TASKS,
     World,
@@ -55,59 +58,69 @@ def _records(run: RunFolder) -> list[Record]:
     return [run.folder.read_json(f"evaluation/{i:03d}.json") for i in range(len(TASKS))]
 
 
-def _correct(run: RunFolder, stage: int) -> dict[str, np.ndarray]:
-    tensors = load(run.folder.read(f"evaluation/{stage:03d}.safetensors"))
+def _correct(run: RunFolder, name: str | int) -> dict[str, np.ndarray]:
+    stage = f"{name:03d}" if isinstance(name, int) else name
+    tensors = load(run.folder.read(f"evaluation/{stage}.safetensors"))
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
-def test_with_oracle_ids_a_learned_task_keeps_its_accuracy(run: RunFolder) -> None:
+def _engine(run: RunFolder, settings: Settings) -> Engine:
+    engine = Engine(EngineSpec(settings, run.uri, Kernels()))
+    engine.install(run.groups.list())
+    return engine
+
+
+def never(spec: Any) -> Any:
+    raise AssertionError("trained again")
+
+
+def test_with_given_ids_a_learned_task_keeps_its_accuracy(run: RunFolder) -> None:
     for j, task in enumerate(TASKS):
-        right = [_correct(run, stage)[f"oracle/{task}"] for stage in range(j, len(TASKS))]
+        right = [_correct(run, stage)[f"mtil_given/{task}"] for stage in range(j, len(TASKS))]
         for later in right[1:]:
             assert np.array_equal(later, right[0]), "image by image"
-    matrix = np.array([r["accuracy"]["oracle"] for r in _records(run)])
+    matrix = np.array([r["accuracy"]["mtil_given"] for r in _records(run)])
     assert np.mean(np.diag(matrix)) > np.mean(matrix[0, 1:]) + 20, "something was learned"
 
 
-def test_the_constancy_is_of_the_functions_not_of_stored_logits(
+def test_the_constancy_is_of_the_functions_not_of_stored_features(
     run: RunFolder, world: World
 ) -> None:
-    """Every stored logit, computed again by an engine that knows all groups: equal to the bit."""
-    settings = _settings(world)
-    engine = Engine(EngineSpec(settings, run.uri, Kernels()))
-    engine.install(run.groups.list())
+    """Every stored feature, computed again by an engine that knows all groups: equal to the bit."""
+    engine = _engine(run, _settings(world))
     for domain in world.domains:
         rows = np.arange(len(ImageTable.open(domain.tables["test"])))
-        learned = engine.logits(
-            domain.tables["test"], rows, domain.name, domain.classes, domain.templates
-        )
+        learned = engine.features(domain.tables["test"], rows, Function(domain.name, domain.name))
         (stored,) = [
-            load(run.folder.read(f"evaluation/logits/{name}"))
-            for name in _logit_files(run)
+            load(run.folder.read(f"evaluation/functions/{name}"))
+            for name in _feature_files(run)
             if name.startswith(f"{domain.name}-") and f"/{domain.name}-" in name
         ]
         assert np.array_equal(stored["rows"].numpy(), rows)
-        assert np.array_equal(stored["logits"].numpy(), learned)
+        assert np.array_equal(stored["features"].numpy(), learned)
+        frozen = engine.look(domain.tables["test"], rows)[1]
+        assert np.abs(frozen - learned).max() > 1e-3, "the function is another one"
 
 
-def _logit_files(run: RunFolder) -> list[str]:
+def _feature_files(run: RunFolder) -> list[str]:
     assert run.folder.local is not None
-    root = run.folder.local / "evaluation/logits"
+    root = run.folder.local / "evaluation/functions"
     return [str(path.relative_to(root)) for path in root.rglob("*.safetensors")]
 
 
 def test_groups_that_borrow_from_borrowers_are_learned(run: RunFolder) -> None:
     """A neighbour may itself have neighbours that the new task does not want."""
-    cards = {r.name: json.loads(run.groups.read(r, "task.json")) for r in run.groups.list()}
-    borrowed = {name: [n["task"] for n in card["neighbours"]] for name, card in cards.items()}
+    groups = [GroupRecord.read(run, ref) for ref in run.groups.list()]
+    borrowed = {group.name: [n["task"] for n in group.neighbours] for group in groups}
     assert borrowed[TASKS[0]] == [] and all(len(borrowed[t]) == 1 for t in TASKS[1:])
     assert any(borrowed[n] for names in borrowed.values() for n in names)
-    for ref in run.groups.list():
-        tensors = load(run.groups.read(ref, GROUP))
-        assert tensors["image.mix"].shape == (1 + len(borrowed[ref.name]), 2)
-        assert (tensors["image.mix"][0] == 1).all()
-        if borrowed[ref.name]:
-            assert (tensors["image.mix"][1] != 0).any(), "the influence is learned"
+    hashes = group_hashes(run)
+    for group in groups:
+        mix = group.tensors["image.mix"]
+        assert mix.shape == (1 + len(borrowed[group.name]), 2) and (mix[0] == 1).all()
+        assert all(n["sha256"] == hashes[n["task"]] for n in group.neighbours)
+        if borrowed[group.name]:
+            assert (mix[1] != 0).any(), "the influence is learned"
 
 
 def test_later_stages_leave_earlier_groups_alone(
@@ -127,92 +140,110 @@ def test_later_stages_leave_earlier_groups_alone(
     assert [f["parent"] for f in files] == [None, *list(hashes.values())[:-1]]
 
 
-def test_a_restored_learner_measures_the_same(run: RunFolder, world: World, tmp_path: Path) -> None:
+def test_a_restored_learner_measures_the_same(run: RunFolder, world: World) -> None:
     learner = make_learner(world, run, _settings(world))
-    assert learner.restore() == [] and learner.identifier.tasks == TASKS
+    assert learner.restore() == [] and learner.state.learned == list(TASKS)
     before = _records(run)[LAST]
-    again = learner.evaluator.stage(LAST)
+    again = learner.evaluator.stage(LAST, learner.state)
     assert {k: v for k, v in again.items() if k != "seconds"} == {
         k: v for k, v in before.items() if k != "seconds"
     }
 
 
 @pytest.mark.parametrize("lambda_max", [0.0, 0.7])
-def test_lambda_zero_and_oracle_unseen_detection_are_exactly_zero_shot(
+def test_lambda_zero_is_exactly_zero_shot_where_an_image_is_taken_for_unseen(
     run: RunFolder, world: World, lambda_max: float
 ) -> None:
     """Only the fusion's weight differs; both answer from the same groups."""
     learner = make_learner(world, run, _settings(world, lambda_max))
     learner.restore()
-    evaluator, facts = learner.evaluator, list(learner.evaluator.facts.items())
-    zero_shot = load(run.folder.read("evaluation/zero-shot.safetensors"))
-    same = []
+    zero_shot, same = _correct(run, "zero-shot"), []
     for stage in range(LAST):
-        evaluator.facts = dict(facts[: stage + 1])
-        for task in TASKS[stage + 1 :]:
-            count = len(zero_shot[task])
-            shares = np.random.default_rng(stage).dirichlet(np.ones(stage + 1), count)
-            unseen = Identification(
-                TASKS[: stage + 1], np.zeros((count, stage + 2)), shares,
-                np.full(count, -1), np.zeros(count),
-            )  # fmt: skip
-            right = evaluator.correct(task, unseen)
-            same.append(np.array_equal(right, zero_shot[task].numpy().astype(bool)))
+        groups = [learner.groups[at] for at in range(stage + 1)]
+        state = build_state(groups, learner.settings, learner.basis, scale=learner.scale)
+        for domain in world.domains[stage + 1 :]:
+            evidence, count = learner.evaluator.evidence(domain.name), 24
+            assert state.identifier is not None
+            found = state.identifier.identify(evidence)
+            listed = class_list(domain.classes, domain.templates)
+            view = learner.evaluator.view(domain.name)
+            said = blind(state, view, found, listed, np.ones(count))
+            right = said.argmax(axis=1) == learner.evaluator.labels(domain.name)
+            same.append(np.array_equal(right, zero_shot[f"mtil_identified/{domain.name}"]))
     assert all(same) == (lambda_max == 0.0)
 
 
-def test_zero_lambda_run_transfers_zero_shot(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["trge", "gda_per_task"])
+def test_the_oracle_transfers_zero_shot_whatever_lambda_is(
+    world: World, tmp_path: Path, method: str
+) -> None:
+    """Invariant 4: who knows that an image is of no learned domain lets no group speak."""
     run = RunFolder(tmp_path / "run")
-    records = learn_stream(make_learner(world, run, _settings(world, 0.0)), stages=2)
-    zero_shot = run.folder.read_json("evaluation/zero-shot.json")["accuracy"]
+    parts = {"name": method, "unseen": {"lambda_max": 1.0, "lambda_steps": 0.0}}
+    chosen = run_settings(world, method=parts, identifier={"name": "oracle"})
+    records = learn_stream(make_learner(world, run, chosen), stages=3)
+    frozen = _correct(run, "zero-shot")
     for stage, record in enumerate(records):
-        assert record["accuracy"]["oracle"][stage + 1 :] == zero_shot[stage + 1 :]
-        assert record["lambda"] == 0.0
+        right = _correct(run, stage)
+        for task in TASKS[stage + 1 :]:
+            for setting in ("mtil_given", "mtil_identified"):
+                key = f"{setting}/{task}"
+                assert np.array_equal(right[key], frozen[key]), "image by image"
+        for setting in ("mtil_identified", "xtail"):
+            learned = record["accuracy"][setting][: stage + 1]
+            assert learned == record["accuracy"]["mtil_given"][: stage + 1], "never mistaken"
+        assert record["identifier"]["seen_acceptance"] == record["identifier"]["accuracy"] == 100.0
+        assert record["identifier"]["unseen_auroc"] == 100.0
+        assert record["lambda"] == (1.0 if method == "trge" else 0.0)
 
 
-@pytest.mark.parametrize("name", ["oracle", "prototype"])
+@pytest.mark.parametrize("name", ["given", "identified"])
 def test_decisions_do_not_depend_on_the_batch(run: RunFolder, world: World, name: str) -> None:
-    """Batches of 8 while learning, of 1 here; features and logits are computed afresh."""
-    settings = _settings(world, evaluation={"batch_size": 1})
-    engine = Engine(EngineSpec(settings, run.uri, Kernels()))
-    engine.install(run.groups.list())
+    """Batches of 8 while learning, of 1 here; features are computed afresh."""
+    engine = _engine(run, _settings(world, evaluation={"batch_size": 1}))
     domain = world.domains[1]
     table, rows = domain.tables["test"], np.arange(12)[::-1].copy()
-    stored = make_learner(world, run, _settings(world))
-    stored.restore()
-    features = engine.features(table, rows)
-    np.testing.assert_allclose(features, stored.evaluator.features(domain.name)[rows], atol=1e-4)
-    alone = stored.identifier.identify(Evidence(features))
-    whole = stored.identifier.identify(Evidence(stored.evaluator.features(domain.name)))
-    assert np.array_equal(alone.chosen, whole.chosen[rows])
-    function = domain.name if name == "oracle" else TASKS[alone.closed[0]]
-    got = engine.logits(table, rows, function, domain.classes, domain.templates)
-    expected = stored.evaluator._logits(domain.name, function, np.arange(24))[rows]
-    assert np.abs(got - expected).max() < 1e-4
-    assert np.array_equal(got.argmax(axis=1), expected.argmax(axis=1))
+    learner = make_learner(world, run, _settings(world))
+    learner.restore()
+    compact, frozen = engine.look(table, rows)
+    view, known = learner.evaluator.view(domain.name), learner.state.identifier
+    np.testing.assert_allclose(compact, view.compact[rows], atol=1e-3)
+    np.testing.assert_allclose(frozen, view.frozen[rows], atol=1e-5)
+    assert known is not None
+    alone, whole = known.identify(Evidence(compact)), known.identify(Evidence(view.compact))
+    assert np.array_equal(alone.closed, whole.closed[rows])
+    np.testing.assert_allclose(alone.log_odds, whole.log_odds[rows], atol=1e-3)
+    task = domain.name if name == "given" else alone.options[alone.closed[0]]
+    function = Function(task, task)
+    got = engine.features(table, rows, function)
+    assert np.abs(got - view.features(function)[rows]).max() < 1e-4
+    scores = learner.method.scores(view, function, class_list(domain.classes, domain.templates))
+    assert scores is not None
+    u_CF = engine.texts(class_list(domain.classes, domain.templates), function)
+    assert np.array_equal((got @ u_CF.T).argmax(axis=1), scores[rows].argmax(axis=1))
 
 
 def test_the_probe_of_a_group_is_its_own_answer(run: RunFolder, world: World) -> None:
-    engine = Engine(EngineSpec(_settings(world), run.uri, Kernels()))
-    engine.install(run.groups.list())
+    engine = _engine(run, _settings(world))
     for ref, domain in zip(run.groups.list(), world.domains, strict=True):
-        probe = load(run.groups.read(ref, "probe.safetensors"))
-        classes = load(run.groups.read(ref, "identity.safetensors"))["classes"]
-        backbone = engine.backbone
-        with torch.no_grad():
-            x = engine.method.trunk(backbone.normalise(probe["images"]))
-            v = engine.method.image_features(x, [ref.name] * len(x))
-            logits = backbone.logit_scale * v @ classes.T
-        assert torch.allclose(logits, probe["logits"], atol=1e-4)
-        assert probe["labels"].max() < len(domain.classes)
+        (task,) = GroupRecord.read(run, ref).tasks
+        table = ImageTable.open(domain.tables["train"])
+        assert task.probe is not None and task.probe.labels.max() < len(domain.classes)
+        function, listed = Function(task.name, task.name), task.listed
+        assert np.allclose(engine.texts(listed, function), task.own_CF, atol=1e-6)
+        assert np.allclose(engine.texts(listed, None), task.text_CF, atol=1e-6)
+        every = table.images(np.arange(len(table)))
+        rows = [int((every == image).all(axis=(1, 2, 3)).argmax()) for image in task.probe.images]
+        v_BF = engine.features(domain.tables["train"], np.array(rows), function)
+        logits = engine.backbone.logit_scale * v_BF @ task.own_CF.T / task.temperature
+        expected = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        assert np.allclose(expected, task.probe.scores, atol=1e-3)
+        assert np.array_equal(table.labels[rows], task.probe.labels)
 
 
 def test_a_stage_that_was_learned_but_not_measured_is_only_measured(
     run: RunFolder, world: World
 ) -> None:
-    def never(spec: Any) -> Any:
-        raise AssertionError("trained again")
-
     before = _records(run)
     run.folder.delete("evaluation/003.json")
     records = learn_stream(make_learner(world, run, _settings(world), train=never))
@@ -220,40 +251,50 @@ def test_a_stage_that_was_learned_but_not_measured_is_only_measured(
     assert records[0]["accuracy"] == before[3]["accuracy"]
 
 
-def test_signature_columns_name_what_the_engine_computes(run: RunFolder, world: World) -> None:
+def test_depths_are_parts_of_one_signature(run: RunFolder, world: World) -> None:
     rows, table = np.arange(5), world.domains[0].tables["test"]
 
-    def features(depths: str) -> tuple[np.ndarray, np.ndarray]:
+    def features(depths: str) -> np.ndarray:
         settings = _settings(world, identifier={"name": "prototype", "depths": depths})
-        engine = Engine(EngineSpec(settings, run.uri, Kernels()))
-        return engine.features(table, rows), np.asarray(engine.facts()["columns"])
+        return Engine(EngineSpec(settings, run.uri, Kernels())).raw_rows(table, rows)[0]
 
-    everything, columns = features("all")
-    assert everything.shape == (5, 3 * 2 * 48 + 32) and columns.tolist() == list(range(320))
-    for depths in ("trunk", "final"):
-        some, columns = features(depths)
-        np.testing.assert_allclose(some, everything[:, columns], atol=1e-5)
+    everything = features("all")  # CLS and mean token after blocks 1, 2, 3; then CLIP's features
+    assert everything.shape == (5, 3 * 2 * 48 + 32)
+    np.testing.assert_allclose(features("trunk"), everything[:, : 2 * 2 * 48], atol=1e-5)
+    np.testing.assert_allclose(features("final"), everything[:, 3 * 2 * 48 :], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["zero_shot", "lora_per_task", "finetune"])
-def test_references_learn_the_same_stream(world: World, tmp_path: Path, name: str) -> None:
-    run = RunFolder(tmp_path / "run")
-    records = learn_stream(make_learner(world, run, _settings(world, method={"name": name})), 2)
-    zero_shot = run.folder.read_json("evaluation/zero-shot.json")["accuracy"]
-    first, second = (np.array(r["accuracy"]["identified"]) for r in records)
+@pytest.mark.parametrize("name", methods.known())
+def test_every_method_learns_the_same_stream(world: World, tmp_path: Path, name: str) -> None:
+    """Two tasks, whatever is registered: the settings that it has answers in, and a resume."""
+    method, run = methods.get(name), RunFolder(tmp_path / "run")
+    stages = 2 if not method.joint else 1
+    settings = _settings(world, method={"name": name})
+    records = learn_stream(make_learner(world, run, settings), stages)
+    frozen = run.folder.read_json("evaluation/zero-shot.json")
+    given = [np.array(record["accuracy"]["mtil_given"]) for record in records]
+    assert set(records[0]["accuracy"]) == set(SETTINGS)
     for record in records:
-        assert record["accuracy"]["identified"] == record["accuracy"]["oracle"]
-        assert record["identifier"] is None and record["lambda"] == 0.0
-    hashes = group_hashes(run)
-    if name == "zero_shot":
-        assert not hashes and first.tolist() == second.tolist() == zero_shot
-    elif name == "lora_per_task":
-        assert first[1:].tolist() == zero_shot[1:] and second[2:].tolist() == zero_shot[2:]
-        assert second[0] == first[0] and len(hashes) == 2
-    else:
+        assert (record["identifier"] is None) != method.identifies()
+        for setting, row in record["accuracy"].items():
+            known = setting == "mtil_given" or method.policy != "given"
+            assert all((value is not None) == known for value in row)
+        if not method.identifies() and method.policy != "given":
+            assert record["accuracy"]["mtil_identified"] == record["accuracy"]["mtil_given"]
+    pairs = stream_pairs(world.domains)
+    assert len(pairs) == sum(len(domain.classes) for domain in world.domains)
+    if not method.learns:
+        assert not group_hashes(run)
+        assert [row.tolist() for row in given] == [frozen["settings"]["mtil_given"]] * 2
+    elif method.continues:
         right = [_correct(run, stage) for stage in range(2)]
-        changed = [
-            not np.array_equal(right[1][f"oracle/{task}"], right[0][f"oracle/{task}"])
-            for task in TASKS
-        ]
-        assert any(changed) and len(hashes) == 2, "the newest weights answer for every task"
+        keys = [f"mtil_given/{task}" for task in TASKS]
+        assert any(not np.array_equal(right[1][k], right[0][k]) for k in keys), "it forgets"
+    elif not method.joint:
+        assert given[1][0] == given[0][0], "what is learned stays"
+    manifest = run.models.latest()
+    assert (manifest is None) == (not method.learns)
+    again = make_learner(world, run, settings, train=never)
+    again.restore()
+    if manifest is not None:
+        assert {group.ref for group in again.groups.values()} >= set(manifest.groups[:stages])

@@ -6,19 +6,30 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from pipeline.config import CONF, known_options
 from pipeline.errors import UserError
-from pipeline.methods import Method, StageContext, build_method, methods
-from pipeline.methods.base import Neighbour, method_class
+from pipeline.methods import (
+    Function,
+    Method,
+    Neighbour,
+    StageContext,
+    build_method,
+    method_class,
+    method_options,
+    methods,
+)
 from pipeline.methods.trge import GroupAdapter, Trge, read_neighbours
 from pipeline.model.backbone import Backbone
+from pipeline.settings import MethodSettings
 from pipeline.store.tensors import dump, load
 from pipeline.training.objectives import Judgement, text_activations
 from pipeline.training.stage import _prune
 from tests.unit.tiny_clip import images, randomise, settings, tiny_backbone
 
 CLASSES, TEMPLATES = ["cat", "dog", "red bus"], ["a photo of a {}.", "a {} drawn"]
-TRAINED = ["trge", "lora_per_task", "finetune"]
+EVERY = list(methods.known())
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +37,8 @@ def backbone() -> Backbone:
     return tiny_backbone()
 
 
-def _method(backbone: Backbone, name: str, **parts: Any) -> Method:
-    return build_method(backbone, settings(**({"method": {"name": name}} | parts)))
+def _method(backbone: Backbone | None, name: str, **parts: Any) -> Method:
+    return build_method(settings(**({"method": {"name": name}} | parts)), None, backbone)
 
 
 def _change(adapter: torch.nn.Module, seed: int) -> None:
@@ -40,13 +51,87 @@ def _change(adapter: torch.nn.Module, seed: int) -> None:
 
 
 def _context(task: str, *neighbours: Neighbour) -> StageContext:
-    return StageContext(0, task, neighbours)
+    return StageContext(0, task, neighbours, (task,), (len(CLASSES),))
 
 
-def test_all_methods_are_known_by_name() -> None:
-    assert list(methods()) == ["ase", "finetune", "lora_per_task", "trge", "trge_ase", "zero_shot"]
-    with pytest.raises(UserError, match=r"'magic' is unknown; choose one of ase, finetune, lora"):
-        method_class("magic")
+def _own(*tasks: str) -> list[Function]:
+    """Functions of tasks whose stages left weights of their own."""
+    return [Function(task, task) for task in tasks]
+
+
+# -- the contract, whatever is registered --------------------------------------------------------
+
+
+def test_a_method_is_one_file_here_and_one_in_conf() -> None:
+    assert set(EVERY) == set(known_options("method"))
+    for name, method in methods.known().items():
+        given = yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text())
+        assert given["name"] == name == method.name
+        options = method_options(MethodSettings(name=name, options=given.get("options", {})))
+        assert set(given.get("options", {})) <= set(type(options).model_fields)
+        hidden = set(method.Options.model_fields) - set(given.get("options", {}))
+        assert hidden <= {"learning_rate"}, f"{name}.yaml does not show {hidden}"
+    with pytest.raises(UserError, match=r"method\.name=trg: unknown; .*; did you mean trge\?"):
+        method_class("trg")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_option_that_a_method_does_not_have_is_refused_by_name(name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        _method(None, name, method={"name": name, "options": {"kapa": 1}})
+    known = ", ".join(method_class(name).Options.model_fields)
+    assert str(caught.value) == f"method.options.kapa: unknown option of {name}; it has {known}"
+    with pytest.raises(UserError, match=r"^method\.options\.learning_rate=-1: .*greater than 0"):
+        _method(None, name, method={"name": name, "options": {"learning_rate": -1}})
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_half_with_numbers_needs_no_backbone(name: str) -> None:
+    method = _method(None, name)
+    assert method.records == {} and method.policy in ("given", "one", "hard", "posterior")
+    assert method.identifies() == (method.policy in ("hard", "posterior"))
+    assert not method.fuses or method.identifies(), "fusing needs to know who is likeliest"
+    with pytest.raises(RuntimeError, match=f"method {name} was built without a backbone"):
+        _ = method.backbone
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_who_answers(name: str) -> None:
+    """Nobody before anything was learned; functions with weights name the stage that left them."""
+    method, known = _method(None, name), ["a", "b"]
+    for task in ("a", "z", None):
+        assert method.function(task, []) is None
+    own, strange = method.function("a", known), method.function("z", known)
+    if not method.learns:
+        assert own is strange is None
+    elif method.policy == "one":
+        assert own == strange == method.function(None, known) == Function("b", "b")
+    else:
+        assert strange is method.function(None, known) is None
+        assert own is not None and own.task == "a" and own.weights in (None, *known)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_weights_that_do_not_fit_are_refused(backbone: Backbone, name: str) -> None:
+    method = _method(backbone, name)
+    with pytest.raises(ValueError, match=r"'z'|do not fit"):
+        method.install("z", {"odd": torch.ones(1), "neighbours": torch.zeros(2, dtype=torch.uint8)})
+    if method.trains:
+        assert list(method.adapter(_context("a")).parameters())
+    else:
+        method.install("a", {})
+        with pytest.raises(NotImplementedError, match=f"{name} trains nothing"):
+            method.adapter(_context("a"))
+
+
+# -- methods that train --------------------------------------------------------------------------
+
+TRAINED = [name for name in EVERY if _method(None, name).trains]
+
+
+def _reads_captions(method: Method) -> bool:
+    """Whether class names go through the text encoder when the method answers."""
+    return type(method).scores is Method.scores
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -62,13 +147,15 @@ def test_an_installed_stage_answers_as_it_was_trained(backbone: Backbone, name: 
         _change(adapter, seed)
         v, u = adapter.image(x), torch.stack([adapter.text(*pair) for pair in text]).mean(dim=0)
         method.install(task, load(dump(adapter.export())))
-        assert torch.allclose(method.image_features(x, [task] * 4), v, atol=1e-6)
-        u = torch.nn.functional.normalize(u, dim=-1)
-        assert torch.allclose(method.class_features(CLASSES, TEMPLATES, task), u, atol=1e-6)
-        assert (method.image_features(x, [task] * 4) - method.frozen_features(x)).abs().max() > 1e-3
+        found = method.image_features(x, _own(task) * 4)
+        assert torch.allclose(found, v, atol=1e-6)
+        if _reads_captions(method):
+            u = torch.nn.functional.normalize(u, dim=-1)
+            (function,) = _own(task)
+            got = method.class_features(CLASSES, TEMPLATES, function)
+            assert torch.allclose(got, u, atol=1e-6)
+        assert (found - method.frozen_features(x)).abs().max() > 1e-3
     assert torch.allclose(method.frozen_features(x), backbone.encode_image(pixels), atol=1e-6)
-    frozen = method.image_features(x, [None] * 4)
-    assert torch.equal(frozen, method.frozen_features(x))
     plain = backbone.encode_classes(CLASSES, TEMPLATES)
     assert torch.equal(method.class_features(CLASSES, TEMPLATES, None), plain)
 
@@ -82,40 +169,28 @@ def test_a_fresh_adapter_starts_at_frozen_clip(backbone: Backbone, name: str) ->
         assert torch.equal(adapter.image(x), method.frozen_features(x))
     trainable = {n for n, p in adapter.named_parameters() if p.requires_grad}
     assert trainable and trainable == {n for n, _ in adapter.named_parameters()}
+    _change(adapter, 0)
     prompts = text_activations(backbone, method.first_blocks[1], CLASSES, TEMPLATES)[0]
     loss = adapter(lambda a: a.image(x) @ a.text(*prompts).T)
     loss.pow(2).sum().backward()
     assert all(p.grad is None for p in backbone.parameters()), "the backbone never trains"
-    grads = [p.grad for p in adapter.parameters() if p.grad is not None]
-    assert any(g.abs().max() > 0 for g in grads)
+    idle = {n for n, p in adapter.named_parameters() if p.grad is None or not p.grad.abs().max()}
+    assert not idle, "everything that trains is used"
 
 
-def test_initial_weights_follow_seed_and_task(backbone: Backbone) -> None:
-    def weights(seed: int, task: str) -> torch.Tensor:
-        method = build_method(backbone, settings().model_copy(update={"seed": seed}))
+@pytest.mark.parametrize("name", TRAINED)
+def test_initial_weights_follow_seed_and_task(backbone: Backbone, name: str) -> None:
+    def weights(seed: int, task: str) -> bytes:
+        chosen = settings(method={"name": name}).model_copy(update={"seed": seed})
         torch.manual_seed(seed + 1)  # the global state does not matter
-        return method.adapter(_context(task)).export()["image.A"]
+        return dump(build_method(chosen, None, backbone).adapter(_context(task)).export())
 
-    assert torch.equal(weights(0, "a"), weights(0, "a"))
-    assert not torch.equal(weights(0, "a"), weights(1, "a"))
-    assert not torch.equal(weights(0, "a"), weights(0, "b"))
+    assert weights(0, "a") == weights(0, "a")
+    if not method_class(name).continues:
+        assert weights(0, "a") != weights(1, "a") and weights(0, "a") != weights(0, "b")
 
 
-def test_who_answers() -> None:
-    known = ["a", "b"]
-    table = {
-        "trge": ("a", None, None, False, True), "lora_per_task": ("a", None, None, True, False),
-        "finetune": ("b", "b", "b", False, False), "zero_shot": (None, None, None, False, False),
-    }  # fmt: skip
-    for name, (learned, unseen, none, given_id, fuses) in table.items():
-        method = method_class(name)
-        assert method.function("a", known) == learned
-        assert method.function("z", known) == unseen
-        assert method.function(None, known) == none
-        assert method.function("a", []) is None
-        assert (method.given_id, method.fuses) == (given_id, fuses)
-        assert method.trains == (name != "zero_shot")
-        assert method.borrows == method.identifies == (name == "trge")
+# -- single methods ------------------------------------------------------------------------------
 
 
 def test_finetuning_continues_from_the_last_stage(backbone: Backbone) -> None:
@@ -130,8 +205,6 @@ def test_finetuning_continues_from_the_last_stage(backbone: Backbone) -> None:
     names = set(first.export())
     assert not any("conv1" in name or "blocks.1." in name for name in names), "the trunk is frozen"
     assert {"image.blocks.2.attn.in_proj_weight", "text.blocks.3.mlp.c_fc.weight"} <= names
-    with pytest.raises(ValueError, match="do not fit"):
-        method.install("z", {"odd": torch.ones(1)})
     frozen = {p.data_ptr() for p in backbone.parameters()}
     for own, theirs in zip(second._towers, (backbone.image, backbone.text), strict=True):
         copied = [n for n, p in own.named_parameters() if p.data_ptr() not in frozen]
@@ -142,16 +215,6 @@ def test_finetuning_continues_from_the_last_stage(backbone: Backbone) -> None:
         assert not any("conv1" in n or ("visual" in n and "text" in n) for n in copied)
 
 
-def test_zero_shot_learns_nothing(backbone: Backbone) -> None:
-    method = _method(backbone, "zero_shot")
-    pixels = backbone.normalise(images(3))
-    with torch.no_grad():
-        v = method.image_features(method.trunk(pixels), [None] * 3)
-        assert torch.allclose(v, backbone.encode_image(pixels), atol=1e-6)
-    with pytest.raises(NotImplementedError):
-        method.adapter(_context("a"))
-
-
 @torch.no_grad()
 def test_one_pass_over_a_batch_of_many_tasks(backbone: Backbone) -> None:
     method = _method(backbone, "trge")
@@ -160,10 +223,10 @@ def test_one_pass_over_a_batch_of_many_tasks(backbone: Backbone) -> None:
         _change(adapter, seed)
         method.install(task, adapter.export())
     x = method.trunk(backbone.normalise(images(6)))
-    tasks = ["b", None, "c", "a", "a", "c"]
-    mixed = method.image_features(x, tasks)
-    for row, task in enumerate(tasks):
-        alone = method.image_features(x, [task] * 6)[row]
+    functions = _own("b", "c", "c", "a", "a", "b")
+    mixed = method.image_features(x, functions)
+    for row, function in enumerate(functions):
+        alone = method.image_features(x, [function] * 6)[row]
         assert (mixed[row] - alone).abs().max() < 1e-5
 
 
@@ -180,7 +243,7 @@ def test_groups_that_do_not_fit_are_refused(backbone: Backbone) -> None:
 def _neighbourhood(backbone: Backbone, **rule: Any) -> tuple[Trge, GroupAdapter]:
     """Task c beside a and b, whose groups have weights as if trained."""
     options = {"name": "trge", "neighbours": {"temperature": 0.5} | rule}
-    method = build_method(backbone, settings(method=options))
+    method = build_method(settings(method=options), None, backbone)
     assert isinstance(method, Trge)
     for seed, task in enumerate("ab"):
         adapter = method.adapter(_context(task))
@@ -212,7 +275,7 @@ def test_neighbours_start_silent_and_fade_with_distance(backbone: Backbone) -> N
     assert torch.allclose(stored["image.mix"], expected)
     assert [n.task for n in read_neighbours(stored)] == ["a", "b"]
     method.install("c", stored)
-    assert torch.allclose(method.image_features(x, ["c"] * 3), adapter.image(x), atol=1e-6)
+    assert torch.allclose(method.image_features(x, _own("c") * 3), adapter.image(x), atol=1e-6)
 
 
 def test_only_the_new_group_and_its_influence_are_trained(backbone: Backbone) -> None:
@@ -240,16 +303,26 @@ def test_softmax_mix_is_by_distance_alone(backbone: Backbone) -> None:
 
 
 @torch.no_grad()
-def test_a_dropped_neighbour_leaves_nothing(backbone: Backbone) -> None:
-    method, adapter = _neighbourhood(backbone)
+@pytest.mark.parametrize("mix", ["residual", "softmax"])
+def test_a_dropped_neighbour_leaves_nothing(backbone: Backbone, mix: str) -> None:
+    """What is judged while a neighbour is silent is what is kept once it is dropped."""
+    method, adapter = _neighbourhood(backbone, mix=mix)
     _learn_influence(adapter)
     x = method.trunk(backbone.normalise(images(3)))
     with adapter.without(["a"]):
         expected = adapter.image(x)
-    assert not torch.equal(adapter.image(x), expected)
+        shares = adapter.export()["image.mix"]
+    assert (adapter.image(x) - expected).abs().max() > 1e-3
+    whole = adapter.export()
     adapter.keep_neighbours(["b"])
     assert torch.equal(adapter.image(x), expected)
     stored = adapter.export()
+    assert torch.equal(stored["image.mix"], shares[[0, 2]])
+    if mix == "softmax":
+        assert torch.allclose(shares.sum(dim=0), torch.ones(2)) and not shares[1].any()
+    forgotten = method.without(whole, "a")
+    assert torch.allclose(forgotten["image.mix"], stored["image.mix"])
+    assert read_neighbours(forgotten) == read_neighbours(stored)
     assert stored["image.mix"].shape == (2, 2) and adapter.borrowed() == [
         {"task": "b", "distance": 0.6}
     ]

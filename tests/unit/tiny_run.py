@@ -118,6 +118,7 @@ def learn_stream(learner: Learner, stages: int | None = None) -> list[dict[str, 
         records = []
         for stage in pending:
             learner.learn(stage)
+            learner.refine(stage)
             records.append(learner.evaluate(stage))
     return records
 

@@ -1,0 +1,40 @@
+"""Inter-group routing: which earlier groups a new one may borrow from (method 2.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.closedform import Basis
+from pipeline.identifiers.basis import task_distance
+from pipeline.learned.state import State
+from pipeline.methods import Neighbour
+from pipeline.records import GroupRecord, TaskRecord
+
+
+def neighbours_of(record: TaskRecord, state: State, basis: Basis) -> tuple[Neighbour, ...]:
+    """The at most m nearest learned tasks within reach of a new one."""
+    if record.sums is None:
+        return ()
+    rule = state.method.settings.method.neighbours
+    found = [
+        Neighbour(task_distance(record.sums, other.sums, basis), task)
+        for task, other in state.records.items()
+        if other.sums is not None
+    ]
+    near = sorted(n for n in found if n.distance <= rule.max_distance)
+    return tuple(near[: rule.count])
+
+
+def with_lenders(wanted: set[str], learned: Sequence[GroupRecord]) -> list[GroupRecord]:
+    """The groups of some tasks and those that they borrow from, by stage.
+
+    Args:
+        wanted: names of tasks.
+        learned: all groups, by stage.
+    """
+    found = []
+    for group in reversed(learned):  # a group borrows from earlier ones only
+        if wanted.intersection(task.name for task in group.tasks):
+            found.append(group)
+            wanted = wanted | {neighbour["task"] for neighbour in group.neighbours}
+    return found[::-1]
