@@ -23,7 +23,7 @@ from pipeline.identifiers import Evidence, Identification, Shown
 from pipeline.learned.state import State
 from pipeline.learned.texts import Texts
 from pipeline.methods import Method
-from pipeline.records.group import weights_hash
+from pipeline.records import class_list
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
 from pipeline.store.tensors import dump
@@ -71,10 +71,13 @@ class Evaluator:
 
     def know(self, state: State) -> None:
         """Functions of these records may be asked for from now on."""
-        for group in state.groups:
-            if group.ref is not None:
-                version = weights_hash(self.run, group.ref)
-                self.store.versions |= {task.name: version for task in group.tasks}
+        self.store.versions |= state.versions
+        self.texts.remember(state)
+
+    def _read(self) -> None:
+        """Encode class names domain by domain, as their records hold them."""
+        for domain in self.classified:
+            self.texts.get(class_list(domain.classes, domain.templates), None)
 
     def view(self, task: str) -> SplitView:
         """A task's test images."""
@@ -122,6 +125,7 @@ class Evaluator:
     def zero_shot(self, method: Method) -> list[float | None]:
         """Accuracy of frozen CLIP on every task in every setting; stored once."""
         correct: dict[str, np.ndarray] = {}
+        self._read()
         for domain in self.classified:
             found = zero_shot(
                 method, self.view(domain.name), domain, self.labels(domain.name), self.pairs
@@ -144,6 +148,7 @@ class Evaluator:
     def stage(self, stage: int, state: State) -> dict[str, Any]:
         """Measure all tasks after a stage and store the record."""
         clock = time.perf_counter()
+        self._read()
         self.know(state)
         right: dict[str, np.ndarray] = {}
         found: dict[str, Identification] = {}

@@ -20,7 +20,6 @@ from torch import Tensor
 from pipeline.closedform import Basis, CalibrationRows, Sums
 from pipeline.dense import build, stored_heads
 from pipeline.learned.passes import FeaturePass
-from pipeline.learned.texts import Texts
 from pipeline.methods import Function, build_method
 from pipeline.model.backbone import load_backbone
 from pipeline.model.kernels import Kernels
@@ -59,7 +58,6 @@ class Engine:
         self.run = RunFolder(spec.run, read_only=True)
         self.installed: dict[str, str] = {}
         self._heads: dict[str, dict[str, Tensor]] = {}
-        self._texts = Texts(self._encode_list)
         self._trunks: OrderedDict[str, Tensor] = OrderedDict()
         self._budget = int(settings.training.cache_gib * 2**30)
         self._pass = FeaturePass(self.method, settings.identifier.depths)
@@ -157,12 +155,12 @@ class Engine:
             parts.append(v_BF.cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
-    def texts(self, listed: ClassList, function: Function | None) -> np.ndarray:
-        """Class features (C, F) under one function, None = frozen CLIP; each encoded once."""
-        return self._texts.get(listed, function)
-
     @torch.no_grad()
-    def _encode_list(self, listed: ClassList, function: Function | None) -> np.ndarray:
+    def texts(self, listed: ClassList, function: Function | None) -> np.ndarray:
+        """Class features (C, F) under one function, None = frozen CLIP.
+
+        The whole list is encoded at once, whatever was asked before: the same bits every time.
+        """
         with self.backbone.kernels.exact():
             return self.method.encode_list(listed, function).cpu().numpy()
 

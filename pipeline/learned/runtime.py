@@ -109,13 +109,8 @@ class Runtime:
             with self.exact():
                 return state.method.encode_list(listed, function).detach().cpu().numpy()
 
-        texts, versions = Texts(encode), state.versions
-        for record in state.records.values():
-            function = state.function(record.name)
-            if record.text_CF is not None:
-                texts.keep(record.listed, None, record.text_CF)
-            if record.own_CF is not None and function is not None and function.weights is not None:
-                texts.keep(record.listed, function, record.own_CF, versions.get(function.weights))
+        texts = Texts(encode)
+        texts.remember(state)
         return texts
 
     def view(self, state: State, images_BSSC: np.ndarray, texts: Texts) -> LiveView:

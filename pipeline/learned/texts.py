@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.methods.view import Function
 from pipeline.records import ClassList
+
+if TYPE_CHECKING:
+    from pipeline.learned.state import State
 
 KEPT = 20_000  # vectors: some tens of MB
 Encode = Callable[[ClassList, Function | None], np.ndarray]
@@ -39,6 +42,16 @@ class Texts:
         """Take in class features that are known already; arguments as for `get`."""
         keys = [(item, function, version) for item in listed]
         self._kept.update(zip(keys, features_CF, strict=True))
+
+    def remember(self, state: State) -> None:
+        """Take in what records hold; of two records with a name in common, the first by name."""
+        for name in sorted(state.records, reverse=True):
+            record, function = state.records[name], state.function(name)
+            if record.text_CF is not None:
+                self.keep(record.listed, None, record.text_CF)
+            if record.own_CF is not None and function is not None and function.weights is not None:
+                version = state.versions.get(function.weights)
+                self.keep(record.listed, function, record.own_CF, version)
 
     def get(
         self, listed: ClassList, function: Function | None, version: str | None = None

@@ -51,6 +51,7 @@ def remix(run: RunFolder, task: str, refs: Sequence[GroupRef], losing: Sequence[
             left = tuple(n for n in group.neighbours if n["task"] != task)
             was = None if group.ref is None else group.ref.sha256
             group = replace(group, tensors=tensors, weights=None, neighbours=left, remixed=was)
+            group = group.with_tasks([replace(t, own_CF=None) for t in group.tasks])
         kept.append(group)
     kept = _with_own_classes(runtime, kept, losing)
     after = _state(runtime, kept)
