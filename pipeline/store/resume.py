@@ -35,6 +35,9 @@ CHANGEABLE: tuple[str, ...] = (
 )
 """Config keys, each with all below it, that leave the learned groups as they are."""
 
+OPTIONS = "stream.options."
+"""Where a later version may know more keys than the run; the digests of its data tell changes."""
+
 _UNSET = "unset"
 
 
@@ -96,6 +99,7 @@ def _check_same(
         f"{prefix}{key} was {old.get(key, _UNSET)!r} and is now {now.get(key, _UNSET)!r}"
         for key in sorted(old.keys() | now.keys())
         if old.get(key, default_of(prefix + key)) != now.get(key)
+        and (key in old or not f"{prefix}{key}".startswith(OPTIONS))
         and not any(key == free or key.startswith(f"{free}.") for free in changeable)
     ]
     if changes:
