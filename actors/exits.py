@@ -16,6 +16,7 @@ from pipeline.errors import (
     LockedError,
     UserError,
 )
+from pipeline.redact import discreet_text
 
 log = logging.getLogger("archipelago")
 
@@ -61,5 +62,5 @@ def exit_codes(
 
 def _say(job: str, message: object, code: int) -> int:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"{job}: {message}", markup=False)
+    console.print(f"{job}: {discreet_text(str(message))}", markup=False)
     return code

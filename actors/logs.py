@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 
 import ray
 from rich.logging import RichHandler
 
+from pipeline.redact import discreet_text
+
 OWN = ("archipelago", "pipeline", "actors")
+TIME = "%H:%M:%S"
 SETUP_HOOK = f"{__name__}.set_up_worker"
 # Ray's, by what they say too often.
 CHATTER = {
@@ -19,12 +23,26 @@ CHATTER = {
 }
 
 
+class Discreet(logging.Formatter):
+    """Lines, and the tracebacks below them, without the secrets that they quote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line as it may be shown."""
+        return discreet_text(super().format(record))
+
+
 def show_logs() -> None:
     """Log to the console, unless whoever runs this has set up logging."""
     root = logging.getLogger()
     if not root.handlers:
-        handler = RichHandler(show_path=False, show_level=False, log_time_format="%H:%M:%S")
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+        handler: logging.Handler = RichHandler(
+            show_path=False, show_level=False, log_time_format=TIME
+        )
+        line = "%(message)s"
+        if not sys.stdout.isatty():  # in a file a message is one line, however long
+            handler, line = logging.StreamHandler(sys.stdout), "%(asctime)s %(message)s"
+        handler.setFormatter(Discreet(line, TIME))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
     _set_levels()
 
 

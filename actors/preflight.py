@@ -1,13 +1,23 @@
-"""Do the batch and the cluster fit? Asked before anything starts, so that nothing hangs."""
+"""Do the batch, the cluster and the data fit? Asked before anything starts, so that nothing hangs
+and nothing is learned that would be wrong.
+"""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
 
 import ray
 
 from pipeline.errors import UserError
+from pipeline.learner import TASK
+from pipeline.methods.base import method_class
 from pipeline.settings import ClusterSettings, Settings, WorkerSettings
+from pipeline.store import RunFolder
+from pipeline.streams import PreparedDomain
+from pipeline.streams.changed import check_unchanged
+from pipeline.streams.coverage import check_coverage
 
 
 def check_batch(settings: Settings) -> None:
@@ -41,6 +51,30 @@ def check_resources(cluster: ClusterSettings, identify: bool = False) -> None:
         if time.monotonic() >= deadline:
             raise UserError(problem)
         time.sleep(1.0)
+
+
+def check_data(
+    run: RunFolder, settings: Settings, prepared: Sequence[PreparedDomain], *, reference: bool
+) -> None:
+    """Can this be learned, and is what is learned already still of this data?
+
+    Args:
+        run: the run folder, locked.
+        settings: the run's.
+        prepared: the decoded stream.
+        reference: whether another run has looked at the same data before.
+
+    Raises:
+        UserError: in words, before anything is trained.
+    """
+    method = method_class(settings.method.name)
+    if not reference:
+        stream = settings.stream
+        check_coverage(prepared, stream.held_out, settings.seed, holds_out=method.holds_out)
+    if method.learns:
+        refs = run.completed_stages().values()
+        cards = [json.loads(run.groups.read(ref, TASK)) for ref in refs]
+        check_unchanged(cards, prepared, run.folder.shown())
 
 
 def _problem(cluster: ClusterSettings, identify: bool) -> str | None:

@@ -25,7 +25,7 @@ from actors.cluster import connect, uses_ray
 from actors.encoders import EncoderPool, worker_threads
 from actors.identify import IdentifierPool, in_pool
 from actors.logs import show_logs
-from actors.preflight import check_batch, check_resources
+from actors.preflight import check_batch, check_data, check_resources
 from actors.publishing import publish_newest
 from pipeline.closedform import Basis
 from pipeline.config import redacted
@@ -38,10 +38,12 @@ from pipeline.learned.engine import EngineSpec
 from pipeline.learner import Learner, stages_of
 from pipeline.methods import method_class, method_options
 from pipeline.model.kernels import Kernels
+from pipeline.model.tokens import tokenizer_of
 from pipeline.records.basis import keep_basis, read_basis
 from pipeline.settings import Settings, TrackingSettings
 from pipeline.store import RunFolder, names
 from pipeline.streams import open_stream, prepare
+from pipeline.streams.prompts import check_prompts
 from pipeline.tracking import Tracker
 
 log = logging.getLogger("archipelago")
@@ -154,7 +156,10 @@ class Session:
             "%s with %s on %s: %s attention, %s", settings.method.name, facts["name"],
             kernels.device, document["kernels"]["attention"], document["kernels"]["precision"],
         )  # fmt: skip
+        if self.parent is None:
+            check_prompts(self.domains, tokenizer_of(settings.backbone))
         prepared = self._prepare(int(facts["image_size"]))
+        check_data(self.run, settings, prepared, reference=self.parent is not None)
         self.learner = Learner(
             self.run, settings, prepared, engine, basis, float(facts["scale"]), kernels,
             looker=self._looker(),

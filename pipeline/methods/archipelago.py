@@ -117,8 +117,12 @@ class Archipelago(ClosedForm, Trge):
 
     def refine(self, stage: StageData, earlier: Sequence[GroupRecord]) -> Fitted:
         """Train a group; what is not worth keeping is dropped, and what was found is noted."""
-        fitted = stage.train()
         (record,) = stage.tasks
+        assert record.sums is not None
+        if not (record.sums.counts >= 2).any():  # no image to judge a group by
+            facts = {**record.facts, "group": {"kept": False, "gain": None, "fold": None}}
+            return Fitted(tasks={record.name: {"facts": facts}})
+        fitted = stage.train()
         rows, logits = fitted.held[record.name]
         blend, found = self._judged(stage, record, rows, logits)
         keep = self.options.group == "on" or (

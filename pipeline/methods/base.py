@@ -105,6 +105,7 @@ class Method(ABC):
         joint: one stage holds all tasks unless `stream.stages` says otherwise.
         alone: each task has a stage of its own, whatever `stream.stages` says.
         dense: it learns dense tasks too.
+        holds_out: it needs held-out images, so that one image a class is not enough.
         kappa: weight of CLIP's scores in deciding that an image is new.
         debias: share of the mean image that is taken out of CLIP's scores.
 
@@ -125,6 +126,7 @@ class Method(ABC):
     joint: ClassVar[bool] = False
     alone: ClassVar[bool] = False
     dense: ClassVar[bool] = False
+    holds_out: ClassVar[bool] = True
     trains: bool = True
     refines: bool = False
     kappa: float = 0.5

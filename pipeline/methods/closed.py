@@ -23,6 +23,7 @@ class ClosedForm(Method):
     """A method whose functions are heads."""
 
     trains = False
+    holds_out = False
 
     @abstractmethod
     def fit_head(self, record: TaskRecord) -> Head:

@@ -13,6 +13,7 @@ class ZeroShot(Method):
     policy = "one"
     learns = False
     trains = False
+    holds_out = False
 
     def function(self, task: str | None, learned: object) -> None:
         """Always frozen CLIP."""

@@ -10,6 +10,7 @@ import threading
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.redact import discreet
 from pipeline.store import documents
 from pipeline.store.folder import Folder
 from pipeline.store.lock import Check, unguarded
@@ -36,6 +37,8 @@ class Journal:
     def append(self, event: str, **payload: Any) -> int:
         """Record `event` with its JSON payload and the time (UTC); returns its number.
 
+        Secrets in texts and under names that say so are hidden.
+
         Raises: ValueError for an event name or payload key that the journal cannot hold;
         LockedError when the run's lock was lost.
         """
@@ -43,7 +46,7 @@ class Journal:
             raise ValueError(f"journal event {event!r}: use lower-case words joined by hyphens")
         if taken := sorted(_OURS & payload.keys()):
             raise ValueError(f"journal event {event!r}: the journal itself sets {', '.join(taken)}")
-        record = documents.plain(payload)
+        record = documents.plain(discreet(payload))
         with self._mutex, self._folder.exclusive():
             self._guard()
             number = max((number for number, _ in self._names()), default=0) + 1

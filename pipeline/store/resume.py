@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.redact import HIDDEN
 from pipeline.settings import default_of
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,13 @@ CHANGEABLE: tuple[str, ...] = (
     "run_dir",
 )
 """Config keys, each with all below it, that leave the learned groups as they are."""
+
+LATER: dict[str, Any] = {
+    "stream.options.train": "train",
+    "stream.options.test": "test",
+    "stream.options.templates": ["a photo of a {}."],
+}
+"""Options of readers that runs of earlier versions did not store, with their defaults."""
 
 _UNSET = "unset"
 
@@ -88,6 +96,10 @@ def _shown(stages: Sequence[Sequence[str]]) -> str:
     return "[" + ", ".join(f"[{', '.join(stage)}]" for stage in stages) + "]"
 
 
+def _default(key: str) -> Any:
+    return LATER[key] if key in LATER else default_of(key)
+
+
 def _check_same(
     prefix: str, stored: Mapping[str, Any], new: Mapping[str, Any], changeable: Sequence[str]
 ) -> None:
@@ -95,7 +107,8 @@ def _check_same(
     changes = [
         f"{prefix}{key} was {old.get(key, _UNSET)!r} and is now {now.get(key, _UNSET)!r}"
         for key in sorted(old.keys() | now.keys())
-        if old.get(key, default_of(prefix + key)) != now.get(key)
+        if old.get(key, _default(prefix + key)) != now.get(key)
+        and HIDDEN not in str(old.get(key))  # what was hidden cannot be compared
         and not any(key == free or key.startswith(f"{free}.") for free in changeable)
     ]
     if changes:

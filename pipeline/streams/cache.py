@@ -7,18 +7,14 @@ import shutil
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
 
 from pipeline.errors import UserError
 from pipeline.settings import ClusterSettings
 from pipeline.streams.domain import Domain, Split
 from pipeline.streams.entries import Entries, Staging, entry_key
 from pipeline.streams.execution import run_jobs
+from pipeline.streams.quarantine import left_out_rows, quarantine_rows, write_quarantine
 from pipeline.streams.shards import ShardJob, ShardResult
 from pipeline.streams.table import ImageTable
 
@@ -27,9 +23,6 @@ __all__ = ["ImageTable", "PreparedDomain", "prepare"]
 log = logging.getLogger(__name__)
 
 SHARD_OVERHEAD = 8192  # bytes of Arrow framing and index columns allowed for, per shard
-QUARANTINE = pa.schema(
-    [("task", pa.string()), ("split", pa.string()), ("row", pa.int64()), ("reason", pa.string())]
-)
 
 
 @dataclass(frozen=True)
@@ -40,7 +33,7 @@ class PreparedDomain:
         tables: split -> path for `ImageTable.open` (`DenseTable.open`) on any node.
         digests: split -> content digest of the source.
         counts: split -> usable images; of a dense task, those that have its target.
-        quarantined: rows of all splits that could not be used.
+        quarantined: rows of all splits that could not be used, and files that never became one.
     """
 
     name: str
@@ -161,7 +154,7 @@ def _marker(split: Split, size: int, results: list[ShardResult]) -> dict[str, An
 def _prepared(
     domain: Domain, entries: Entries, size: int, max_pixels: int, run: str
 ) -> PreparedDomain:
-    tables, counts, bad = {}, {}, []
+    tables, counts, bad = {}, {}, left_out_rows(domain)
     for name, split in domain.splits.items():
         key = entry_key(split, size, max_pixels)
         marker = entries.find(key)
@@ -172,35 +165,19 @@ def _prepared(
         rows = marker["bad"]
         lacking = marker["bad_targets"][domain.name] if domain.kind else []
         tables[name], counts[name] = str(entries.path(key)), marker["rows"] - len(lacking)
-        bad += [
-            {"task": domain.name, "split": name, "row": row, "reason": reason}
-            for row, reason in sorted(rows + lacking)
-        ]
+        bad += quarantine_rows(domain, split, [(row, reason) for row, reason in rows + lacking])
     if bad:
-        _write_quarantine(bad, run, f"quarantine-{domain.name}.parquet")
+        write_quarantine(bad, run, f"quarantine-{domain.name}.parquet")
     for name, count in counts.items():
         if not count:
-            reason = next(row["reason"] for row in bad if row["split"] == name)
+            mine = [row for row in bad if row["split"] == name and row["row"] is not None]
+            reason = " ".join(f"{mine[0]['file'] or ''} {mine[0]['reason']}".split())
             raise UserError(f"{domain.name}: no row of its {name} split is usable: {reason}")
     return PreparedDomain(
         *(domain.name, domain.classes, domain.templates, domain.source, domain.licence),
         *(tables, {n: s.digest for n, s in domain.splits.items()}, counts, len(bad)),
         domain.kind,
     )
-
-
-def _write_quarantine(rows: list[dict[str, Any]], run: str, name: str) -> None:
-    """Write the table whole or not at all, under a run folder that may be a URI."""
-    table = pa.Table.from_pylist(rows, QUARANTINE)
-    if "://" in run:
-        filesystem, path = fs.FileSystem.from_uri(run)
-        filesystem.create_dir(path, recursive=True)
-        pq.write_table(table, f"{path}/{name}", filesystem=filesystem)
-        return
-    folder = Path(run).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, folder / f".{name}")
-    (folder / f".{name}").replace(folder / name)
 
 
 def _bytes_of(split: Split, size: int) -> int:

@@ -2,6 +2,7 @@
 
 The header's pixel count is checked before anything is decoded, and only raster formats are
 opened, so neither a decompression bomb nor a file that starts another program costs anything.
+Metadata say nothing about pixels: no image is refused for them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import logging
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipeline.streams.containers import bands_of, odd_bands, without_metadata
 from pipeline.streams.files import one_line
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise it when pixels would come out differently: caches are keyed by it
+VERSION = 2  # raise it when pixels would come out differently: caches are keyed by it
 # Formats that carry a signature and declare their size up front (ICO hides a PNG of any size).
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI")
 ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -54,6 +56,20 @@ def decode(data: bytes | None, max_pixels: int) -> Image.Image:
         raise BadImage("no image (null)")
     if len(data) == 0:
         raise BadImage("empty image (0 bytes)")
+    if reason := odd_bands(data):
+        raise BadImage(reason)
+    try:
+        return _decoded(data, max_pixels)
+    except TooManyPixels:
+        raise
+    except BadImage:
+        plain = without_metadata(data)
+        if plain is None:
+            raise
+    return _decoded(plain, max_pixels)
+
+
+def _decoded(data: bytes, max_pixels: int) -> Image.Image:
     try:
         image = _open(data, max_pixels)
         image.load()
@@ -105,6 +121,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except Image.UnidentifiedImageError:
+        if bands := bands_of(data):
+            raise BadImage(f"cannot decode: {bands}") from None
         raise NotAnImage("not an image, or of an unknown format") from None
     except Image.DecompressionBombError as error:
         raise TooManyPixels(f"too many pixels: {one_line(error)}") from None

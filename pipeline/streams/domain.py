@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,13 +19,15 @@ class RawRow:
 
     `image` is an encoded file (bytes), an already decoded array `(H, W, 3)` uint8, or None where
     the source has nothing. `label` is None where the source has none. `targets` are those of the
-    split's dense tasks by name, in the image's geometry, or the reason why there is none.
+    split's dense tasks by name, in the image's geometry, or the reason why there is none. `fault`
+    says why there is no image, where the source knows.
     """
 
     index: int
     image: bytes | np.ndarray | None
     label: int | None
     targets: Mapping[str, np.ndarray | Unusable] = field(default_factory=dict)
+    fault: str = ""
 
 
 class Chunk(Protocol):
@@ -34,6 +36,26 @@ class Chunk(Protocol):
     def rows(self) -> Iterator[RawRow]:
         """Yield the rows in order; a source that cannot be read at all raises OSError."""
         ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A chunk whose rows have names in their source, for the quarantine table."""
+
+    def files(self, rows: Collection[int]) -> dict[int, str]:
+        """The file, or path, of each of these rows that the chunk holds."""
+        ...
+
+
+class LeftOut(NamedTuple):
+    """A file of a domain that is not used at all; it is listed in the quarantine table.
+
+    `split` is empty where files are dealt into splits and this one was not.
+    """
+
+    split: str
+    file: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +78,8 @@ class Domain:
     """One task of the stream: its classes, prompt templates (each holds `{}`) and splits.
 
     A dense task has a `kind` of `streams.targets.KINDS`, and its name is that of a target of its
-    splits; it needs no templates, and normals have no classes.
+    splits; it needs no templates, and normals have no classes. `left_out` are files that lie where
+    images do and cannot be taken for one.
     """
 
     name: str
@@ -66,6 +89,7 @@ class Domain:
     source: str
     licence: str
     kind: str | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 class Reader(Protocol):

@@ -125,6 +125,8 @@ def _usable(job: ShardJob, result: ShardResult, flight: InFlight) -> Iterator[_R
         try:
             if row.index in flight.blamed:
                 raise BadImage(f"decoding it killed {DEATHS} workers")
+            if row.fault:
+                raise BadImage(row.fault)
             flight.enter(row.index)
             label = NO_CLASS if job.targets else _label(row, job.classes)
             if isinstance(row.image, np.ndarray):

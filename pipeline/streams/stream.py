@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from pipeline.errors import UserError
 from pipeline.settings import StreamSettings
 from pipeline.streams.domain import SPLITS, Domain
+from pipeline.streams.files import is_text
+from pipeline.streams.names import composed
 from pipeline.streams.registry import readers
 from pipeline.streams.targets import KINDS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+MOST = 20  # repeated names in one message
 
 
 def open_stream(settings: StreamSettings, seed: int, dense: bool = False) -> list[Domain]:
@@ -41,6 +45,8 @@ def open_stream(settings: StreamSettings, seed: int, dense: bool = False) -> lis
             raise UserError(f"stream.{key}: no domain {name!r}; known are {', '.join(names)}")
         if name in order[:i]:
             raise UserError(f"stream.{key}: {name!r} is listed twice")
+    for name in order:
+        _check_name(name)
     domains = [source.domain(name) for name in order]
     for domain in domains:
         check_domain(domain)
@@ -55,22 +61,13 @@ def open_stream(settings: StreamSettings, seed: int, dense: bool = False) -> lis
 def check_domain(domain: Domain) -> None:
     """Refuse a domain that cannot be learned; raises UserError naming domain and field."""
     where = f"domain {domain.name!r}"
-    if not NAME.fullmatch(domain.name):
-        raise UserError(f"{where}: use letters, digits and . _ + - in domain names")
+    _check_name(domain.name)
     if domain.kind is not None:
         _check_dense(domain, where)
     if domain.kind != "normals" and len(domain.classes) < 2:
         raise UserError(f"{where}: classes: needs at least 2, has {len(domain.classes)}")
-    seen: dict[str, int] = {}
-    for i, name in enumerate(domain.classes):
-        if not name.strip():
-            raise UserError(f"{where}: classes: number {i} is blank")
-        if name.strip() in seen:
-            raise UserError(
-                f"{where}: classes: {name!r} occurs twice (numbers {seen[name.strip()]} and {i}); "
-                "class names must be unique within a domain"
-            )
-        seen[name.strip()] = i
+    _check_classes(domain.classes, where)
+    _check_text(domain, where)
     if not domain.templates and domain.kind is None:
         raise UserError(f"{where}: templates: needs at least one, such as 'a photo of a {{}}.'")
     for template in domain.templates:
@@ -84,6 +81,47 @@ def check_domain(domain: Domain) -> None:
             raise UserError(f"{where}: has no {split} split")
         if domain.splits[split].count < 1:
             raise UserError(f"{where}: its {split} split has no rows")
+
+
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise UserError(f"domain {name!r}: use letters, digits and . _ + - in domain names")
+
+
+def _check_classes(classes: Sequence[str], where: str) -> None:
+    """Refuse blank names, and all that occur more than once, in one message."""
+    numbers: dict[str, list[int]] = {}
+    for i, name in enumerate(classes):
+        if not name.strip():
+            raise UserError(f"{where}: classes: number {i} is blank")
+        numbers.setdefault(composed(name.strip()), []).append(i)
+    twice = {name: found for name, found in numbers.items() if len(found) > 1}
+    if twice:
+        words = []
+        for name, found in list(twice.items())[:MOST]:
+            times = "twice" if len(found) == 2 else f"{len(found)} times"
+            listed = ", ".join(str(i) for i in found[:-1])
+            form = len({classes[i].strip() for i in found}) > 1
+            differ = ", in two Unicode forms" if form else ""
+            words.append(f"{name!r} occurs {times} (numbers {listed} and {found[-1]}{differ})")
+        more = f"; and {len(twice) - MOST} more" if len(twice) > MOST else ""
+        raise UserError(
+            f"{where}: classes: {'; '.join(words)}{more}; "
+            "class names must be unique within a domain"
+        )
+
+
+def _check_text(domain: Domain, where: str) -> None:
+    """Refuse text that no file and no answer could hold: half of a surrogate pair."""
+    for key, texts in (
+        ("classes", domain.classes),
+        ("templates", domain.templates),
+        ("source", (domain.source,)),
+        ("licence", (domain.licence,)),
+    ):
+        for i, text in enumerate(texts):
+            if not is_text(text):
+                raise UserError(f"{where}: {key}: number {i}, {text!r}, is not valid Unicode")
 
 
 def _check_dense(domain: Domain, where: str) -> None:

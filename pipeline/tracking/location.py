@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
-from pipeline.redact import HIDDEN, redacted
+from pipeline.redact import HIDDEN, discreet_text
 from pipeline.settings import TrackingSettings
 from pipeline.store import RunFolder
 
@@ -32,7 +32,7 @@ class Location:
     @property
     def shown(self) -> str:
         """The URI without passwords, for messages."""
-        return str(redacted({"uri": self.uri})["uri"])
+        return discreet_text(self.uri)
 
     @property
     def view(self) -> str:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pipeline.errors import IntegrityError
-from pipeline.redact import redacted
+from pipeline.redact import discreet_text
 from pipeline.settings import TrackingSettings
 from pipeline.store import RunFolder
 from pipeline.tracking import models, runs, words
@@ -98,5 +98,5 @@ def _reason(error: BaseException) -> str:
     """The first cause in one line: MLflow wraps a refused connection into four layers."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
-    text = str(redacted({"reason": str(error)})["reason"]).strip()
+    text = discreet_text(str(error)).strip()
     return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

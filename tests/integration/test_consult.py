@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pipeline.serving.answer import Ask
+from pipeline.serving.consult import Doubt, settle
 
 from jobs import serve as job
 from jobs.ray_head import free_ports
 from pipeline.identifiers.scorer import build_scorer
-from pipeline.serving.answer import Ask
-from pipeline.serving.consult import Doubt, settle
 from pipeline.serving.model import ServedModel
 from pipeline.settings import IdentifierSettings
 from pipeline.store import RunFolder

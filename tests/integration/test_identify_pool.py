@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import ray
+from pipeline.serving.consult import Doubt
 from ray import serve
 
 from actors.consult import SecondOpinion
 from actors.identify import IdentifierPool, PooledScorer
 from pipeline.identifiers import Identification, Looker, Shown
 from pipeline.identifiers.scorer import Scores, build_scorer
-from pipeline.serving.consult import Doubt
 from pipeline.settings import IdentifierSettings, IdentifyPoolSettings, Settings
 from tests.unit.tiny_clip import settings as tiny_settings
 from tests.unit.tiny_mllm import save_mllm

@@ -55,7 +55,7 @@ def test_images_of_every_kind_are_classified_in_one_request(
     assert (last.unseen, last.lambda_) == (True, 0.4)
     assert [group.task for group in last.groups] == ["digits", "flowers"]
     assert first.milliseconds["total"] == 9.14
-    assert [(domain.task, domain.probability) for domain in first.domains][0] == ("digits", 0.9)
+    assert (first.domains[0].task, first.domains[0].probability) == ("digits", 0.9)
     assert (first.unseen_probability, last.unseen_probability) == (0.03, 0.88)
     assert not first.refused and not last.refused
 

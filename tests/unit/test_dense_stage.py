@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pipeline.serving.library import Library
 
 from actors.arguments import without_words
 from jobs.serve import bring_up
@@ -18,7 +19,6 @@ from pipeline.evaluation.report import write_report
 from pipeline.learner import stages_of
 from pipeline.model.backbone import load_backbone
 from pipeline.model.kernels import Kernels
-from pipeline.serving.library import Library
 from pipeline.serving.pointer import Refused
 from pipeline.settings import ClusterSettings, Settings, StreamSettings
 from pipeline.store import Folder, RunFolder, sha256

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pipeline.identifiers.signature import Background, shrunk
 
 from pipeline.errors import UserError
 from pipeline.identifiers import Evidence, Identifier, Signature, build_identifier
 from pipeline.identifiers.prototype import FIRST_ACCEPTANCE
-from pipeline.identifiers.signature import Background, shrunk
 from pipeline.settings import IdentifierSettings
 
 WIDTH, CLASSES = 12, 3

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from pipeline.evaluation.logits import LogitStore, list_digest
+
 from pipeline.store import RunFolder
 
 SHAPE = (10, 3)

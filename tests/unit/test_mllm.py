@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pipeline.evaluation.engine import Engine, EngineSpec
+from pipeline.serving.consult import doubts_of, settle
 
 from jobs import identify
 from pipeline.evaluation.comparison import Candidate, Comparison
-from pipeline.evaluation.engine import Engine, EngineSpec
 from pipeline.evaluation.records import read_records
 from pipeline.evaluation.report import build_report, write_report
 from pipeline.identifiers import Evidence, Looker, Shown
@@ -29,7 +30,6 @@ from pipeline.identifiers.scorer import Scores
 from pipeline.learner import Learner
 from pipeline.model.kernels import Kernels
 from pipeline.redact import redacted
-from pipeline.serving.consult import doubts_of, settle
 from pipeline.settings import IdentifierSettings, Settings
 from pipeline.store import RunFolder
 from tests.unit.tiny_run import (

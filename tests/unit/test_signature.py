@@ -6,9 +6,6 @@ import itertools
 
 import numpy as np
 import pytest
-
-from pipeline.errors import UserError
-from pipeline.identifiers import Evidence, Identifier, Signature, build_identifier
 from pipeline.identifiers.background import depths, signature_columns
 from pipeline.identifiers.signature import (
     Background,
@@ -17,6 +14,9 @@ from pipeline.identifiers.signature import (
     squared_distances,
     task_distance,
 )
+
+from pipeline.errors import UserError
+from pipeline.identifiers import Evidence, Identifier, Signature, build_identifier
 from pipeline.settings import IdentifierSettings
 from pipeline.store.tensors import dump, load
 

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from pipeline.streams.decode import BadImage, decode, fit
 
@@ -223,3 +223,120 @@ def test_fit_copes_with_extreme_shapes(shape: tuple[int, int]) -> None:
 def test_fit_refuses_arrays_that_are_no_image(array: np.ndarray) -> None:
     with pytest.raises(BadImage, match="is not"):
         fit(array, 8)
+
+
+def tiff(values: np.ndarray, kind: int, extra: tuple[int, ...] = (), planar: int = 1) -> bytes:
+    """An uncompressed TIFF of (H, W, bands), which Pillow itself writes for pictures only.
+
+    Args:
+        values: any unsigned or float type.
+        kind: photometric interpretation, 1 grey, 2 RGB.
+        extra: what each band beyond those is: 0 nothing stated, 2 alpha.
+        planar: 1 bands side by side, 2 one after another.
+    """
+    high, wide, bands = values.shape
+    planes = [values] if planar == 1 else [values[..., i] for i in range(bands)]
+    strips = [plane.astype(values.dtype.newbyteorder("<")).tobytes() for plane in planes]
+    bits, form = values.dtype.itemsize * 8, {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    tags: list[tuple[int, str, list[int]]] = [
+        (256, "I", [wide]), (257, "I", [high]), (258, "H", [bits] * bands), (259, "H", [1]),
+        (262, "H", [kind]), (273, "I", [0] * len(strips)), (277, "H", [bands]),
+        (278, "I", [high]), (279, "I", [len(strip) for strip in strips]), (284, "H", [planar]),
+        *([(338, "H", list(extra))] if extra else []), (339, "H", [form] * bands),
+    ]  # fmt: skip
+    at = 8 + 2 + 12 * len(tags) + 4
+    places = {}
+    for tag, code, numbers in tags:
+        places[tag] = at
+        at += (
+            struct.calcsize(code) * len(numbers) if struct.calcsize(code) * len(numbers) > 4 else 0
+        )
+    starts = np.cumsum([at, *map(len, strips)])[:-1].tolist()
+    head, tail = struct.pack("<2sHIH", b"II", 42, 8, len(tags)), b""
+    for tag, code, numbers in tags:
+        data = struct.pack(f"<{len(numbers)}{code}", *(starts if tag == 273 else numbers))
+        head += struct.pack("<HHI", tag, {"H": 3, "I": 4}[code], len(numbers))
+        head += struct.pack("<I", places[tag]) if len(data) > 4 else data.ljust(4, b"\0")
+        tail += data if len(data) > 4 else b""
+    return head + bytes(4) + tail + b"".join(strips)
+
+
+@pytest.mark.parametrize(
+    ("bands", "dtype", "kind", "extra"),
+    [
+        (13, "u2", 1, (0,) * 12),
+        (13, "u2", 1, ()),
+        (4, "u1", 2, (0,)),
+        (4, "u2", 1, (0, 0, 0)),
+        (5, "u1", 2, (2, 0)),
+        (8, "f4", 1, (0,) * 7),
+        (2, "u1", 1, (0,)),
+        (4, "u1", 2, ()),
+    ],
+)
+@pytest.mark.parametrize("planar", [1, 2])
+def test_bands_that_are_no_picture_are_named(
+    bands: int, dtype: str, kind: int, extra: tuple[int, ...], planar: int
+) -> None:
+    values = np.random.default_rng(0).integers(0, 200, (8, 9, bands)).astype(dtype)
+    with pytest.raises(BadImage, match=rf"TIFF of {bands} bands of {values.itemsize * 8} bits"):
+        pixels(tiff(values, kind, extra, planar))
+
+
+def test_bands_of_a_picture_are_read() -> None:
+    colour = gradient()
+    assert (pixels(tiff(colour, 2)) == colour).all()
+    assert (pixels(tiff(colour, 2, planar=2)) == colour).all()
+    assert (pixels(tiff(colour.astype("u2") * 256, 2)) == colour).all()
+    solid = np.dstack([colour, np.full(colour.shape[:2], 255, np.uint8)])
+    assert (pixels(tiff(solid, 2, (2,))) == colour).all()
+    assert (pixels(tiff(colour[..., :1], 1))[..., 0] == colour[..., 0]).all()
+    with pytest.raises(BadImage, match="TIFF of 1 band of 64 bits"):
+        pixels(tiff(colour[..., :1].astype("f8"), 1))
+
+
+def with_text(size: int = 3_000_000, times: int = 1) -> bytes:
+    info = PngImagePlugin.PngInfo()
+    for i in range(times):
+        info.add_text(f"workflow{i}", "node " * (size // 5), zip=True)
+    return encode(Image.fromarray(gradient()), "PNG", pnginfo=info)
+
+
+def damaged(data: bytes, kind: bytes) -> bytes:
+    """With a flipped bit in the named chunk, whose checksum is wrong from then on."""
+    found = bytearray(data)
+    found[found.index(kind) + 6] ^= 1
+    return bytes(found)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_text(),
+        with_text(900_000, times=90),  # each is small, all are too many
+        encode(Image.fromarray(gradient()), "PNG", icc_profile=bytes(2_000_000)),
+        encode(Image.fromarray(gradient()), "TIFF", icc_profile=bytes(2_000_000)),
+        damaged(with_text(100), b"zTXt"),
+        damaged(encode(Image.fromarray(gradient()), "PNG", icc_profile=bytes(99)), b"iCCP"),
+    ],
+    ids=["text", "texts", "profile", "TIFF's profile", "damaged text", "damaged profile"],
+)
+def test_metadata_say_nothing_about_pixels(data: bytes) -> None:
+    assert (pixels(data) == gradient()).all()
+
+
+def test_an_image_without_its_metadata_stands_upright() -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "node " * 600_000, zip=True)
+    data = encode(Image.fromarray(gradient()), "PNG", exif=exif, pnginfo=info)
+    assert (pixels(data) == np.rot90(gradient(), -1)).all()
+
+
+def test_a_bomb_behind_metadata_is_still_refused() -> None:
+    data = with_text()
+    wide = data[:16] + struct.pack(">I", 60_000) + data[20:]
+    ihdr = wide[12:29]
+    with pytest.raises(BadImage, match="too many pixels"):
+        decode(wide[:29] + struct.pack(">I", zlib.crc32(ihdr)) + wide[33:], LIMIT)

@@ -11,7 +11,7 @@ are kept in `stream.root` (null: the package's own cache), which every node must
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.settings import StreamSettings
 from pipeline.streams.domain import SPLITS, Domain, RawRow, Split
-from pipeline.streams.files import combine, one_line
+from pipeline.streams.files import combine, one_line, shown
 from pipeline.streams.registry import read_options, register
 
 CHUNK_ROWS = 256
@@ -61,6 +61,15 @@ class HubChunk:
             if self.names is not None:
                 value = self.names.index(value) if value in self.names else None
             yield RawRow(row, _bytes(stored), value)
+
+    def files(self, rows: Collection[int]) -> dict[int, str]:
+        """The paths that rows state."""
+        found = {}
+        for row in set(rows) & set(range(self.start, self.stop)):
+            stored = self.data[row][self.columns[0]]
+            if isinstance(stored, dict) and stored.get("path"):
+                found[row] = shown(str(stored["path"]))
+        return found
 
 
 @register("hf")

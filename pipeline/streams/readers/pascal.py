@@ -13,7 +13,7 @@ Tasks: `edges`, `human_parts`, `normals`, `sal`, `semseg`. Choose some with `str
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,10 @@ class PascalChunk:
         for at, (row, name) in enumerate(self.ids):
             image = self.root.read(f"{IMAGES}/{name}.jpg")
             yield RawRow(row, image, None, self._targets(at, image))
+
+    def files(self, rows: Collection[int]) -> dict[int, str]:
+        """Paths of the images."""
+        return {row: f"{IMAGES}/{name}.jpg" for row, name in self.ids if row in rows}
 
     def _targets(self, at: int, image: bytes) -> dict[str, np.ndarray | Unusable]:
         header = header_size(image)
@@ -130,7 +134,7 @@ class PascalReader:
         for name in ids:
             if name not in images:
                 raise UserError(
-                    f"{self.root.path}/{IMAGES}/{name}.jpg: missing, but listed in {LISTS}"
+                    f"{self.root.shown()}/{IMAGES}/{name}.jpg: missing, but listed in {LISTS}"
                 )
         places = {task: self._places(task, ids) for task in self.tasks}
         maps: tuple[str | None, ...] = (None,) * len(ids)
@@ -156,15 +160,15 @@ class PascalReader:
         file = f"{LISTS}/{self.options[split]}.txt"
         if not self.root.exists(file):
             raise UserError(
-                f"{self.root.path}/{file}: missing; it lists the images of the {split} split "
+                f"{self.root.shown()}/{file}: missing; it lists the images of the {split} split "
                 f"(stream.options.{split})"
             )
         ids = self.root.read(file).decode(errors="replace").split()
         if not ids:
-            raise UserError(f"{self.root.path}/{file}: lists no image")
+            raise UserError(f"{self.root.shown()}/{file}: lists no image")
         twice = {name for name in ids if ids.count(name) > 1} if len(set(ids)) < len(ids) else set()
         if twice:
-            raise UserError(f"{self.root.path}/{file}: lists {min(twice)} twice")
+            raise UserError(f"{self.root.shown()}/{file}: lists {min(twice)} twice")
         return ids
 
     def _places(self, task: str, ids: list[str]) -> tuple[str | None, ...]:
@@ -173,7 +177,7 @@ class PascalReader:
         if not any(stems for _, _, stems in found):
             others = [name for name in self.tasks if name != task]
             raise UserError(
-                f"{self.root.path}/{PLACES[task][0][0]}: holds no {PLACES[task][0][1]} files for "
+                f"{self.root.shown(PLACES[task][0][0])}: holds no {PLACES[task][0][1]} files for "
                 f"task {task!r}; fetch them, or choose others: stream.order=[{','.join(others)}]"
             )
         return tuple(
@@ -184,7 +188,7 @@ class PascalReader:
     def _names(self, place: str, end: str, what: str) -> set[str]:
         names = self._stems(place, end)
         if not names:
-            raise UserError(f"{self.root.path}/{place}: holds no {end} files, {what}")
+            raise UserError(f"{self.root.shown()}/{place}: holds no {end} files, {what}")
         return names
 
     def _stems(self, place: str, end: str) -> set[str]:
