@@ -4,15 +4,14 @@ and nothing is learned that would be wrong.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 
 import ray
 
 from pipeline.errors import UserError
-from pipeline.learner import TASK
 from pipeline.methods.base import method_class
+from pipeline.records.group import read_card
 from pipeline.settings import ClusterSettings, Settings, WorkerSettings
 from pipeline.store import RunFolder
 from pipeline.streams import PreparedDomain
@@ -73,7 +72,7 @@ def check_data(
         check_coverage(prepared, stream.held_out, settings.seed, holds_out=method.holds_out)
     if method.learns:
         refs = run.completed_stages().values()
-        cards = [json.loads(run.groups.read(ref, TASK)) for ref in refs]
+        cards = [read_card(run, ref) for ref in refs]
         check_unchanged(cards, prepared, run.folder.shown())
 
 

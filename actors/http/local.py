@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -61,7 +62,7 @@ def _describe(
 
 
 def _task(task: TaskRecord, group: GroupRecord) -> dict[str, Any]:
-    where = f"/v1/tasks/{task.name}"
+    where = f"/v1/tasks/{quote(task.name, safe='')}"
     return {
         "name": task.name,
         "stage": group.stage,
