@@ -289,6 +289,10 @@ class ServingSettings(Strict):
     max_images: PositiveInt = 32
     max_pixels: PositiveInt = 50_000_000
     max_labels: PositiveInt = 256
+    decoders: PositiveInt = 2
+    decode_mib: int = Field(512, ge=64)
+    decode_s: float = Field(10.0, gt=0.0)
+    examples: Literal["auto", "on", "off"] = "auto"
     dependents: Literal["remix", "retrain"] = "remix"
     canary: CanarySettings = CanarySettings()
 

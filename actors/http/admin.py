@@ -10,7 +10,9 @@ from fastapi import APIRouter, Depends, Header
 from pydantic import BaseModel, ConfigDict, Field
 
 from actors.http.backend import Backend
+from actors.http.bodies import Task
 from actors.http.problems import Problem
+from pipeline.errors import UserError
 
 TOKEN = "ARCHIPELAGO_ADMIN_TOKEN"
 
@@ -28,16 +30,44 @@ class ForgetRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    task: str
+    task: Task
     erase: bool = Field(False, description="also remove its files, for ever")
     test: bool = Field(
         False, description="also measure domains that borrowed from it on their test split; slow"
     )
 
 
+def clean_token(token: str | None) -> str | None:
+    """A token as both sides use it: without white space around it; None for none.
+
+    Raises:
+        UserError: a header cannot carry it.
+    """
+    kept = (token or "").strip()
+    if not all(0x20 <= ord(letter) <= 0x7E for letter in kept):
+        raise UserError(
+            f"{TOKEN}: holds control or non-ASCII characters, which a header cannot carry; use"
+            " letters, digits and signs"
+        )
+    return kept or None
+
+
 def token_hash(token: str | None) -> str | None:
-    """sha256 of a token, None for none: only the hash leaves the deployer's process."""
-    return hashlib.sha256(token.encode()).hexdigest() if token else None
+    """sha256 of a token, None for none: only the hash leaves the deployer's process.
+
+    Raises:
+        UserError: a header cannot carry it.
+    """
+    kept = clean_token(token)
+    return hashlib.sha256(kept.encode()).hexdigest() if kept else None
+
+
+def is_right(authorization: str | None, token_sha256: str | None) -> bool:
+    """Whether a header brings the token; never where there is none."""
+    scheme, _, token = (authorization or "").strip().partition(" ")
+    given = hashlib.sha256(token.strip().encode("utf-8", "replace")).hexdigest()
+    same = hmac.compare_digest(given, token_sha256 or "")
+    return same and scheme.lower() == "bearer"
 
 
 def router(backend: Backend, token_sha256: str | None) -> APIRouter:
@@ -46,9 +76,7 @@ def router(backend: Backend, token_sha256: str | None) -> APIRouter:
     def allowed(authorization: Annotated[str | None, Header()] = None) -> None:
         if token_sha256 is None:
             raise Problem(404, f"admin is off: the server was started without {TOKEN}")
-        scheme, _, token = (authorization or "").partition(" ")
-        given = hashlib.sha256(token.strip().encode("utf-8", "replace")).hexdigest()
-        if not hmac.compare_digest(given, token_sha256) or scheme.lower() != "bearer":
+        if not is_right(authorization, token_sha256):
             raise Problem(401, "send Authorization: Bearer <token>", {"WWW-Authenticate": "Bearer"})
 
     routes = APIRouter(prefix="/v1/admin", dependencies=[Depends(allowed)], tags=["admin"])

@@ -1,30 +1,45 @@
-"""From a request's bytes to pixels and wishes, within limits; decoding happens in a thread."""
+"""From a request's bytes to files and wishes, within limits. Runs in a decoder's process.
+
+`read_wish` is for `/v1/classify`; `tensors.py` has its sibling for `/v2`.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from actors.http.problems import Problem, explain
+from actors.http.forms import Form, read_form
+from actors.http.problems import Problem, cut, explain
 from pipeline.serving.asking import Ask
 from pipeline.settings import ServingSettings
-from pipeline.streams.decode import BadImage, NotAnImage, TooManyPixels, decode, fit
 
 LONGEST_LABEL = 200
+LONGEST_TASK = 1000
 FIELDS = ("task", "labels", "top_k")
+_DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.I)
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def whole(text: str) -> str:
+    """Text that UTF-8 can hold; ValueError for half a character (a lone surrogate)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("not valid text") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(whole)]
+Task = Annotated[Text, Field(max_length=LONGEST_TASK)]
+Texts = Annotated[list[Text], Field(fail_fast=True)]
 
 
 class ClassifyRequest(BaseModel):
@@ -32,147 +47,149 @@ class ClassifyRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    images: list[str] = Field(description="image files, base64", min_length=1)
-    task: str | None = Field(None, description="the domain, where it is known")
-    labels: list[str] | None = Field(None, description="open vocabulary", min_length=1)
+    images: Annotated[list[str], Field(fail_fast=True)] = Field(
+        description="image files, base64", min_length=1
+    )
+    task: Task | None = Field(None, description="the domain, where it is known")
+    labels: Texts | None = Field(None, description="open vocabulary", min_length=1)
     top_k: int = Field(5, description="how many classes come back", ge=1, le=1000)
 
 
 @dataclass(frozen=True)
 class Wish:
-    """A parsed request: encoded image files and what is wanted of each."""
+    """A request that was read.
 
-    files: list[bytes]
+    Attributes:
+        ask: what is wanted of each image.
+        files: encoded images, or none where there are
+        pixels: uint8 (B, S, S, 3).
+        name: what the caller calls the request (`/v2`).
+    """
+
     ask: Ask
+    files: list[bytes] = field(default_factory=list)
+    pixels: np.ndarray | None = None
+    name: str | None = None
 
 
-class BodyLimit:
-    """ASGI middleware: no more than so many bytes of a body are ever taken in."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app = app
-        self.limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 413 where the header says too much; stop reading where the body does."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        told = dict(scope["headers"]).get(b"content-length", b"")
-        if told.isdigit() and int(told) > self.limit:
-            await too_large(self.limit).response()(scope, receive, send)
-            return
-        taken = 0
-
-        async def limited() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self.limit:
-                raise too_large(self.limit)
-            return message
-
-        await self.app(scope, limited, send)
-
-
-def too_large(limit: int) -> Problem:
-    """413 for a body."""
-    return Problem(413, f"the body is larger than {limit / 2**20:g} MiB")
-
-
-async def read_wish(request: Request, limits: ServingSettings) -> Wish:
-    """Parse a classify request by its content type.
+def read_wish(content_type: str, body: bytes | bytearray, limits: ServingSettings) -> Wish:
+    """Parse a classify request by its content type, one of those that `kind_of` lets pass.
 
     Raises:
         Problem: 400, 413, 415 or 422.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    try:
-        if kind == "multipart/form-data":
-            wish = await _form(request, limits)
-        elif kind == "application/json":
-            wish = _json(await request.body())
-        elif kind.startswith("image/") or kind == "application/octet-stream":
-            wish = Wish([await request.body()], Ask())
-        else:
-            raise Problem(
-                415,
-                f"content type '{kind or 'none'}': send multipart/form-data with a field image,"
-                " or application/json",
-            )
-    except ClientDisconnect:
-        raise Problem(400, "the connection ended before the body did") from None
-    if len(wish.files) > limits.max_images:
-        raise Problem(413, f"{len(wish.files)} images: at most {limits.max_images} a request")
-    return Wish(wish.files, check_ask(wish.ask, limits))
+    kind = kind_of(content_type)
+    if kind == "multipart/form-data":
+        wish = _form(read_form(content_type, body, limits.max_images), limits)
+    elif kind == "application/json":
+        wish = _json(body, limits)
+    else:
+        wish = Wish(Ask(), [bytes(body)])
+    return Wish(check_ask(wish.ask, limits), wish.files)
 
 
-async def _form(request: Request, limits: ServingSettings) -> Wish:
-    try:
-        form = await request.form(max_files=limits.max_images + 1, max_fields=16)
-    except (MultiPartException, ValueError, KeyError) as error:
-        raise Problem(400, f"the form cannot be read: {error}") from None
-    except Exception as error:
-        detail = getattr(error, "detail", None)
-        if isinstance(error, Problem) or detail is None:
-            raise
-        code = 413 if "Too many" in str(detail) else 400
-        raise Problem(code, f"the form cannot be read: {detail}") from None
-    try:
-        unknown = sorted(set(form) - {"image", "images", *FIELDS})
-        if unknown:
-            raise Problem(422, f"{unknown[0]}: unknown field; image, {', '.join(FIELDS)} are known")
-        uploads = [*form.getlist("image"), *form.getlist("images")]
-        if not uploads:
-            raise Problem(422, "image: a file is missing")
-        files = []
-        for upload in uploads:
-            if not isinstance(upload, UploadFile):
-                raise Problem(422, "image: send it as a file, not as text")
-            files.append(await upload.read())
-        values: dict[str, Any] = {k: str(form[k]) for k in FIELDS if str(form.get(k) or "")}
-    finally:
-        await form.close()
-    if "labels" in values:
-        try:
-            values["labels"] = json.loads(values["labels"])
-        except (ValueError, RecursionError):
-            raise Problem(422, "labels: not a JSON list") from None
-    wish = _validated({"images": ["-"], **values})
-    return Wish(files, _ask(wish))
+def kind_of(content_type: str) -> str:
+    """The content type without its parameters; 415 for one that is not read."""
+    kind = content_type.partition(";")[0].strip().lower()
+    known = ("multipart/form-data", "application/json", "application/octet-stream")
+    if kind in known or kind.startswith("image/"):
+        return kind
+    raise Problem(
+        415,
+        f"content type '{cut(kind) or 'none'}': send multipart/form-data with a field image, or"
+        " application/json",
+    )
 
 
-def _json(body: bytes) -> Wish:
+def read_json(body: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object of a body; raises Problem 400 or 422."""
     try:
         values = json.loads(body)
     except (ValueError, RecursionError):
         raise Problem(400, "the body is not JSON") from None
-    wish = _validated(values)
-    files = []
-    for index, text in enumerate(wish.images):
-        files.append(from_base64(text, f"images.{index}"))
-    return Wish(files, _ask(wish))
+    if not isinstance(values, dict):
+        raise Problem(422, "body: a JSON object is wanted")
+    return values
 
 
-def _validated(values: object) -> ClassifyRequest:
+def validated(kind: type[_Model], values: Mapping[str, Any]) -> _Model:
+    """A model from values; raises Problem 422, and never builds more errors than it shows."""
+    if kind.model_config.get("extra") == "forbid":
+        unknown = next((key for key in values if key not in kind.model_fields), None)
+        if unknown is not None:
+            known = ", ".join(kind.model_fields)
+            raise Problem(422, f"{cut(unknown)}: unknown field; {known} are known")
     try:
-        return ClassifyRequest.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise Problem(422, explain(error.errors())) from None
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        raise Problem(422, explain(found)) from None
+
+
+def check_lengths(images: object, labels: object, limits: ServingSettings) -> None:
+    """Refuse long lists before anything looks at what is in them; Problem 413 or 422."""
+    if isinstance(images, list) and len(images) > limits.max_images:
+        raise Problem(413, f"{len(images)} images: at most {limits.max_images} a request")
+    if isinstance(labels, list) and len(labels) > limits.max_labels:
+        raise Problem(422, f"labels: {len(labels)}, at most {limits.max_labels} are allowed")
+
+
+def _form(form: Form, limits: ServingSettings) -> Wish:
+    files, values = form.files, dict(form.fields)
+    unknown = sorted((set(values) | form.names) - {"image", "images", *FIELDS})
+    if unknown:
+        known = f"image, {', '.join(FIELDS)} are known"
+        raise Problem(422, f"{cut(unknown[0])}: unknown field; {known}")
+    if {"image", "images"} & set(values):
+        raise Problem(422, "image: send it as a file, not as text")
+    if not files:
+        raise Problem(422, "image: a file is missing")
+    check_lengths(files, None, limits)
+    given: dict[str, Any] = {key: values[key] for key in FIELDS if values.get(key)}
+    if "labels" in given:
+        try:
+            given["labels"] = json.loads(given["labels"])
+        except (ValueError, RecursionError):
+            raise Problem(422, "labels: not a JSON list") from None
+    check_lengths(None, given.get("labels"), limits)
+    return Wish(_ask(validated(ClassifyRequest, {"images": ["-"], **given})), files)
+
+
+def _json(body: bytes | bytearray, limits: ServingSettings) -> Wish:
+    values = read_json(body)
+    check_lengths(values.get("images"), values.get("labels"), limits)
+    wish = validated(ClassifyRequest, values)
+    return Wish(_ask(wish), from_base64_all(wish.images, "images"))
 
 
 def _ask(wish: ClassifyRequest) -> Ask:
     return Ask(wish.task, None if wish.labels is None else tuple(wish.labels), wish.top_k)
 
 
+def from_base64_all(texts: Sequence[str], where: str) -> list[bytes]:
+    """Files of a list; 422 names the entry."""
+    return [from_base64(text, f"{where}.{index}") for index, text in enumerate(texts)]
+
+
 def from_base64(text: str, where: str) -> bytes:
-    """Decode base64, also as a data URL; 422 names the place."""
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
+    """Decode base64, also URL-safe, broken into lines, without its padding, or as a data URL.
+
+    Raises:
+        Problem: 422 naming `where`.
+    """
+    if text[:5].lower() == "data:":
+        start = _DATA_URL.match(text)
+        if start is None:
+            raise Problem(422, f"{where}: a data URL that is not base64")
+        text = text[start.end() :].replace("%2B", "+").replace("%2F", "/").replace("%3D", "=")
     try:
-        return base64.b64decode(text, validate=True)
+        data = text.encode("ascii").translate(_STANDARD, delete=b" \t\r\n").rstrip(b"=")
+        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise Problem(422, f"{where}: not base64") from None
+
+
+_STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
 def check_ask(ask: Ask, limits: ServingSettings) -> Ask:
@@ -186,30 +203,4 @@ def check_ask(ask: Ask, limits: ServingSettings) -> Ask:
     for index, label in enumerate(ask.labels):
         if not label.strip() or len(label) > LONGEST_LABEL:
             raise Problem(422, f"labels.{index}: give 1 to {LONGEST_LABEL} characters")
-        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in label):
-            raise Problem(422, f"labels.{index}: not valid text")
     return Ask(ask.task, tuple(dict.fromkeys(ask.labels)), ask.top_k)
-
-
-async def decode_images(files: Sequence[bytes], size: int, limits: ServingSettings) -> np.ndarray:
-    """Pixels (B, S, S, 3) as a person would see them.
-
-    Raises:
-        Problem: 413 too many pixels, 415 no image, 422 a broken one.
-    """
-    return await asyncio.to_thread(_decode_all, files, size, limits.max_pixels)
-
-
-def _decode_all(files: Sequence[bytes], size: int, max_pixels: int) -> np.ndarray:
-    images = []
-    for index, data in enumerate(files):
-        where = f"image {index + 1}: " if len(files) > 1 else "image: "
-        try:
-            images.append(fit(decode(data, max_pixels), size))
-        except TooManyPixels:
-            raise Problem(413, f"{where}more than {max_pixels} pixels") from None
-        except NotAnImage as error:
-            raise Problem(415, f"{where}{error}") from None
-        except BadImage as error:
-            raise Problem(422, f"{where}{error}") from None
-    return np.stack(images)

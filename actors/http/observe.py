@@ -1,25 +1,38 @@
 """What is counted and what is logged: per task, and never what an image shows.
 
-One line of JSON a request goes to the log: method, path, status, milliseconds, generation, tasks.
+One line a request goes to the log, with fields of its own: the request's id, method, path, status,
+milliseconds, generation, tasks.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from fastapi import Request, Response
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actors.http.backend import Reply
+from actors.http.intake import header
+from actors.http.problems import Problem, cut
 
 log = logging.getLogger("ray.serve.archipelago")  # below Serve's own: its handlers write it
 NOBODY = "none"  # the task of unseen images
 QUIET = ("/v2/health", "/-/healthz")
 BUCKETS: list[float] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 30000]
+LONGEST_PATH = 200
+GONE = 499  # of a request that nobody waited for
+# Of every answer; pages have a policy of their own.
+SAFE = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
 
 
 @dataclass(frozen=True)
@@ -33,38 +46,81 @@ class Seen:
 class Observer:
     """Logs; `Meter` also counts."""
 
-    async def middleware(
-        self, request: Request, call: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        """Time a request, give it an id, and write its line."""
-        clock = time.perf_counter()
-        name = request.headers.get("x-request-id", "")[:64] or uuid.uuid4().hex
-        name = "".join(c for c in name if c.isascii() and c.isprintable()) or uuid.uuid4().hex
-        response = await call(request)
-        milliseconds = 1000.0 * (time.perf_counter() - clock)
-        response.headers["X-Request-Id"] = name
-        seen: Seen | None = getattr(request.state, "seen", None)
-        if not request.url.path.startswith(QUIET):
-            line = {
-                "request": name,
-                "method": request.method,
-                "path": request.url.path[:200],
-                "status": response.status_code,
-                "milliseconds": round(milliseconds, 2),
-            }
-            if seen is not None:
-                line["generation"] = seen.reply.generation
-                line["images"] = seen.images
-                line["again"] = seen.reply.again
-                line["consulted"] = seen.reply.consulted
-                line["late"] = seen.reply.late
-                line["tasks"] = [answer.task or NOBODY for answer in seen.reply.answers]
-            log.info(json.dumps(line))
-        self.count(request.url.path, response.status_code, milliseconds, seen)
-        return response
+    def note(self, fields: Mapping[str, Any], seen: Seen | None) -> None:
+        """One answered request."""
+        path, status = fields["path"], fields["status"]
+        if not path.startswith(QUIET):
+            words = (fields["method"], path, status, fields["milliseconds"])
+            log.info("%s %s %d in %g ms", *words, extra=dict(fields))
+        self.count(path, status, fields["milliseconds"], seen)
 
     def count(self, path: str, status: int, milliseconds: float, seen: Seen | None) -> None:
         """Nothing is counted here."""
+
+
+class Watch:
+    """The outermost ASGI middleware: times, names and notes every request, failed ones too."""
+
+    def __init__(self, app: ASGIApp, observer: Observer) -> None:
+        self.app = app
+        self.observer = observer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, whatever happens, with its id and the headers that are always there."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        clock = time.perf_counter()
+        given = cut(header(scope, b"x-request-id"), 64)
+        name = "".join(c for c in given if c.isascii()) or uuid.uuid4().hex
+        state = scope.setdefault("state", {})
+        status = GONE
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(raw=list(message.get("headers", ())))
+                headers["X-Request-Id"] = name
+                for key, value in SAFE.items():
+                    headers.setdefault(key, value)
+                message = {**message, "headers": headers.raw}
+            await send(message)
+
+        try:
+            await self.app(scope, receive, named)
+        except Exception as error:
+            why = f"{type(error).__name__}: {cut(error, LONGEST_PATH)}"
+            log.error("a request failed: %s", why, exc_info=error, extra={"request": name})
+            begun, status = status != GONE, 500
+            if begun:
+                raise  # half an answer is out: the connection must end
+            problem = Problem(500, "the server failed; the reason is in its log")
+            await problem.response()(scope, receive, named)
+        finally:
+            self._note(scope, name, status, 1000.0 * (time.perf_counter() - clock), state)
+
+    def _note(
+        self, scope: Scope, name: str, status: int, spent: float, state: Mapping[str, Any]
+    ) -> None:
+        seen: Seen | None = state.get("seen")
+        fields = {
+            "request": name,
+            "method": cut(scope["method"]),
+            "path": cut(scope["path"], LONGEST_PATH),
+            "status": status,
+            "milliseconds": round(spent, 2),
+        }
+        if seen is not None:
+            fields |= {
+                "generation": seen.reply.generation,
+                "images": seen.images,
+                "again": seen.reply.again,
+                "consulted": seen.reply.consulted,
+                "late": seen.reply.late,
+                "tasks": [answer.task or NOBODY for answer in seen.reply.answers],
+            }
+        self.observer.note(fields, seen)
 
 
 class Meter(Observer):

@@ -1,16 +1,28 @@
-"""What can be wrong with a request: a status, one line, and every answer in the same form."""
+"""What can be wrong with a request: a status, one line, and every answer in the same form.
+
+Processes that only read bodies import this and not the framework.
+"""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request
+    from fastapi.responses import JSONResponse
 
-log = logging.getLogger(__name__)
+LONGEST_LINE = 280  # characters of a message
+LONGEST_WORD = 60  # of what it repeats of a request
+MOST_FAULTS = 5  # that one message lists
+
+
+def cut(text: object, longest: int = LONGEST_WORD) -> str:
+    """Text of a request for a message or a log: one line, valid UTF-8, printable, not long."""
+    start = str(text)[: longest + 1].encode("utf-8", "replace").decode()
+    line = "".join(c if c.isprintable() else " " for c in start)
+    return f"{line[:longest]}…" if len(line) > longest else line
 
 
 class Problem(Exception):
@@ -19,11 +31,13 @@ class Problem(Exception):
     def __init__(self, code: int, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
         self.code = code
-        self.message = " ".join(message.split())
+        self.message = cut(" ".join(message.split()), LONGEST_LINE)
         self.headers = headers or {}
 
     def response(self) -> JSONResponse:
         """`{"error": {"code", "message"}}`."""
+        from fastapi.responses import JSONResponse
+
         body = {"error": {"code": self.code, "message": self.message}}
         return JSONResponse(body, self.code, self.headers)
 
@@ -38,8 +52,15 @@ def not_ready(message: str = "no replica of the model answers; try again") -> Pr
     return Problem(503, message, {"Retry-After": "2"})
 
 
+def unknown_task(name: str) -> Problem:
+    """404 for a domain."""
+    return Problem(404, f"task '{cut(name)}' is not learned; GET /v1/tasks lists those that are")
+
+
 def install(app: FastAPI) -> None:
     """Give every error of the application its one form."""
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
 
     @app.exception_handler(Problem)
     async def _problem(request: Request, problem: Problem) -> JSONResponse:
@@ -51,7 +72,7 @@ def install(app: FastAPI) -> None:
             return error.__cause__.response()
         words = str(error.detail or HTTPStatus(error.status_code).phrase)
         if error.status_code == 404:
-            words = f"{request.url.path} does not exist; see /docs"
+            words = f"{cut(request.scope['path'])} does not exist; see /docs"
         return Problem(error.status_code, words, dict(error.headers or {})).response()
 
     @app.exception_handler(RequestValidationError)
@@ -61,16 +82,11 @@ def install(app: FastAPI) -> None:
             return Problem(400, "the body is not JSON").response()
         return Problem(422, explain(found)).response()
 
-    @app.exception_handler(Exception)
-    async def _fault(request: Request, error: Exception) -> JSONResponse:
-        log.error("a request failed: %s: %s", type(error).__name__, error, exc_info=error)
-        return Problem(500, "the server failed; the reason is in its log").response()
 
-
-def explain(errors: object) -> str:
+def explain(errors: Sequence[Any]) -> str:
     """One line for what pydantic found."""
     found = []
-    for item in errors if isinstance(errors, list | tuple) else ():
-        where = ".".join(str(part) for part in item["loc"] if part != "body")
-        found.append(f"{where or 'body'}: {item['msg']}")
-    return "; ".join(found[:5]) or "the request is not understood"
+    for item in errors[:MOST_FAULTS]:
+        where = ".".join(cut(part) for part in item["loc"] if part != "body")
+        found.append(f"{where or 'body'}: {cut(item['msg'], 120)}")
+    return "; ".join(found) or "the request is not understood"

@@ -2,57 +2,45 @@
 
 Inputs: `image`, either BYTES (n) of base64-encoded files, or UINT8 (n, S, S, 3) of pixels.
 Parameters: `task`, `labels`, `top_k`. Outputs: `label`, `probability` (n, k), `task`,
-`task_confidence`, `unseen` (n).
+`task_confidence`, `unseen` (n). Requests are read by `tensors.py`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Request
 
 from actors.http.backend import Backend
-from actors.http.bodies import LONGEST_LABEL, check_ask, decode_images, from_base64
-from actors.http.problems import Problem, not_ready
-from pipeline.serving.asking import Answer, Ask
-from pipeline.settings import ServingSettings
+from actors.http.decoders import Decoders
+from actors.http.intake import in_time, whole_body
+from actors.http.observe import Seen
+from actors.http.problems import Problem, cut, not_ready, unknown_task
+from actors.http.tensors import InferRequest
+from pipeline.serving.asking import Answer
 
 MODEL = "archipelago"
 PLATFORM = "archipelago_clip"
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    key: value
+                    for key, value in InferRequest.model_json_schema(
+                        ref_template="#/components/schemas/{model}"
+                    ).items()
+                    if key != "$defs"
+                }
+            }
+        },
+    },
+    "responses": {"422": {}},
+}
 
 
-class InferTensor(BaseModel):
-    """A named tensor; `data` is flat or nested."""
-
-    name: str
-    shape: list[int] = Field(min_length=1, max_length=8)
-    datatype: str
-    data: list[Any]
-    parameters: dict[str, Any] = Field(default_factory=dict)
-
-
-class InferParameters(BaseModel):
-    """What is wanted, as in /v1/classify."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    task: str | None = None
-    labels: list[str] | None = None
-    top_k: int = Field(5, ge=1, le=1000)
-
-
-class InferRequest(BaseModel):
-    """A request of the protocol."""
-
-    id: str | None = Field(None, max_length=LONGEST_LABEL)
-    inputs: list[InferTensor] = Field(min_length=1, max_length=1)
-    outputs: list[dict[str, Any]] = Field(default_factory=list)
-    parameters: InferParameters = InferParameters()
-
-
-def router(backend: Backend, serving: ServingSettings) -> APIRouter:
+def router(backend: Backend, decoders: Decoders) -> APIRouter:
     """All routes below /v2."""
     routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
@@ -74,10 +62,12 @@ def router(backend: Backend, serving: ServingSettings) -> APIRouter:
 
     async def known(name: str, version: str | None) -> dict[str, Any]:
         if name != MODEL:
-            raise Problem(404, f"model '{name}' does not exist; '{MODEL}' does")
+            raise Problem(404, f"model '{cut(name)}' does not exist; '{MODEL}' does")
         about = await backend.describe()
         if version is not None and version != str(about["generation"]):
-            raise Problem(404, f"version {version} does not answer; {about['generation']} does")
+            raise Problem(
+                404, f"version {cut(version)} does not answer; {about['generation']} does"
+            )
         return about
 
     @routes.get("/models/{name}")
@@ -102,60 +92,39 @@ def router(backend: Backend, serving: ServingSettings) -> APIRouter:
         await known(name, version)
         return {"name": name, "ready": True}
 
-    async def answer(name: str, version: str | None, request: InferRequest) -> dict[str, Any]:
+    async def answer(name: str, version: str | None, request: Request) -> dict[str, Any]:
+        decoders.check()
         await known(name, version)
-        wanted = request.parameters
-        labels = None if wanted.labels is None else tuple(wanted.labels)
-        ask = check_ask(Ask(wanted.task, labels, wanted.top_k), serving)
-        size = await backend.image_size()
-        images = await _images(request.inputs[0], size, serving)
-        reply = await backend.classify(images, [ask] * len(images))
+        body = await whole_body(request)
+        async with in_time(request):
+            size, deadline = await backend.image_size(), request.state.deadline
+            wish = await decoders.read("infer", "application/json", body, size, deadline)
+            del body
+            count = len(wish.pixels)
+            reply = await backend.classify(wish.pixels, [wish.ask] * count)
         if reply.unknown is not None:
-            raise Problem(404, f"task '{reply.unknown}' is not learned")
-        if len(reply.answers) != len(images):
+            raise unknown_task(reply.unknown)
+        if len(reply.answers) != count:
             raise not_ready()
+        request.state.seen = Seen(reply, count)
         return {
             "model_name": MODEL,
             "model_version": str(reply.generation),
-            "id": request.id,
+            "id": wish.name,
             "outputs": _outputs(reply.answers),
         }
 
-    @routes.post("/models/{name}/infer")
-    async def infer(name: str, request: InferRequest) -> dict[str, Any]:
+    @routes.post("/models/{name}/infer", openapi_extra=BODY)
+    async def infer(name: str, request: Request) -> dict[str, Any]:
         """Classify images."""
         return await answer(name, None, request)
 
-    @routes.post("/models/{name}/versions/{version}/infer")
-    async def version_infer(name: str, version: str, request: InferRequest) -> dict[str, Any]:
+    @routes.post("/models/{name}/versions/{version}/infer", openapi_extra=BODY)
+    async def version_infer(name: str, version: str, request: Request) -> dict[str, Any]:
         """Classify images, by this generation or not at all."""
         return await answer(name, version, request)
 
     return routes
-
-
-async def _images(tensor: InferTensor, size: int, serving: ServingSettings) -> np.ndarray:
-    count = tensor.shape[0]
-    if not 1 <= count <= serving.max_images:
-        code = 413 if count > 0 else 422
-        raise Problem(code, f"inputs.0.shape: 1 to {serving.max_images} images a request")
-    if tensor.datatype == "BYTES":
-        if len(tensor.data) != count or tensor.shape[1:] not in ([], [1]):
-            raise Problem(422, f"inputs.0.data: {len(tensor.data)} files, shape {tensor.shape}")
-        texts = [item if isinstance(item, str) else "" for item in tensor.data]
-        files = [from_base64(text, f"inputs.0.data.{i}") for i, text in enumerate(texts)]
-        return await decode_images(files, size, serving)
-    if tensor.datatype != "UINT8":
-        raise Problem(422, f"inputs.0.datatype: '{tensor.datatype}'; BYTES or UINT8")
-    if tensor.shape[1:] != [size, size, 3]:
-        raise Problem(422, f"inputs.0.shape: {tensor.shape}; [n, {size}, {size}, 3] is wanted")
-    try:
-        values = np.asarray(tensor.data, dtype=np.float64).reshape(tensor.shape)
-    except (ValueError, TypeError, OverflowError):
-        raise Problem(422, f"inputs.0.data: not {tensor.shape} numbers") from None
-    if not ((values >= 0) & (values <= 255) & (values == np.floor(values))).all():
-        raise Problem(422, "inputs.0.data: whole numbers from 0 to 255 are wanted")
-    return values.astype(np.uint8)
 
 
 def _metadata(about: dict[str, Any]) -> dict[str, Any]:
