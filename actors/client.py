@@ -7,7 +7,8 @@
             log.info("%s: %s", result.task, result.classes[0].label)
 
 Classification changes nothing, so it is asked again when the connection is lost or the server is
-busy (429 and 503, after as long as the server says). What changes the model is sent only once.
+busy (429 and 503, after as long as the server says) or lost behind a gateway (502 and 504). What
+changes the model is sent only once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
     Picture: TypeAlias = bytes | str | Path | Image
     """The bytes of an image file, a path to one, or a PIL image."""
 
-BUSY = frozenset({429, 503})
+AGAIN = frozenset({0, 429, 502, 503, 504})
 LONGEST_WAIT_S = 30.0
+LONGEST_LINE = 300
 
 
 class ServerError(RuntimeError):
@@ -122,10 +124,14 @@ class Client:
 
     Args:
         url: where the server is, such as `http://localhost:8000` or `https://host/prefix`.
-        token: for what changes the model; classification needs none.
+        token: for what changes the model; classification needs none. White space around it is left
+            out, as the server does.
         timeout: seconds to wait for one answer.
         retries: how often an idempotent request is asked again.
         transport: of httpx2, for proxies and certificates of its own.
+
+    Raises:
+        ValueError: a token that a header cannot carry.
     """
 
     def __init__(
@@ -138,7 +144,9 @@ class Client:
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         self._retries = retries
-        self._token = token
+        self._token = (token or "").strip()
+        if not all(" " <= letter <= "~" for letter in self._token):
+            raise ValueError("token: holds control or non-ASCII characters")
         self._http = httpx2.Client(base_url=url, timeout=timeout, transport=transport)
 
     def __enter__(self) -> Self:
@@ -183,27 +191,31 @@ class Client:
         if labels is not None:
             form["labels"] = json.dumps(list(labels))
         body = self._again("POST", "v1/classify", data=form, files=files)
-        return [Result.parse(answer, body["generation"]) for answer in body["results"]]
+        with _understood():
+            return [Result.parse(answer, body["generation"]) for answer in body["results"]]
 
     def tasks(self) -> list[Task]:
         """The learned domains, in the order in which they were learned."""
-        return [
-            Task(
-                name=one["name"],
-                description=one.get("description") or "",
-                classes=tuple(one["classes"]),
-                lineage=one.get("lineage"),
-                examples=tuple(one.get("examples") or ()),
-            )
-            for one in self._again("GET", "v1/tasks")["tasks"]
-        ]
+        body = self._again("GET", "v1/tasks")
+        with _understood():
+            return [
+                Task(
+                    name=one["name"],
+                    description=one.get("description") or "",
+                    classes=tuple(one["classes"]),
+                    lineage=one.get("lineage"),
+                    examples=tuple(one.get("examples") or ()),
+                )
+                for one in body["tasks"]
+            ]
 
     def models(self) -> Models:
         """The version that serves, and those before it."""
         body = self._again("GET", "v1/models")
-        return Models(
-            body["generation"], body["manifest"], body["backbone"], tuple(body["history"])
-        )
+        with _understood():
+            return Models(
+                body["generation"], body["manifest"], body["backbone"], tuple(body["history"])
+            )
 
     def publish(self, manifest: int) -> int:
         """Serve a model version; the new generation, once every replica answers with it."""
@@ -224,7 +236,8 @@ class Client:
     def _change(self, verb: str, **body: object) -> int:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         answer = self._once("POST", f"v1/admin/{verb}", json=body, headers=headers, timeout=None)
-        return int(answer["generation"])
+        with _understood():
+            return int(answer["generation"])
 
     def _again(self, method: str, path: str, **what: Any) -> Any:
         """An idempotent request; waits longer each time, as long as the server says at least."""
@@ -232,8 +245,7 @@ class Client:
             try:
                 return self._once(method, path, **what)
             except ServerError as error:
-                patient = error.code in BUSY or error.code == 0
-                if attempt == self._retries or not patient:
+                if attempt == self._retries or error.code not in AGAIN:
                     raise
                 wait = 0.1 * 2**attempt * random.uniform(0.5, 1.0)
                 time.sleep(min(max(wait, error.retry_after or 0.0), LONGEST_WAIT_S))
@@ -263,14 +275,28 @@ def _file(picture: Picture) -> tuple[str, bytes]:
     return "image.png", file.getvalue()
 
 
+@contextlib.contextmanager
+def _understood() -> Iterator[None]:
+    """Answers of another shape come from another server."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError):
+        words = "the answer is not archipelago's; is this the right URL?"
+        raise ServerError(200, words) from None
+
+
 def _said(reply: httpx2.Response) -> str:
-    """The server's own line, or the status."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        return str(reply.json()["error"]["message"]).splitlines()[0]
-    return reply.reason_phrase or "refused"
+    """The server's own line, or the status: gateways answer in HTML."""
+    try:
+        said = reply.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError, IndexError):
+        said = None
+    lines = said.strip().splitlines() if isinstance(said, str) else []
+    return lines[0][:LONGEST_LINE] if lines else reply.reason_phrase or "refused"
 
 
 def _seconds(reply: httpx2.Response) -> float | None:
     with contextlib.suppress(KeyError, ValueError):
-        return float(reply.headers["retry-after"])
+        seconds = float(reply.headers["retry-after"])
+        return seconds if 0.0 <= seconds < float("inf") else None
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import logging
 import os
@@ -9,7 +11,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from actors.http.admin import TOKEN
+from actors.http.admin import TOKEN, clean_token
 from pipeline.errors import UserError
 from pipeline.settings import ServingSettings, Settings
 from pipeline.store import RunFolder
@@ -71,7 +73,7 @@ def post_admin(serving: ServingSettings, verb: str, body: dict[str, Any]) -> dic
     Raises:
         UserError: no token, nobody there, or what the endpoint refuses, in its words.
     """
-    token = os.environ.get(TOKEN)
+    token = clean_token(os.environ.get(TOKEN))
     if not token:
         raise UserError(f"{TOKEN}: set it to the endpoint's token")
     request = urllib.request.Request(
@@ -82,12 +84,20 @@ def post_admin(serving: ServingSettings, verb: str, body: dict[str, Any]) -> dic
     try:
         patience = serving.publish_timeout_s + (LONGEST_TEST_S if body.get("test") else MARGIN_S)
         with urllib.request.urlopen(request, timeout=patience) as answer:
-            return dict(json.loads(answer.read()))
+            return _answer(serving, answer.read())
     except urllib.error.HTTPError as error:
         try:
             words = json.loads(error.read())["error"]["message"]
         except (ValueError, KeyError, TypeError):
             words = error.reason
         raise UserError(f"serving.url={serving.url}: {error.code}: {words}") from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UserError(f"serving.url={serving.url}: no endpoint answers ({error})") from None
+
+
+def _answer(serving: ServingSettings, data: bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        answer = dict(json.loads(data))
+        if isinstance(answer["generation"], int):
+            return answer
+    raise UserError(f"serving.url={serving.url}: what answers there is no archipelago endpoint")

@@ -33,6 +33,7 @@ COLOURS = {
     "terrain": (120, 170, 100),
     "textures": (217, 143, 78),
 }
+ELSEWHERE = "https://mlflow.example/textures"  # a page must not lead there
 CLASSES = {
     "digits": ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
     "flowers": ["rose", "iris", "tulip", "<b>daisy</b>"],
@@ -134,7 +135,7 @@ def application(state: State, page: Path | None = None) -> FastAPI:
                 "description": ABOUT[name],
                 "neighbours": ["digits"] if name == "flowers" else [],
                 "classes": CLASSES[name],
-                "lineage": f"https://mlflow.example/{name}",
+                "lineage": ELSEWHERE if name == "textures" else f"/v1/tasks/{name}/lineage",
                 "examples": [f"/v1/tasks/{name}/examples/{i}" for i in range(3)],
             }
             for name in state.learned

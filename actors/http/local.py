@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -57,7 +58,7 @@ def _describe(model: ServedModel, snapshot: Snapshot, latest: tuple[int, ...]) -
 
 
 def _task(task: LearnedTask) -> dict[str, Any]:
-    card, where = task.card, f"/v1/tasks/{task.name}"
+    card, where = task.card, f"/v1/tasks/{quote(task.name, safe='')}"
     return {
         "name": task.name,
         "stage": task.ref.stage,

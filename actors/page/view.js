@@ -144,8 +144,8 @@ function card(task, index, fresh, pick) {
 
 function lineage(task) {
   if (!task.lineage) return null;
-  const url = new URL(task.lineage, document.baseURI);
-  if (!/^https?:$/.test(url.protocol)) return null;
+  const url = address(task.lineage); // the server's own, also below a prefix
+  if (!url) return null;
   return node("a", { href: url.href, target: "_blank", rel: "noopener noreferrer", "aria-label": `lineage of ${task.name}` }, "lineage");
 }
 

@@ -276,6 +276,9 @@ def test_it_works_below_a_prefix_of_a_host(browser: Any, state: State) -> None:
         page.get_by_title("Try an example of digits").first.click()
         page.locator("#recognised strong", has_text="digits").wait_for()
         assert page.locator(".thumb img").first.evaluate("(image) => image.naturalWidth") == 56
+        links = page.locator("#tasks a").evaluate_all("(links) => links.map((link) => link.href)")
+        learned = [name for name in state.learned if name != "textures"]
+        assert links == [f"{address}/models/mine/v1/tasks/{name}/lineage" for name in learned]
         page.close()
     assert len(state.asked) == 1
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from ray._common.formatters import JSONFormatter
 
 from actors.http import local
 from actors.http.admin import token_hash
@@ -292,6 +293,7 @@ def test_logs_name_tasks_and_never_contents(
             headers={"x-request-id": "abc"},
         )  # fmt: skip
     assert answer.headers["x-request-id"] == "abc"
-    line = json.loads(caplog.records[-1].message)
+    line = json.loads(JSONFormatter().format(caplog.records[-1]))  # as Serve writes it
     assert line["request"] == "abc" and line["status"] == 200 and len(line["tasks"]) == 1
+    assert line["path"] == "/v1/classify" and line["milliseconds"] > 0
     assert data[:20] not in caplog.text and "secret" not in caplog.text
