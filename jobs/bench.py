@@ -63,34 +63,41 @@ def main(arguments: Sequence[str]) -> int:
 def stage_seconds(run: RunFolder) -> dict[str, dict[str, float]]:
     """Seconds of each stage by part, from the journal.
 
-    `look` = features and calibration passes before training, `start` = starting and ending the
-    Train run, `load` = backbone, prompts and held-out activations on the worker, `trunk` and
-    `steps` = the training itself, `finish` = neighbours, probes and export, `store` = calibrating
-    the identifier, hashing and writing, `evaluate` = all tasks, `report` = until the next stage
-    begins.
+    `look` = features and statistics before training, `start` = starting and ending the Train run
+    and what a method works out in closed form, `load` = backbone, prompts and held-out activations
+    on the worker, `trunk` and `steps` = the training itself, `finish` = neighbours, probes and
+    export, `store` = descriptions, studies, hashing and writing, `evaluate` = all tasks, `report` =
+    until the next stage begins.
     """
     stages: dict[str, dict[str, float]] = {}
     events = run.journal.events()
     for index, event in enumerate(events):
         if event["event"] != "stage-done":
             continue
-        trained = _before(events[:index], "stage-trained", event["stage"])
-        done, worker = event["seconds"], trained["seconds"]
         later = events[index + 1 :]
         measured = next((e for e in later if e["event"] == "evaluated"), None)
         if measured is None:
             continue
+        until = events[: events.index(measured)]
+        done = event["seconds"]
+        trained = _last(until, "stage-trained", event["stage"])["seconds"]
+        # What trains after the stage answers already says so in an event of its own.
+        fitted = (_last(until, "refined", event["stage"]) or event)["seconds"]
         following = later[later.index(measured) + 1 :]
         record = run.folder.read_json(f"evaluation/{event['stage']:03d}.json")
-        inside = done["load"] + worker["trunk"] + worker["steps"]
+        load, trunk, steps = (
+            part.get(key, 0.0)  # closed forms train nothing
+            for part, key in ((fitted, "load"), (trained, "trunk"), (trained, "steps"))
+        )
+        worker = fitted.get("worker", 0.0)
         stages[event["task"]] = {
-            "look": worker["look"],
-            "start": done["fit"] - done["worker"],
-            "load": done["load"],
-            "trunk": worker["trunk"],
-            "steps": worker["steps"],
-            "finish": done["worker"] - inside,
-            "store": done["stage"] - worker["look"] - done["fit"],
+            "look": done["look"],
+            "start": fitted["fit"] - worker,
+            "load": load,
+            "trunk": trunk,
+            "steps": steps,
+            "finish": worker - load - trunk - steps,
+            "store": done["stage"] - done["look"] - done["fit"],
             "evaluate": record["seconds"],
             # After the last stage come the references, which are runs of their own.
             "report": _gap(measured, following[0]) if _begins(following) else 0.0,
@@ -132,8 +139,9 @@ def empty_trainer(cluster: ClusterSettings) -> list[float]:
     return found
 
 
-def _before(events: list[dict[str, Any]], name: str, stage: int) -> dict[str, Any]:
-    return next(e for e in reversed(events) if e["event"] == name and e["stage"] == stage)
+def _last(events: list[dict[str, Any]], name: str, stage: int) -> dict[str, Any]:
+    found = (e for e in reversed(events) if e["event"] == name and e["stage"] == stage)
+    return next(found, {})
 
 
 def _begins(events: list[dict[str, Any]]) -> bool:

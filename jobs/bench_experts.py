@@ -10,8 +10,8 @@ Parts: `shared` (none, naive, adaptive at equal parameters and equally many acti
 test split with the task given; `trge` (TRGE with and without adaptive shared experts, one domain a
 stage, whole runs); `cost` (time of a training step and of inference). Everything else is a setting.
 The frozen trunk runs once a seed for all variants. What lies in run_dir already is not repeated.
-Each process computes in what it measures to be fastest, unless `backbone.attention` and
-`backbone.precision` say what all shall use.
+It computes in what suits the processor, unless `backbone.attention` and `backbone.precision` say
+otherwise.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pipeline.evaluation.metrics import delta_m
 from pipeline.evaluation.report import build_report
 from pipeline.methods.base import Adapter, StageContext, build_method
 from pipeline.model.backbone import Backbone, load_backbone
-from pipeline.model.kernels import Kernels, probe
+from pipeline.model.kernels import Kernels, choose
 from pipeline.settings import Settings
 from pipeline.store import RunFolder, sha256
 from pipeline.streams import DenseTable, ImageTable, PreparedDomain, open_stream, prepare
@@ -164,7 +164,7 @@ def joint(
     common = [*IN_PROCESS, "tracking=off", *arguments, f"seed={seed}"]
     settings = {name: load([*common, *words]) for name, words in variants.items()}
     one = next(iter(settings.values()))
-    kernels = probe(one.backbone.attention, one.backbone.precision, "cpu")
+    kernels = choose(one.backbone.attention, one.backbone.precision, "cpu")
     backbone = load_backbone(one.backbone, "cpu", kernels)
     with tempfile.TemporaryDirectory() as folder:
         domains = prepare(
@@ -178,9 +178,9 @@ def joint(
             use_ray=False,
         )
         spec = StageSpec(one, folder, kernels, 0, tuple(domains))
-        objectives = load_data(spec, build_method(backbone, one), 0, 1)
+        objectives = load_data(spec, build_method(one, None, backbone), 0, 1)
         heads = [copy.deepcopy(h.state_dict()) if (h := o.head()) else None for o in objectives]
-        first = build_method(backbone, one).first_blocks[0]
+        first = build_method(one, None, backbone).first_blocks[0]
         tests = {d.tables["test"]: _trunk(backbone, first, d.tables["test"]) for d in domains}
         found = {}
         for name, chosen in settings.items():
@@ -188,7 +188,7 @@ def joint(
                 head = objective.head()
                 if head is not None and state is not None:
                     head.load_state_dict(state, strict=True)
-            found[name] = _train_jointly(chosen, backbone, domains, objectives, tests)
+            found[name] = _train_jointly(chosen, backbone, spec, objectives, tests)
             done(name, found[name])
     return found
 
@@ -196,13 +196,14 @@ def joint(
 def _train_jointly(
     settings: Settings,
     backbone: Backbone,
-    domains: Sequence[PreparedDomain],
+    spec: StageSpec,
     objectives: Sequence[Objective],
     tests: dict[str, torch.Tensor],
 ) -> dict[str, Any]:
-    method = build_method(backbone, settings)
+    method, domains = build_method(settings, None, backbone), spec.domains
     names = tuple(domain.name for domain in domains)
-    adapter = method.adapter(StageContext(0, "+".join(names), (), names))
+    sizes = tuple(len(domain.classes) for domain in domains)
+    adapter = method.adapter(StageContext(0, spec.name, (), names, sizes))
     attach_heads(adapter, objectives)
     gate: list[float] = []
 
@@ -210,7 +211,7 @@ def _train_jointly(
         gate.extend([metrics["shared_gate"]] if "shared_gate" in metrics else [])
 
     steps = planned_steps(settings.training, *(objective.rows for objective in objectives))
-    train(method, adapter, objectives, stage=0, steps=steps, report=report)
+    train(method, adapter, objectives, seeding=spec.seeding, steps=steps, report=report)
     figures = {
         domain.name: _figure(adapter, objective, number, domain, tests[domain.tables["test"]])
         for number, (domain, objective) in enumerate(zip(domains, objectives, strict=True))
@@ -326,7 +327,7 @@ def time_groups(settings: dict[str, Settings]) -> dict[str, tuple[float, float]]
     position = text.positions(tokens)
     x_CLD = torch.randn(*tokens.shape, text.width, generator=generator)
     adapters = {
-        name: build_method(backbone, chosen).adapter(StageContext(0, "a"))
+        name: build_method(chosen, None, backbone).adapter(StageContext(0, "a"))
         for name, chosen in settings.items()
     }
     seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in adapters}

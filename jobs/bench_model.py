@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.arguments import load_settings
-from jobs.synthetic import grow
+from jobs.synthetic import grow, learned
 from pipeline.errors import EXIT_DONE, EXIT_USER, UserError
 from pipeline.learned.asking import Ask
 from pipeline.serving.model import ServedModel
@@ -45,8 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         if source.folder.local is None or not source.models.versions():
             raise UserError(f"run_dir={settings.run_dir}: a local run with a stage is needed")
     except UserError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"bench: {error}", markup=False)
-        return EXIT_USER
+        return _mistake(error)
     torch.set_num_threads(1)
     table = Table(title=f"CPU ms an image, a mixed batch of {BATCH}, one thread")
     for column in ("groups", "ms", "of frozen", "of the bound"):
@@ -55,23 +53,23 @@ def main(arguments: Sequence[str]) -> int:
         run = RunFolder(Path(place) / "run")
         skipped = shutil.ignore_patterns("cache", "train", "references", "serving*")
         shutil.copytree(source.folder.local, str(run.folder.local), ignore=skipped)
-        manifests = grow(run, SIZES)
+        try:
+            manifests = grow(run, SIZES)
+        except UserError as error:
+            return _mistake(error)
+        probes = [t.probe.images for group in learned(run) for t in group.tasks if t.probe]
+        mixed = np.concatenate([np.stack(row) for row in zip(*probes, strict=False)])
+        images = np.concatenate([mixed] * (BATCH // len(mixed) + 1))[:BATCH]
         serving = settings.serving.model_copy(update={"canary": CanarySettings(floor=0.0)})
         model = ServedModel(run.uri, serving, settings.cluster.device)
         tower = model.backbone.image
-        share = model.current.method.first_blocks[0] / tower.depth
+        share = model.current.state.method.first_blocks[0] / tower.depth
         bound = 1.0 / (2.0 - share)
-        images: np.ndarray | None = None
-        frozen = 0.0
+        frozen = _fastest(partial(_frozen, model, images))
+        table.add_row("frozen", f"{1000 * frozen / BATCH:.2f}", "1.00", "")
         for size, manifest in manifests.items():
             write_pointer(run, next_pointer(run, manifest), "bench")
             model.follow()
-            if images is None:
-                probes = [task.probe.images for task in _load(model, run)]
-                mixed = np.concatenate([np.stack(row) for row in zip(*probes, strict=False)])
-                images = np.concatenate([mixed] * (BATCH // len(mixed) + 1))[:BATCH]
-                frozen = _fastest(partial(_frozen, model, images))
-                table.add_row("frozen", f"{1000 * frozen / BATCH:.2f}", "1.00", "")
             taken = _fastest(partial(_classify, model, images))
             console.print(f"{size} groups: {1000 * taken / BATCH:.2f} ms an image")
             table.add_row(
@@ -85,9 +83,9 @@ def main(arguments: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def _load(model: ServedModel, run: RunFolder) -> list[Any]:
-    refs = [ref for ref in run.groups.list() if ref.stage < 1000]
-    return [task for ref in refs for task in model.library.get(ref)]
+def _mistake(error: UserError) -> int:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"bench: {error}", markup=False)
+    return EXIT_USER
 
 
 def _classify(model: ServedModel, images: np.ndarray) -> None:

@@ -36,12 +36,11 @@ from rich.table import Table
 
 from actors.arguments import load_settings
 from jobs.ray_head import RayHead, free_ports
-from jobs.synthetic import grow
+from jobs.synthetic import grow, learned
 from pipeline.errors import EXIT_DONE, EXIT_USER, UserError
 from pipeline.serving.pointer import next_pointer, write_pointer
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
-from pipeline.store.tensors import load
 
 TOKEN = "bench"
 PARTS = ("publish", "kill", "groups", "scale")
@@ -92,10 +91,7 @@ class Bench:
         self.port = free_ports(1)[0]
         self.url = f"http://127.0.0.1:{self.port}"
         self.first = run.models.read(1).groups[0]
-        probes = [
-            load(run.groups.read(ref, "probe.safetensors"))["images"].numpy()
-            for ref in run.groups.list()
-        ]
+        probes = [task.probe.images for g in learned(run) for task in g.tasks if task.probe]
         self.images = [_png(pixels) for pixels in probes[0]]
         self.mixed = [_png(pixels) for row in zip(*probes, strict=False) for pixels in row]
 
@@ -327,7 +323,7 @@ def trunk_share(run: RunFolder) -> float:
 
     settings = run_settings(run.read())
     backbone = load_backbone(settings.backbone)
-    return build_method(backbone, settings).first_blocks[0] / backbone.image.depth
+    return build_method(settings, None, backbone).first_blocks[0] / backbone.image.depth
 
 
 def _png(pixels: np.ndarray) -> str:

@@ -130,7 +130,7 @@ class Comparison:
         writer = build_identifier(chosen, self.basis, self._looker(chosen))
         describer = Describer(writer, self.settings)
         known = {domain.name: domain for domain in self.domains}
-        for ref in self.run.groups.list():
+        for ref in self.run.current_groups():
             if ref.name not in known:
                 continue
             group = GroupRecord.read(self.run, ref)

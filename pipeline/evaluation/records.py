@@ -126,7 +126,7 @@ def read_records(run: RunFolder) -> Records | None:
             zero_shot[kind] = _floats([known.get(task) for task in tasks])
     if folder.exists("evaluation/zero-shot.safetensors"):
         zero_correct = load(folder.read("evaluation/zero-shot.safetensors"))
-    groups = [(ref, read_card(run, ref)) for ref in run.groups.list()]
+    groups = [(ref, read_card(run, ref)) for ref in run.current_groups()]
     experts = {
         ref.stage: json.loads(run.groups.read(ref, names.EXPERTS))
         for ref, _ in groups

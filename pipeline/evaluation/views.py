@@ -78,14 +78,16 @@ class FeatureStore:
             RuntimeError: the encoder lost a row.
         """
         name = f"features/{domain.name}-{domain.digests['test'][:16]}-{self._kind}.safetensors"
-        if self._folder.exists(name):
+        known = self._folder.exists(name)
+        if known:
             stored = load(self._folder.read(name), name)
             compact, frozen = stored["compact"].numpy(), stored["frozen"].numpy()
         else:
             compact, frozen = self._encoder.look(domain.tables["test"], np.arange(count))
-            self._folder.write(name, dump({"compact": compact, "frozen": frozen}))
         if not len(compact) == len(frozen) == count:
             raise RuntimeError(f"{domain.name}: {count} test images, features of {len(compact)}")
+        if not known:
+            self._folder.write(name, dump({"compact": compact, "frozen": frozen}))
         return compact, frozen
 
     def get(

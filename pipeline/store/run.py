@@ -146,6 +146,16 @@ class RunFolder:
         self.folder.write_json(RUN_FILE, document)
         return document
 
+    def current_groups(self) -> list[GroupRef]:
+        """The group of each stage as it now stands, by stage: what was refined or mixed anew since
+        is not among them, nor what was forgotten. Bytes are not checked."""
+        hashes = {
+            event["stage"]: event.get("sha256")  # none for what was forgotten or dropped
+            for event in self.journal.events()
+            if event["event"] in COMPLETING and "stage" in event
+        }
+        return [ref for ref in self.groups.list() if hashes.get(ref.stage) == ref.sha256]
+
     def completed_stages(self) -> dict[int, GroupRef]:
         """Stages that need not be learned again, in order; not only a prefix.
 
@@ -154,14 +164,7 @@ class RunFolder:
         """
         done: dict[int, GroupRef] = {}
         learned: set[str] = set()
-        hashes = {
-            event["stage"]: event.get("sha256")  # none for what was forgotten or dropped
-            for event in self.journal.events()
-            if event["event"] in COMPLETING and "stage" in event
-        }
-        for ref in self.groups.list():
-            if hashes.get(ref.stage) != ref.sha256:
-                continue
+        for ref in self.current_groups():
             try:
                 self.groups.verify(ref)
                 card = self._card(ref)

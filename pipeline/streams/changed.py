@@ -33,8 +33,8 @@ def check_unchanged(
     known = {domain.name: domain for domain in domains}
     changed: dict[str, list[str]] = {}
     for card in cards:
-        for part in card.get("tasks") or [card]:
-            domain = known.get(part.get("name", card.get("name")))
+        for part in card["tasks"]:
+            domain = known.get(part["name"])
             if domain is not None and (found := _changes(part, domain)):
                 changed[domain.name] = found
     if not changed:
@@ -51,7 +51,7 @@ def check_unchanged(
 def _changes(card: Mapping[str, Any], domain: PreparedDomain) -> list[str]:
     """What differs, in words; empty where nothing does."""
     found = []
-    before, now = list(card.get("classes", domain.classes)), list(domain.classes)
+    before, now = list(card["classes"]), list(domain.classes)
     gone = [name for name in before if name not in now]
     come = [name for name in now if name not in before]
     if come:
@@ -60,10 +60,10 @@ def _changes(card: Mapping[str, Any], domain: PreparedDomain) -> list[str]:
         found.append(f"class {shown(gone[0])!r} is gone")
     if before != now and not come and not gone:
         found.append("its classes are in another order")
-    if list(card.get("templates", domain.templates)) != list(domain.templates):
+    if list(card["templates"]) != list(domain.templates):
         found.append("its templates are others")
-    counts = card.get("counts", {})
-    for split, digest in card.get("digests", {}).items():
+    counts = card["counts"]
+    for split, digest in card["digests"].items():
         if domain.digests.get(split) == digest:
             continue
         old, new = counts.get(split), domain.counts.get(split)

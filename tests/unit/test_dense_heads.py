@@ -21,7 +21,9 @@ from tests.unit.test_dense_metrics import CLASSES, random_batch
 
 def test_the_kinds_are_those_of_the_streams() -> None:
     assert set(kinds.known()) == set(KINDS) == set(CLASSES)
-    with pytest.raises(UserError, match=r"no kind 'depth'; known are edges, normals, parts"):
+    with pytest.raises(
+        UserError, match=r"dense task=depth: unknown; choose one of edges, normals, parts"
+    ):
         build("depth", 3)
 
 

@@ -1,207 +1,257 @@
-"""Identifiers on Gaussians whose answer is known: decisions, "none", calibration, the oracle."""
+"""Identifiers know a set of records: decisions, novelty, the oracle; no order, no batch."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
-from pipeline.identifiers.signature import Background, shrunk
 
+from pipeline.closedform import CalibrationRows, Sums
+from pipeline.config import known_options
 from pipeline.errors import UserError
-from pipeline.identifiers import Evidence, Identifier, Signature, build_identifier
-from pipeline.identifiers.prototype import FIRST_ACCEPTANCE
+from pipeline.identifiers import Evidence, Identification, Identifier, build_identifier, identifiers
+from pipeline.identifiers.base import CERTAIN, sigmoid
+from pipeline.identifiers.basis import depths, task_distance
+from pipeline.records import TaskRecord
 from pipeline.settings import IdentifierSettings
+from tests.unit.tiny_closedform import WIDTH, basis, data, rows_of
 
-WIDTH, CLASSES = 12, 3
-KINDS = ["mean", "class_means", "gaussian", "ridge"]
-CENTRES = 3.0 * np.random.default_rng(1).normal(size=(6, WIDTH))
-
-
-def draw(task: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features and labels of a task: classes around its centre, noise of one standard deviation."""
-    rng = np.random.default_rng((task, seed))
-    spread = np.random.default_rng(task).normal(size=(CLASSES, WIDTH))
-    labels = np.arange(count) % CLASSES
-    noise = rng.normal(size=(count, WIDTH))
-    return (CENTRES[task] + spread[labels] + noise).astype(np.float32), labels
+EVIDENCE = ["both", "E", "J", "mean", "class_means"]
+TASKS = ("a", "b", "c", "d")
+FRESH = ("y", "z")
+PER_CLASS, CLASSES = 40, 3
+BASIS = basis()
 
 
-def identifier(kind: str = "gaussian", acceptance: float = 0.95) -> Identifier:
-    settings = IdentifierSettings(name="prototype", signature=kind, ridge_features=100)
-    features = np.concatenate([draw(t, 100, 9)[0] for t in range(6)])
-    return build_identifier(settings, Background.of(features), acceptance)
+def draw(name: str, count: int = PER_CLASS) -> tuple[np.ndarray, np.ndarray]:
+    """Features and labels of a task; more than `PER_CLASS` a class give images to test on."""
+    return data(name, [count] * CLASSES, apart=1.5)
 
 
-def learn(known: Identifier, tasks: range, held: int = 200) -> list[dict]:
-    calibrations = []
-    for task in tasks:
-        features, labels = draw(task, 400, 0)
-        signature = known.prepare(Signature.of(features, labels), features)
-        calibrations.append(known.learn(f"t{task}", signature, draw(task, held, 1)[0]))
-    return calibrations
+def record(name: str, features: np.ndarray, labels: np.ndarray, classes: int) -> TaskRecord:
+    sums, rows = Sums.of(features, labels, classes), rows_of(features, labels)
+    names = tuple(f"{name} {c}" for c in range(classes))
+    return TaskRecord(name, names, ("{}",), {}, {}, sums=sums, rows=rows)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_separated_tasks_are_told_apart(kind: str) -> None:
-    known = identifier(kind)
-    learn(known, range(4))
-    for task in range(4):
-        found = known.identify(Evidence(draw(task, 300, 2)[0]))
-        assert (found.closed == task).mean() > 0.97
-        np.testing.assert_allclose(found.probabilities.sum(axis=1), 1.0)
-        np.testing.assert_allclose(found.shares.sum(axis=1), 1.0)
-        assert found.probabilities.shape == (300, 5) and found.options == ("t0", "t1", "t2", "t3")
+def split(name: str) -> tuple[TaskRecord, np.ndarray]:
+    """A task's record, and features of images that it was not learned from."""
+    features, labels = draw(name, 2 * PER_CLASS)
+    half = len(labels) // 2
+    return record(name, features[:half], labels[:half], CLASSES), features[half:]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("acceptance", [0.8, 0.95])
-def test_the_threshold_accepts_the_share_asked_for(kind: str, acceptance: float) -> None:
-    known = identifier(kind, acceptance)
-    learn(known, range(4))
-    seen = np.concatenate([draw(t, 300, 3)[0] for t in range(4)])
-    unseen = np.concatenate([draw(t, 300, 3)[0] for t in (4, 5)])
-    accepted = (known.identify(Evidence(seen)).chosen >= 0).mean()
-    assert accepted == pytest.approx(acceptance, abs=0.04)
-    found = known.identify(Evidence(unseen))
-    assert (found.chosen == -1).mean() > 0.9
-    assert known.threshold is not None
-    assert np.array_equal(found.chosen == -1, found.unseen_score > known.threshold)
+RECORDS = {name: split(name)[0] for name in TASKS}
+IMAGES = {name: split(name)[1] for name in (*TASKS, *FRESH)}
 
 
-def test_the_first_stage_rejects_one_in_a_hundred() -> None:
-    known = identifier(acceptance=0.8)
-    assert known.threshold == float("inf")
-    learn(known, range(1))
-    accepted = (known.identify(Evidence(draw(0, 2000, 5)[0])).chosen >= 0).mean()
-    assert accepted == pytest.approx(FIRST_ACCEPTANCE, abs=0.02)
+def identifier(evidence: str = "both", known: Mapping[str, TaskRecord] = RECORDS) -> Identifier:
+    settings = IdentifierSettings(name="prototype", evidence=evidence, width=WIDTH)
+    found = build_identifier(settings, BASIS)
+    found.know(known)
+    return found
 
 
-def test_nothing_learned_is_none_for_sure() -> None:
-    found = identifier().identify(Evidence(draw(0, 5, 0)[0]))
-    assert found.options == () and (found.chosen == -1).all()
-    assert found.probabilities.tolist() == [[1.0]] * 5 and found.shares.shape == (5, 0)
+def same(a: Identification, b: Identification) -> bool:
+    """Equal to the bit."""
+    arrays = ("log_shares", "novelty", "log_odds")
+    return a.options == b.options and all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in arrays
+    )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_confidence_is_calibrated_and_monotone(kind: str) -> None:
-    known = identifier(kind)
-    learn(known, range(4))
-    features = np.concatenate([draw(t, 300, 6)[0] for t in range(6)])
-    found = known.identify(Evidence(features))
-    order = np.argsort(found.unseen_score)
-    none = found.probabilities[order, -1]
-    assert (np.diff(none) >= 0).all() and none[0] < 0.1 and none[-1] > 0.9
-    truth = np.repeat(np.arange(6), 300)
-    truth[truth > 3] = 4
-    confidence, right = found.probabilities.max(axis=1), found.probabilities.argmax(axis=1) == truth
-    assert abs(confidence.mean() - right.mean()) < 0.08
-    assert right.mean() > 0.9
+@pytest.mark.parametrize("evidence", EVIDENCE)
+def test_separated_tasks_are_told_apart(evidence: str) -> None:
+    known = identifier(evidence)
+    assert known.tasks == TASKS
+    for number, task in enumerate(TASKS):
+        found = known.identify(Evidence(IMAGES[task]))
+        assert (found.closed == number).mean() > 0.95
+        assert found.options == TASKS and found.log_shares.shape == (120, 4)
+        np.testing.assert_allclose(np.exp(found.log_shares).sum(axis=1), 1.0)
+        assert (found.unseen <= 0.5).mean() > 0.8
+    fresh = np.concatenate([known.identify(Evidence(IMAGES[t])).unseen for t in FRESH])
+    assert (fresh > 0.5).mean() > 0.7
 
 
-def test_scores_stay_comparable_when_the_pooled_covariance_moves() -> None:
-    """A task's held-out scores are those of its own stage; later stages shift them exactly."""
-    known = identifier(acceptance=0.9)
-    learn(known, range(1))
-    alone = known.identify(Evidence(draw(0, 2000, 7)[0])).unseen_score.mean()
-    wide = draw(1, 400, 0)
-    stretched = (CENTRES[1] + 2.0 * (wide[0] - CENTRES[1])).astype(np.float32)
-    known.learn("wide", Signature.of(stretched[:300], wide[1][:300]), stretched[300:])
-    fresh = known.identify(Evidence(draw(0, 2000, 7)[0]))
-    assert abs(fresh.unseen_score.mean() - alone) > 1.0, "scores have moved"
-    accepted = (fresh.chosen >= 0).mean()
-    assert accepted == pytest.approx(0.9, abs=0.06), "and the threshold with them"
+@pytest.mark.parametrize("evidence", EVIDENCE)
+def test_only_the_set_of_records_counts(evidence: str) -> None:
+    """Order of learning, what was known before and what was forgotten: all the same bits."""
+    images = Evidence(np.concatenate(list(IMAGES.values())))
+    for order in itertools.islice(itertools.permutations("abcd"), 0, 24, 5):
+        other = identifier(evidence, {name: RECORDS[name] for name in order})
+        assert same(other.identify(images), identifier(evidence).identify(images))
+    walked, never = identifier(evidence, {}), identifier(evidence, {})
+    for known in ("b", "ba", "bac", "cdab", "dca"):
+        walked.know({name: RECORDS[name] for name in known})
+    never.know({name: RECORDS[name] for name in "acd"})
+    assert walked.tasks == ("a", "c", "d")
+    assert same(walked.identify(images), never.identify(images))
+    moved = identifier(evidence).identify(images)
+    assert not np.array_equal(moved.novelty, never.identify(images).novelty)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_image_is_identified_on_its_own(kind: str) -> None:
-    known = identifier(kind)
-    learn(known, range(4))
-    features = np.concatenate([draw(t, 20, 8)[0] for t in range(6)])
+@pytest.mark.parametrize("evidence", EVIDENCE)
+def test_an_image_is_identified_on_its_own(evidence: str) -> None:
+    known = identifier(evidence)
+    features = np.concatenate([x[:20] for x in IMAGES.values()])
     whole = known.identify(Evidence(features))
-    for row in range(len(features)):
+    for row in range(0, len(features), 7):
         alone = known.identify(Evidence(features[row : row + 1]))
-        assert alone.chosen[0] == whole.chosen[row] and alone.closed[0] == whole.closed[row]
-        np.testing.assert_allclose(alone.probabilities[0], whole.probabilities[row], atol=1e-9)
+        assert alone.closed[0] == whole.closed[row]
+        np.testing.assert_allclose(alone.log_shares[0], whole.log_shares[row], atol=1e-9)
+        np.testing.assert_allclose(alone.novelty[0], whole.novelty[row], atol=1e-9)
     order = np.random.default_rng(0).permutation(len(features))
-    assert np.array_equal(known.identify(Evidence(features[order])).chosen, whole.chosen[order])
+    shuffled = known.identify(Evidence(features[order]))
+    assert np.array_equal(shuffled.closed, whole.closed[order])
+    part = whole.rows(order[:5])
+    assert part.options == TASKS and np.array_equal(part.log_odds, whole.log_odds[order[:5]])
+
+
+@pytest.mark.parametrize("evidence", EVIDENCE)
+def test_ties_are_broken_by_name(evidence: str) -> None:
+    """Two tasks of the same images: the first by name has them, whichever was learned first."""
+    features, labels = draw("a")
+    twins = {name: record(name, features, labels, CLASSES) for name in ("q", "p")}
+    found = identifier(evidence, twins).identify(Evidence(features))
+    assert found.options == ("p", "q")
+    np.testing.assert_allclose(found.log_shares, np.log(0.5), atol=1e-9)
+    assert np.abs(found.log_shares[:, 0] - found.log_shares[:, 1]).max() == 0.0
+    assert (found.closed == 0).all()
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2])
+def test_a_share_of_the_learned_images_may_be_refused(share: float) -> None:
+    known = identifier()
+    threshold = known.refusal_threshold(share)
+    assert threshold is not None
+    seen = np.concatenate([known.identify(Evidence(IMAGES[t])).novelty for t in TASKS])
+    assert (seen > threshold).mean() == pytest.approx(share, abs=0.05)
+    assert identifier(known={}).refusal_threshold(share) is None
+
+
+def test_confidence_rises_with_novelty() -> None:
+    found = identifier().identify(Evidence(np.concatenate(list(IMAGES.values()))))
+    order = np.argsort(found.novelty)
+    assert (np.diff(found.log_odds[order]) >= 0).all()
+    np.testing.assert_allclose(found.unseen, 1 / (1 + np.exp(-found.log_odds)))
+    assert found.unseen[order[0]] < 0.1 and found.unseen[order[-1]] > 0.9
+    assert sigmoid(np.array([-1e9, 0.0, 1e9])).tolist() == [0.0, 0.5, 1.0], "no overflow"
 
 
 def test_many_classes_are_no_advantage() -> None:
     """Log-mean-exp: a mirrored task whose classes come ten times over draws mirrored shares."""
-    settings = IdentifierSettings(name="prototype", signature="class_means")
-    known = build_identifier(settings, Background(np.zeros(WIDTH), 4.0 * np.eye(WIDTH)))
-    few, labels = draw(0, 60, 0)
+    few, labels = draw("a", 20)
     copies = np.concatenate([labels + CLASSES * copy for copy in range(10)])
-    known.learn("few", Signature.of(few, labels), few)
-    known.learn("many", Signature.of(-np.tile(few, (10, 1)), copies), -few)
+    known = identifier(
+        "class_means",
+        {
+            "few": record("few", few, labels, CLASSES),
+            "many": record("many", -np.tile(few, (10, 1)), copies, 10 * CLASSES),
+        },
+    )
     probe = np.random.default_rng(0).normal(size=(200, WIDTH)).astype(np.float32)
-    shares = known.identify(Evidence(probe)).shares[:, 0]
-    np.testing.assert_allclose(known.identify(Evidence(-probe)).shares[:, 1], shares, atol=1e-9)
-    assert shares.std() > 0.1
+    shares = known.identify(Evidence(probe)).log_shares[:, 0]
+    mirrored = known.identify(Evidence(-probe)).log_shares[:, 1]
+    np.testing.assert_allclose(mirrored, shares, atol=1e-6)
+    assert np.exp(shares).std() > 0.1
 
 
-def test_gaussian_shares_and_unseen_scores_are_the_formulas() -> None:
-    known = identifier()
-    calibrations = learn(known, range(4))
-    signatures = [Signature.of(*draw(task, 400, 0)) for task in range(4)]
-    features = np.concatenate([draw(t, 5, 8)[0] for t in range(6)]).astype(np.float64)
-    found = known.identify(Evidence(features))
-    shrinkage, weight = known.settings.shrinkage, known.settings.background_weight
-
-    def distances(covariance: np.ndarray, centre: np.ndarray) -> np.ndarray:
-        x = features - centre
-        return np.einsum("bf,fg,bg->b", x, np.linalg.inv(shrunk(covariance, shrinkage)), x)
-
-    pooled = sum(s.covariance for s in signatures) / 4
-    scores = np.stack([-0.5 * distances(pooled, s.mean) for s in signatures], axis=1)
-    temperatures = [c["temperature"] for c in calibrations[1:]]
-    scores /= np.exp(np.mean(np.log(temperatures)))
-    expected = np.exp(scores - scores.max(axis=1, keepdims=True))
-    expected /= expected.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(found.shares, expected, atol=1e-9)
-
-    zero = known.background
-    within = sum(s.within for s in signatures) + weight * zero.covariance
-    within = within / (4 + weight)
-    nearest = np.min([distances(within, m) for s in signatures for m in s.means], axis=0)
-    relative = nearest - distances(zero.covariance, zero.mean)
-    np.testing.assert_allclose(found.unseen_score, relative, atol=1e-8)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("evidence", EVIDENCE)
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("counts", [(1, 1, 1), (1,), (0, 5, 1), (40, 40, 40)])
+def test_few_images_are_enough_for_an_answer(
+    evidence: str, tasks: int, counts: tuple[int, ...]
+) -> None:
+    known = {}
+    for name in TASKS[:tasks]:
+        features, labels = data(name, counts, apart=1.5)
+        known[name] = record(name, features, labels, len(counts))
+    found = identifier(evidence, known).identify(Evidence(np.concatenate(list(IMAGES.values()))))
+    for array in (found.log_shares, found.novelty, found.log_odds):
+        assert np.isfinite(array).all()
+    np.testing.assert_allclose(np.exp(found.log_shares).sum(axis=1), 1.0)
 
 
-def test_a_task_is_learned_once() -> None:
-    known = identifier()
-    learn(known, range(2))
-    with pytest.raises(ValueError, match="known already"):
-        learn(known, range(1))
-    assert known.tasks == ("t0", "t1")
-    assert known.numbers() == 2 * (CLASSES + CLASSES * WIDTH + WIDTH * (WIDTH + 1) // 2)
+@pytest.mark.parametrize("name", identifiers.known())
+def test_nothing_learned_is_new_for_sure(name: str) -> None:
+    found = build_identifier(IdentifierSettings(name=name), BASIS)
+    for _ in range(2):
+        said = found.alone.identify(Evidence(IMAGES["a"][:5]))
+        assert said.options == found.tasks == () and said.closed.tolist() == [-1] * 5
+        assert said.log_shares.shape == (5, 0) and (said.log_odds == CERTAIN).all()
+        assert (said.unseen == 1.0).all()
+        found.know({})
 
 
-def test_a_restart_decides_alike() -> None:
-    known, again = identifier(), identifier()
-    calibrations = learn(known, range(3))
-    for task, calibration in enumerate(calibrations):
-        again.restore(f"t{task}", Signature.of(*draw(task, 400, 0)), calibration)
-    features = np.concatenate([draw(t, 50, 4)[0] for t in range(6)])
-    a, b = known.identify(Evidence(features)), again.identify(Evidence(features))
-    assert np.array_equal(a.probabilities, b.probabilities) and np.array_equal(a.chosen, b.chosen)
+def test_an_identifier_is_one_file_here_and_one_in_conf() -> None:
+    assert set(identifiers.known()) == set(known_options("identifier"))
+    with pytest.raises(UserError, match=r"identifier\.name=psychic: unknown; choose one of casc"):
+        build_identifier(IdentifierSettings(name="psychic"), BASIS)
+
+
+def test_a_record_without_statistics_is_refused() -> None:
+    bare = TaskRecord("a", ("x",), ("{}",), {}, {})
+    with pytest.raises(ValueError, match="task 'a' has no statistics"):
+        identifier(known={"a": bare})
 
 
 def test_the_oracle_knows() -> None:
-    settings = IdentifierSettings(name="oracle")
-    oracle = build_identifier(settings, Background(np.zeros(2), np.eye(2)))
-    for task in ("a", "b"):
-        oracle.learn(task, Signature.of(np.ones((3, 2)), np.zeros(3, int)), np.ones((1, 2)))
+    oracle = build_identifier(IdentifierSettings(name="oracle"), BASIS)
+    oracle.know({name: RECORDS[name] for name in "ba"})
+    assert oracle.tasks == ("a", "b") and oracle.refusal_threshold(0.1) is None
     found = oracle.identify(Evidence(np.zeros((3, 2)), "b"))
-    assert found.chosen.tolist() == [1, 1, 1]
-    assert found.probabilities.tolist() == [[0.0, 1.0, 0.0]] * 3
-    found = oracle.identify(Evidence(np.zeros((3, 2)), "unseen"))
-    assert (
-        found.chosen.tolist() == [-1, -1, -1] and found.probabilities[:, -1].tolist() == [1.0] * 3
-    )
-    oracle.forget("a")
-    assert oracle.tasks == ("b",) and oracle.threshold is None
+    assert found.closed.tolist() == [1, 1, 1] and found.unseen.tolist() == [0.0] * 3
+    assert np.exp(found.log_shares).tolist() == [[0.0, 1.0]] * 3
+    strange = oracle.identify(Evidence(np.zeros((3, 2)), "unseen"))
+    assert strange.unseen.tolist() == [1.0] * 3
+    assert not np.exp(strange.log_shares).any(), "of an unseen task no group has a say"
 
 
-def test_unknown_identifiers_are_refused() -> None:
-    with pytest.raises(UserError, match=r"'psychic' is unknown; choose one of cascade, mllm, o"):
-        build_identifier(IdentifierSettings(name="psychic"), Background(np.zeros(2), np.eye(2)))
+# -- the basis -----------------------------------------------------------------------------------
+
+
+def test_distances_are_whitened_cosines_of_means() -> None:
+    a, b, c = (RECORDS[name].sums for name in "abc")
+    assert a is not None and b is not None and c is not None
+    inverse = np.linalg.inv(BASIS.target)
+
+    def cosine(x: Sums, y: Sums) -> float:
+        dots = [u.mean @ inverse @ v.mean for u, v in ((x, y), (x, x), (y, y))]
+        return 1.0 - dots[0] / np.sqrt(dots[1] * dots[2])
+
+    assert task_distance(a, a, BASIS) == pytest.approx(0.0, abs=1e-12)
+    for x, y in ((a, b), (b, a), (a, c)):
+        assert task_distance(x, y, BASIS) == pytest.approx(cosine(x, y), abs=1e-9)
+    nothing = Sums(np.zeros(1), np.zeros((1, WIDTH)), np.zeros_like(a.scatter))
+    assert task_distance(a, nothing, BASIS) == 1.0, "a mean at the background's is near to nobody"
+
+
+def test_depths_and_their_place_in_the_trunk() -> None:
+    assert depths(12, "all", 6) == (3, 6, 9)
+    assert depths(12, "trunk", 6) == (3, 6)
+    assert depths(12, "final", 6) == ()
+    assert depths(12, "all", 0) == (3, 6, 9)
+    with pytest.raises(
+        UserError, match=r"identifier\.depths=trunk.*experts\.first_block \(now 0\)"
+    ):
+        depths(12, "trunk", 0)
+
+
+def test_a_stored_record_decides_alike() -> None:
+    """What is stored of a task decides as what was learned did."""
+    stored = {}
+    for name, one in RECORDS.items():
+        arrays = one.identity()
+        sums, rows = Sums.load(_below(arrays, "sums/")), _below(arrays, "rows/")
+        plain = {"sums": sums, "rows": CalibrationRows.load(rows)}
+        stored[name] = TaskRecord(name, one.classes, one.templates, {}, {}, **plain)
+    images = Evidence(np.concatenate(list(IMAGES.values())))
+    assert same(identifier(known=stored).identify(images), identifier().identify(images))
+
+
+def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

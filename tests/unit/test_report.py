@@ -17,9 +17,11 @@ from rich.console import Console
 from pipeline.evaluation import cost
 from pipeline.evaluation import report as reporting
 from pipeline.evaluation.console import summary
+from pipeline.evaluation.protocol import SETTINGS
+from pipeline.records import GroupRecord
 from pipeline.store import RunFolder
 from tests.unit import synthetic_run
-from tests.unit.synthetic_run import IMAGES, LEARNED, TASKS, write_run
+from tests.unit.synthetic_run import IMAGES, LEARNED, TASKS, ZERO_SHOT, write_run
 
 
 def _exact(percent: float, images: int) -> float:
@@ -39,7 +41,7 @@ def test_complete_run(finished: RunFolder) -> None:
     report = reporting.write_report(finished, pictures=False)
     assert report == finished.folder.read_json("report.json")
     jsonschema.validate(report, reporting.schema())
-    assert (report["status"], report["setting"]) == ("complete", "MTIL, identified")
+    assert (report["status"], report["setting"]) == ("complete", "task identified")
     assert report["tasks"] == list(TASKS) and report["images"] == list(IMAGES)
     matrix = np.array(report["matrix"])
     expected = [
@@ -59,6 +61,52 @@ def test_complete_run(finished: RunFolder) -> None:
     assert report["last_oracle"] > report["last"]
 
 
+def test_every_setting_has_its_figures(finished: RunFolder) -> None:
+    report = reporting.build_report(finished)
+    settings = report["settings"]
+    assert set(settings) == {*SETTINGS, "cil"} and settings["cil"] is None
+    assert settings["mtil_given"]["matrix"] == report["matrix_oracle"]
+    assert settings["mtil_identified"]["matrix"] == report["matrix"]
+    for name in SETTINGS:
+        found, harder = settings[name], synthetic_run.HARDER[name]
+        frozen = [_exact(p - harder, n) for p, n in zip(ZERO_SHOT, IMAGES, strict=True)]
+        assert found["zero_shot"] == pytest.approx(frozen, abs=1e-3)
+        debiased = [_exact(p - harder + 1, n) for p, n in zip(ZERO_SHOT, IMAGES, strict=True)]
+        assert found["zero_shot_debiased"] == pytest.approx(debiased, abs=1e-3)
+        matrix = np.array(found["matrix"])
+        assert found["last"] == pytest.approx(matrix[-1].mean(), abs=1e-3)
+        assert found["average"] == pytest.approx(matrix.mean(), abs=1e-3)
+        for key, low, high in (("last", *found["intervals"]["last"]),
+                               ("average", *found["intervals"]["average"])):  # fmt: skip
+            assert low < found[key] < high and high - low < 15
+        assert found["seen_acceptance"] == [98.0, 97.0, 96.0, None]
+    assert settings["xtail"]["last"] < settings["xtail_merged"]["last"] < report["last"]
+
+
+def test_a_stage_that_was_refined_counts_once(tmp_path: Path) -> None:
+    """The closed form's folder stays beside that of the group: only the newest is the stage's."""
+    run = write_run(tmp_path / "run")
+    before = reporting.build_report(run)
+    old = GroupRecord.read(run, run.groups.list()[1])
+    (task,) = old.tasks
+    facts = {"group": {"kept": True, "gain": [0.2, 0.05], "fold": {"head": 70.0, "both": 75.0}}}
+    new = dataclasses.replace(
+        old, tasks=(dataclasses.replace(task, facts=facts),), parameters=99_000
+    ).write(run.groups, beside=True)
+    assert new.ref is not None and len(run.groups.list()) == 5
+    assert reporting.build_report(run)["parameters"] == before["parameters"], "nobody said so yet"
+    run.journal.append("refined", stage=1, task="dtd", sha256=new.ref.sha256, seconds={"fit": 3.0})
+    report = reporting.write_report(run, pictures=False)
+    assert [g["sha256"] == new.ref.sha256 for g in report["groups"]] == [False, True, False, False]
+    assert report["parameters"]["per_group"] == [70_000, 99_000, 70_020, 70_030]
+    assert report["parameters"]["identifier"] == before["parameters"]["identifier"]
+    of_task = report["per_task"]["dtd"]
+    assert of_task["group_kept"] is True and of_task["gain"] == [0.2, 0.05]
+    assert of_task["seconds"] == {"features": 0.5, "head": 0.25, "group": 3.0}
+    assert report["per_task"]["aid"]["group_kept"] is None
+    assert list(run.completed_stages()) == [0, 1, 2, 3]
+
+
 def test_intervals_hold_the_difference_they_are_about(finished: RunFolder) -> None:
     report = reporting.build_report(finished)
     gap = report["intervals"]["transfer_minus_zero_shot"]
@@ -73,14 +121,16 @@ def test_intervals_hold_the_difference_they_are_about(finished: RunFolder) -> No
 def test_identifier_parameters_bytes_and_lineage(finished: RunFolder) -> None:
     report = reporting.build_report(finished)
     assert report["identifier"]["options"] == [*TASKS, "none"]
-    assert report["identifier"]["seen_acceptance"] == [98.0, 97.0, 96.0, 95.0]
+    assert report["identifier"]["seen_acceptance"] == [98.0, 97.0, 96.0, None]
+    assert report["identifier"]["calibration_error"] == [2.5] * 4
     assert report["identifier"]["unseen_auroc"] == [97.5, 97.5, 97.5, None]
     assert [sum(row) for row in report["identifier"]["confusion"]] == list(IMAGES)
     parameters = report["parameters"]
     assert parameters["per_group"] == [70_000, 70_010, 70_020, 70_030]
-    assert parameters["identifier"] == 20_000 and parameters["backbone"] == 8_000_000
-    assert parameters["total"] == sum(parameters["per_group"]) + 20_000
     refs = finished.groups.list()
+    kept = sum(GroupRecord.read(finished, ref).tasks[0].numbers for ref in refs)
+    assert parameters["identifier"] == kept > 0 and parameters["backbone"] == 8_000_000
+    assert parameters["total"] == sum(parameters["per_group"]) + kept
     sizes = [len(finished.groups.read(ref, "group.safetensors")) for ref in refs]
     assert report["bytes"]["per_group"] == sizes
     assert [group["sha256"] for group in report["groups"]] == [ref.sha256 for ref in refs]
@@ -119,6 +169,7 @@ def test_partial_run_is_null_where_nothing_was_measured(tmp_path: Path) -> None:
     assert report["last"] == pytest.approx(np.mean(report["matrix"][1]), abs=1e-3)
     assert report["finetune"] is None and report["upper_bound"] is None
     assert report["identifier"]["seen_acceptance"] == [98.0, 97.0, None, None]
+    assert report["settings"]["xtail"]["matrix"][3] == [None] * 4
     assert len(report["groups"]) == 2
     first = reporting.build_report(write_run(tmp_path / "first", stages=1))
     assert first["forgetting"] is None and first["bwt"] is None and first["transfer"] is not None
@@ -135,11 +186,14 @@ def test_nothing_measured_yet_still_reports(tmp_path: Path) -> None:
 def test_run_without_identifier_and_with_given_ids(tmp_path: Path) -> None:
     alone = write_run(tmp_path / "a", method="finetune", identifier=None)
     report = reporting.write_report(alone)
-    assert report["identifier"] is None and report["setting"] == "MTIL, one model for all tasks"
+    assert report["identifier"] is None and report["setting"] == "one model for all tasks"
     given = reporting.build_report(write_run(tmp_path / "b", identifier="oracle"))
-    assert given["setting"] == "MTIL, given id"
+    assert given["setting"] == "task given"
     bound = write_run(tmp_path / "c", method="lora_per_task", identifier=None)
-    assert reporting.build_report(bound)["setting"] == "MTIL, given id"
+    report = reporting.build_report(bound)
+    assert report["setting"] == "task given"
+    assert report["matrix"] == report["matrix_oracle"] == report["settings"]["mtil_given"]["matrix"]
+    assert report["settings"]["mtil_identified"] is report["settings"]["xtail"] is None
 
 
 def test_appended_task_leaves_old_cells_null(tmp_path: Path) -> None:
@@ -167,9 +221,11 @@ def test_reference_that_lacks_a_task_is_not_compared(tmp_path: Path) -> None:
 def test_tables_hold_every_measurement(finished: RunFolder) -> None:
     report = reporting.write_report(finished, pictures=False)
     matrix = pq.read_table(io.BytesIO(finished.folder.read("matrix.parquet"))).to_pylist()
-    assert len(matrix) == 4 + 2 * 16
+    assert len(matrix) == 4 + len(SETTINGS) * 16
+    assert {row["setting"] for row in matrix} == {*SETTINGS, "zero_shot"}
     cells = {(row["setting"], row["stage"], row["task"]): row["accuracy"] for row in matrix}
-    assert cells["identified", 2, "mnist"] == report["matrix"][2][3]
+    assert cells["mtil_identified", 2, "mnist"] == report["matrix"][2][3]
+    assert cells["xtail", 2, "mnist"] == report["settings"]["xtail"]["matrix"][2][3]
     assert cells["zero_shot", -1, "aid"] == report["zero_shot"][0]
     confusion = pq.read_table(io.BytesIO(finished.folder.read("confusion.parquet"))).to_pylist()
     last = [r for r in confusion if r["stage"] == 3 and not r["closed"] and r["task"] == "dtd"]
@@ -200,7 +256,7 @@ def test_summary_shows_matrix_and_references(finished: RunFolder) -> None:
     text = console.export_text()
     for expected in ("zero-shot", "fine-tuning", "upper bound", "3 mnist", "Transfer/Average/Last"):
         assert expected in text
-    assert "seen-acceptance 95.0" in text
+    assert "seen-acceptance 96.0" in text
 
 
 def _page(run: RunFolder) -> str:

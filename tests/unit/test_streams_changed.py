@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from pipeline.streams.card import data_card
 
 from actors.preflight import check_data
 from pipeline.config import load
 from pipeline.errors import UserError
+from pipeline.fitting import task_record
 from pipeline.model.tokens import tokenizer_of
 from pipeline.settings import BackboneSettings
 from pipeline.store import RunFolder
@@ -33,7 +33,8 @@ def prepared(root: Path) -> list[PreparedDomain]:
 
 
 def card(*domains: PreparedDomain) -> dict[str, Any]:
-    return {"name": domains[0].name, **data_card(domains)}
+    """What a stage's task.json says of its data."""
+    return {"name": domains[0].name, "tasks": [task_record(d).card() for d in domains]}
 
 
 def test_data_as_it_was_learned_is_taken(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_run_is_asked_before_it_learns(tmp_path: Path) -> None:
     folder = parquet_domain(tmp_path / "data", "flowers")
     domains = prepared(tmp_path)
     run = RunFolder(tmp_path / "run")
-    told = json.dumps({**card(*domains), "neighbours": []}).encode()
+    told = json.dumps({**card(*domains), "schema": 2, "neighbours": []}).encode()
     files = {"group.safetensors": b"x", "task.json": told}
     settings = load(["method=trge"])
     with run.lock():

@@ -181,7 +181,10 @@ def test_empty_split_is_refused(tmp_path: Path) -> None:
         ({"order": ["a", "nope"]}, r"stream\.order: no domain 'nope'; known are a, b"),
         ({"order": ["a", "b", "a"]}, r"stream\.order: 'a' is listed twice"),
         ({"order": []}, r"stream\.order: is empty"),
-        ({"reader": "carrier-pigeon"}, r"stream\.reader: no reader 'carrier-pigeon'; known are .*"),
+        (
+            {"reader": "carrier-pigeon"},
+            r"stream\.reader=carrier-pigeon: unknown; choose one of folder, .*",
+        ),
         ({"options": {"colour": 1}}, r"stream\.options\.colour: unknown option"),
         ({"options": {"image": 3}}, r"stream\.options\.image: 3 is not a str"),
     ],
