@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.errors import UserError
 from pipeline.streams.cache import PreparedDomain
-from pipeline.streams.folds import stratified_fold
+from pipeline.streams.folds import check_held_out, stratified_fold
 from pipeline.streams.table import ImageTable
 
 log = logging.getLogger(__name__)
@@ -42,12 +41,7 @@ def check_coverage(
         if not holds_out:
             continue
         rows, held = stratified_fold(labels["train"], held_out, seed, domain.name)
-        if not len(held):
-            raise UserError(
-                f"{domain.name}: {len(rows)} training images, one a class at most, leave none to "
-                "hold out for early stopping; give two images of some class or more, or choose a "
-                "method that learns from one"
-            )
+        check_held_out(domain.name, rows, held)
 
 
 def _name_lacking(domain: PreparedDomain, labels: Mapping[str, np.ndarray]) -> None:

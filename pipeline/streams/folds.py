@@ -6,6 +6,27 @@ import hashlib
 
 import numpy as np
 
+from pipeline.errors import UserError
+
+
+def check_held_out(name: str, rows: np.ndarray, held: np.ndarray) -> None:
+    """Refuse to train where nothing is left to judge by.
+
+    Args:
+        name: of the domain.
+        rows: indices to train on.
+        held: held-out indices.
+
+    Raises:
+        UserError: there are none of the latter.
+    """
+    if not len(held):
+        raise UserError(
+            f"{name}: {len(rows)} training images, one a class at most, leave none to hold out for"
+            " early stopping; give two images of some class or more, or choose a method that"
+            " learns from one, as method=gda_per_task"
+        )
+
 
 def stratified_fold(
     labels: np.ndarray, fraction: float, seed: int, name: str

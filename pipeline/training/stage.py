@@ -29,6 +29,7 @@ from pipeline.settings import Settings
 from pipeline.store import GroupRef, RunFolder, names
 from pipeline.store.tensors import dump, load
 from pipeline.streams import DenseTable, ImageTable, PreparedDomain, Stage, stratified_fold
+from pipeline.streams.folds import check_held_out
 from pipeline.training.dense import DenseObjective, dense_folds, dense_objectives
 from pipeline.training.loop import TrainingState, held_out, planned_steps, train
 from pipeline.training.objectives import (
@@ -249,6 +250,7 @@ def _classification(
 ) -> Classification:
     settings, backbone = spec.settings, method.backbone
     table, rows, held = _folds(spec, domain)
+    check_held_out(domain.name, rows, held)
     mine = rows[rank::world]
     views = Views(settings.training, settings.seed, domain.name, len(table))
     first_image, first_text = method.first_blocks

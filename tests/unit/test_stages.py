@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
 from pipeline.evaluation.report import build_report, write_report
-from pipeline.methods.base import Neighbour, StageContext, build_method
+from pipeline.methods import Function, Neighbour, StageContext, build_method
 from pipeline.methods.trge import GroupAdapter, Trge
 from pipeline.model.watch import Watch, mutual_information
+from pipeline.records import GroupRecord
 from pipeline.settings import StreamSettings
 from pipeline.store import Folder, RunFolder, sha256
 from pipeline.store.tensors import dump, load
@@ -33,6 +33,7 @@ from tests.unit.tiny_run import (
     learn_stream,
     make_learner,
     make_world,
+    open_run,
     run_settings,
     stage_spec,
 )
@@ -150,7 +151,8 @@ def test_a_watch_sums_by_task_and_workers_add_up() -> None:
 
 
 def _joint(name: str = "trge_ase", **experts: Any) -> tuple[Trge, GroupAdapter]:
-    method = build_method(tiny_backbone(), settings(method={"name": name}, experts=ASE | experts))
+    chosen = settings(method={"name": name}, experts=ASE | experts)
+    method = build_method(chosen, None, tiny_backbone())
     assert isinstance(method, Trge)
     adapter = method.adapter(StageContext(0, "a+b+c", (), ("a", "b", "c")))
     return method, adapter
@@ -190,15 +192,16 @@ def test_each_task_has_its_own_routers_and_answers_alike_installed(level: str, i
     for parameter in later.influence.values():
         parameter.fill_(0.5)
     method.install("d", load(dump(later.export())))
+    own = {task: Function(task, task) for task in "abcd"}
     for number, task in enumerate("abc"):
-        assert torch.allclose(method.image_features(x, [task] * 6), alone[number], atol=1e-6)
-        u = method.class_features(CLASSES, TEMPLATES, task)
+        assert torch.allclose(method.image_features(x, [own[task]] * 6), alone[number], atol=1e-6)
+        u = method.class_features(CLASSES, TEMPLATES, own[task])
         assert torch.allclose(u, adapter.text(*text, number), atol=1e-5)
-    assert torch.allclose(method.image_features(x, ["d"] * 6), later.image(x), atol=1e-6)
-    tasks = ["b", None, "d", "a", "c", "b"]
-    got = method.image_features(x, tasks)
-    for row, name in enumerate(tasks):
-        expected = method.image_features(x, [name] * 6)[row]
+    assert torch.allclose(method.image_features(x, [own["d"]] * 6), later.image(x), atol=1e-6)
+    functions = [own[task] for task in "bcdacb"]
+    got = method.image_features(x, functions)
+    for row, function in enumerate(functions):
+        expected = method.image_features(x, [function] * 6)[row]
         assert torch.allclose(got[row], expected, atol=1e-5)
     assert torch.equal(method.class_features(CLASSES, TEMPLATES, None), _frozen(method))
 
@@ -251,7 +254,7 @@ def test_resumed_equals_uninterrupted(world: World, tmp_path: Path, weighting: s
     torch.manual_seed(99)
     resumed = learn(checkpoints.restore(Folder(folder)))
     assert sha256(dump(resumed.group)) == sha256(dump(whole.group))
-    assert set(whole.classes) == {f"classes/{d.name}" for d in world.domains}
+    assert set(whole.classes) == {d.name for d in world.domains}
     assert set(whole.facts["temperatures"]) == {d.name for d in world.domains}
     assert {0.0 < point["shared_gate"] < 1.0 for point in whole.facts["curve"]} == {True}
     experts = whole.facts["experts"]
@@ -286,39 +289,26 @@ def mixed(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFo
         stream={"reader": "parquet", "stages": [["apples", "boats"], ["cats"]]},
     )
     run = RunFolder(tmp_path_factory.mktemp("runs") / "mixed")
-    _open(run, chosen, world)
+    open_run(world, run, chosen)
     learn_stream(make_learner(world, run, chosen))
     return run, chosen
-
-
-def _open(run: RunFolder, chosen: Any, world: World) -> None:
-    tasks = [domain.name for domain in world.domains]
-    stages = make_learner(world, run, chosen).stages
-    with run.lock():
-        run.open_run(
-            chosen.model_dump(mode="json"),
-            {
-                "backbone": {"name": "tiny", "sha256": "f" * 64, "parameters": 7},
-                "stream": {"tasks": tasks, "stages": [list(stage.tasks) for stage in stages]},
-                "versions": {"torch": "2"},
-            },
-        )
 
 
 def test_a_run_of_stages(mixed: tuple[RunFolder, Any], world: World) -> None:
     run, chosen = mixed
     assert list(group_hashes(run)) == ["apples+boats", "cats"]
-    card = json.loads(run.groups.read(run.groups.list()[0], "task.json"))
-    assert [task["name"] for task in card["tasks"]] == ["apples", "boats"]
-    assert set(card["calibration"]) == {"apples", "boats"}
-    later = json.loads(run.groups.read(run.groups.list()[1], "task.json"))
-    assert {n["task"] for n in later["neighbours"]} <= {"apples", "boats"} and later["neighbours"]
+    first, later = (GroupRecord.read(run, ref) for ref in run.groups.list())
+    assert [task.name for task in first.tasks] == ["apples", "boats"]
+    for task in first.tasks:
+        assert task.sums is not None and task.sums.total == 44 and task.probe is not None
+        assert task.own_CF is not None and not np.allclose(task.own_CF, task.text_CF, atol=1e-3)
+    assert {n["task"] for n in later.neighbours} <= {"apples", "boats"} and later.neighbours
     records = [run.folder.read_json(f"evaluation/{i:03d}.json") for i in range(2)]
     assert [r["task"] for r in records] == ["apples+boats", "cats"]
     assert records[0]["identifier"]["options"] == ["apples", "boats", "none"]
-    oracle = [record["accuracy"]["oracle"] for record in records]
-    assert oracle[0][:2] == oracle[1][:2], "the second stage left the first alone"
-    assert np.mean(oracle[1]) > 60, "colours are learned"
+    given = [record["accuracy"]["mtil_given"] for record in records]
+    assert given[0][:2] == given[1][:2], "the second stage left the first alone"
+    assert np.mean(given[1]) > 60, "colours are learned"
 
     def never(spec: Any) -> Any:
         raise AssertionError("trained again")
@@ -352,22 +342,22 @@ def test_joint_training_against_single_tasks(world: World, tmp_path: Path) -> No
     parts = {"experts": ASE, "stream": {"reader": "parquet"}}
     chosen = run_settings(world, method={"name": "ase"}, **parts)
     run = RunFolder(tmp_path / "run")
-    _open(run, chosen, world)
+    open_run(world, run, chosen)
     (record,) = learn_stream(make_learner(world, run, chosen))
     assert record["task"] == "apples+boats+cats" and record["lambda"] == 0.0
     single = run_settings(world, method={"name": "lora_per_task"}, **parts)
     other = run.reference("lora_per_task")
-    _open(other, single, world)
     with run.lock():
+        open_run(world, other, single, locked=True)
         learner = make_learner(world, other, single)
         for stage in learner.restore():
             learner.learn(stage)
             last = learner.evaluate(stage)
     report = build_report(run)
-    ours, theirs = record["accuracy"]["oracle"], last["accuracy"]["oracle"]
+    ours, theirs = record["accuracy"]["mtil_given"], last["accuracy"]["mtil_given"]
     assert report["delta_m"] == pytest.approx(metrics.delta_m(ours, theirs, [False] * 3), abs=1e-3)
     assert report["baseline"]["method"] == "lora_per_task"
-    assert report["setting"] == "all tasks learned at once, identified"
+    assert report["setting"] == "all tasks learned at once, task identified"
     group = load(run.groups.read(run.groups.list()[0], GROUP))
     alone = load(other.groups.read(other.groups.list()[0], GROUP))
     assert group["image.A"].shape == alone["image.A"].shape, "groups of the same shape"
@@ -377,4 +367,4 @@ def test_a_run_goes_on_only_with_its_stages(mixed: tuple[RunFolder, Any], world:
     run, chosen = mixed
     other = chosen.model_copy(update={"stream": chosen.stream.model_copy(update={"stages": None})})
     with pytest.raises(UserError, match=r"learned \[\[apples, boats\], \[cats\]\] and is now"):
-        _open(run, other, world)
+        open_run(world, run, other)

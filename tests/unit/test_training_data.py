@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.methods import StageContext, build_method
+from pipeline.model.kernels import Kernels
 from pipeline.settings import TrainingSettings
 from pipeline.training.loop import learning_rate, planned_steps
-from pipeline.training.objectives import text_activations
+from pipeline.training.objectives import Classification, text_activations
 from pipeline.training.trunk import CACHE_DTYPE, TrunkCache, batch_rows, gather
 from pipeline.training.views import ASPECT, Views
-from tests.unit.tiny_clip import images, tiny_backbone
+from tests.unit.tiny_clip import images, settings, tiny_backbone
 
 PIXELS = images(70)
 
@@ -140,3 +142,21 @@ def test_prompts_enter_at_the_first_adapted_block() -> None:
         features = torch.nn.functional.normalize(rest, dim=-1)
         expected = backbone.encode_classes(["cat", "dog"], [template])
         assert torch.allclose(features, expected, atol=1e-6)
+
+
+@torch.no_grad()
+def test_class_scores_are_exact_in_a_step_of_half_precision() -> None:
+    """Features may be rounded, their products may not: `exp(s)` makes a hundredth a whole logit."""
+    backbone = tiny_backbone()
+    adapter = build_method(settings(), None, backbone).adapter(StageContext(0, "a"))
+    text = text_activations(backbone, 2, [f"thing {i}" for i in range(7)], ["a {}"])
+    held, labels = torch.zeros(1, 17, 48), torch.zeros(1, dtype=torch.int64)
+    task = Classification(_cache(1.0, np.arange(5)), labels, held, labels, text, backbone)
+    x_BLD = _cache(1.0, np.arange(5)).view(None).float()
+    with Kernels(precision="bf16").training():
+        v_BF, u_CF = adapter.image(x_BLD), adapter.text(*text[0])
+        got = task.predict(adapter, v_BF, 0, 0)
+        rounded = v_BF @ u_CF.T
+    assert got.dtype == torch.float32 and rounded.dtype == torch.bfloat16
+    exact = v_BF.double() @ u_CF.double().T
+    assert (got - exact).abs().max() < 1e-6 < 1e-4 < (rounded - exact).abs().max()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from pipeline.errors import IntegrityError
 from pipeline.store import Folder, sha256
 from pipeline.store.tensors import dump
+from pipeline.streams import PreparedDomain
 from pipeline.training import checkpoints, launch
 from pipeline.training.loop import TrainingState
 from pipeline.training.stage import Outcome, run_stage
@@ -92,11 +94,12 @@ def test_every_attempt_goes_on_from_the_last_complete_checkpoint(
     outcome = launch.train_stage(_attempt(world, tmp_path, settings, 3))
     assert sha256(dump(outcome.group)) == expected
     assert steps == [3, 6, 6, 8, 8, 8], "each attempt starts after the last checkpoint"
-    assert torch.equal(outcome.classes["classes"], whole.classes["classes"])
+    assert outcome.classes.keys() == {"apples"}
+    assert torch.equal(outcome.classes["apples"], whole.classes["apples"])
     assert {k: dump({k: v}) for k, v in outcome.probe.items()} == {
         k: dump({k: v}) for k, v in whole.probe.items()
     }
-    for fact in ("temperature", "held_out_accuracy", "best_step", "parameters", "neighbours"):
+    for fact in ("temperatures", "held_out_accuracy", "best_step", "parameters", "neighbours"):
         assert outcome.facts[fact] == whole.facts[fact]
 
 
@@ -107,18 +110,43 @@ def _attempt(world: World, run: Path, settings: Any, attempt: int) -> Any:
 
 def test_what_the_result_depends_on(world: World, tmp_path: Path) -> None:
     """The same settings give the same bytes; memory for the cache and checkpoints do not matter."""
-    expected, outcome = _uninterrupted(world, tmp_path / "a", _settings(world))
+    base = {"validate_every": 8}  # the last weights, so that every step counts
+    expected, outcome = _uninterrupted(world, tmp_path / "a", _settings(world, **base))
     same = [{}, {"cache_gib": 0.0}, {"checkpoint_every": 2}]
     for number, training in enumerate(same):
-        got, _ = _uninterrupted(world, tmp_path / f"same{number}", _settings(world, **training))
+        got, _ = _uninterrupted(
+            world, tmp_path / f"same{number}", _settings(world, **base, **training)
+        )
         assert got == expected, training
     other = [{"views": 1}, {"crop": (0.5, 0.7)}, {"learning_rate": 0.01}, {"label_smoothing": 0.0}]
     for number, training in enumerate(other):
-        got, _ = _uninterrupted(world, tmp_path / f"other{number}", _settings(world, **training))
+        got, _ = _uninterrupted(
+            world, tmp_path / f"other{number}", _settings(world, **base, **training)
+        )
         assert got != expected, training
-    seeded = _settings(world).model_copy(update={"seed": 1})
+    seeded = _settings(world, **base).model_copy(update={"seed": 1})
     assert _uninterrupted(world, tmp_path / "seed", seeded)[0] != expected
     assert outcome.facts["curve"][-1]["step"] == 8
+
+
+def test_a_group_depends_on_the_names_of_its_tasks_not_on_their_place(
+    world: World, tmp_path: Path
+) -> None:
+    settings = _settings(world, validate_every=8)
+    expected, whole = _uninterrupted(world, tmp_path / "first", settings)
+    spec = stage_spec(world, tmp_path / "later", settings)
+    later = launch.train_stage(replace(spec, stage=5))
+    assert sha256(dump(later.group)) == expected, "the same task as the sixth of a stream"
+    assert dump(later.probe) == dump(whole.probe) and dump(later.classes) == dump(whole.classes)
+    other = replace(spec, run=str(tmp_path / "other"), domains=(_renamed(world),))
+    assert other.seeding != spec.seeding == replace(spec, stage=5).seeding
+    assert sha256(dump(launch.train_stage(other).group)) != expected
+    both = (*spec.domains, _renamed(world))
+    assert len({replace(spec, domains=d).seeding for d in (both, both[::-1], spec.domains)}) == 3
+
+
+def _renamed(world: World) -> PreparedDomain:
+    return replace(world.domains[0], name="pears")
 
 
 def test_the_best_weights_are_kept_not_the_last(world: World, tmp_path: Path) -> None:
