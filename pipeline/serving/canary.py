@@ -82,9 +82,15 @@ def task_known(scores: np.ndarray) -> np.ndarray:
 
 
 def largest_change(scores: np.ndarray, reference: np.ndarray) -> float:
-    """Largest difference of two sets of log-probabilities; classes without scores do not count."""
+    """Largest difference of two sets of log-probabilities; classes without scores do not count.
+
+    Beyond -1 differences are relative: what is hopeless may have thousands, rounded accordingly.
+    """
     both = np.isfinite(scores) & np.isfinite(reference)
     differs = np.isfinite(scores) != np.isfinite(reference)
     if differs.any():
         return float("inf")
-    return float(np.abs(scores - reference)[both].max(initial=0.0))
+    size = np.maximum(1.0, np.maximum(np.abs(scores), np.abs(reference)))
+    with np.errstate(invalid="ignore"):
+        change = np.abs(scores - reference) / size
+    return float(change[both].max(initial=0.0))

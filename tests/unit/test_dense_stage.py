@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pipeline.serving.library import Library
 
 from actors.arguments import without_words
 from jobs.serve import bring_up
@@ -19,6 +18,8 @@ from pipeline.evaluation.report import write_report
 from pipeline.learner import stages_of
 from pipeline.model.backbone import load_backbone
 from pipeline.model.kernels import Kernels
+from pipeline.records import GroupRecord
+from pipeline.serving.model import check_served
 from pipeline.serving.pointer import Refused
 from pipeline.settings import ClusterSettings, Settings, StreamSettings
 from pipeline.store import Folder, RunFolder, sha256
@@ -89,7 +90,7 @@ def test_five_tasks_together_and_each_alone(world: World, tmp_path: Path) -> Non
         score = figures[name]
         assert (name, score["unit"], score["lower_is_better"]) == OWN[task]
         assert score["value"] is None or np.isfinite(score["value"])
-    assert record["identifier"] is None and record["accuracy"]["oracle"] == [None] * 5
+    assert record["identifier"] is None and record["accuracy"]["mtil_given"] == [None] * 5
     group = load(run.groups.read(run.groups.list()[0], GROUP))
     heads = {key.split("/")[1] for key in group if key.startswith("head/")}
     assert heads == set(OWN), "one head a task"
@@ -101,7 +102,10 @@ def test_five_tasks_together_and_each_alone(world: World, tmp_path: Path) -> Non
         t.numel() for t in group.values() if t.is_floating_point()
     )
     with pytest.raises(Refused, match=r"dense tasks \(edges, normals, .* classes are served"):
-        Library(run, load_backbone(chosen.backbone, "cpu", Kernels())).get(run.groups.list()[0])
+        check_served(
+            GroupRecord.read(run, run.groups.list()[0]),
+            load_backbone(chosen.backbone, "cpu", Kernels()),
+        )
     with pytest.raises(
         UserError, match=r"run_dir=.*: group 'edges\+.* was learned for dense tasks"
     ):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jobs import forget as job
+from jobs.synthetic import learned as records_of
 from pipeline.errors import UserError
 from pipeline.learned import Answer, Ask
 from pipeline.lifecycle import retest
@@ -148,9 +149,16 @@ def test_dependents_are_mixed_anew_and_measured(
     assert read_pointer(run).generation == 3
 
 
-def test_closed_forms_forget_as_if_the_domain_had_never_been(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "method",
+    [{"name": "gda_per_task"}, {"name": "archipelago", "options": {"group": "on"}}],
+    ids=lambda method: method["name"],
+)
+def test_what_borrows_nothing_forgets_as_if_the_domain_had_never_been(
+    method: dict[str, Any], world: World, tmp_path: Path
+) -> None:
     """Learned a, b, c, d and forgot b = learned d, c, a: to the bit, whatever is asked."""
-    method, gone = {"name": "gda_per_task"}, TASKS[1]
+    gone = TASKS[1]
     run = learned_run(world, tmp_path / "run", method=method)
     plan = forget_task(run.uri, gone, SERVING)
     assert plan.dependents == []
@@ -161,12 +169,14 @@ def test_closed_forms_forget_as_if_the_domain_had_never_been(world: World, tmp_p
     asks = [Ask(top_k=99), Ask(labels=(f"{TASKS[0]} 1", "car")), Ask(labels=("car", "bus"))]
     wishes = [asks[at % 3] for at in range(len(images))]
     answers = []
-    for each, manifest in ((run, plan.manifest), (never, len(others))):
-        point(each, manifest)
+    assert not [ref for ref in run.groups.list() if ref.name == gone]
+    for each in (run, never):
+        point(each, each.models.versions()[-1])
         answers.append(ServedModel(each.uri, SERVING, "cpu").classify(images, wishes)[1])
     for mine, other in zip(*answers, strict=True):
         assert dict(mine.classes) == dict(other.classes)
         assert replace(mine, classes=()) == replace(other, classes=())
+    assert {bool(group.tensors) for group in records_of(run)} == {method["name"] == "archipelago"}
 
 
 def test_dependents_are_learned_again_by_the_next_start(

@@ -6,15 +6,12 @@ fits it the better, the nearer its own mean is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pipeline.evaluation.engine import Engine, EngineSpec
-from pipeline.serving.consult import doubts_of, settle
 
 from jobs import identify
 from pipeline.evaluation.comparison import Candidate, Comparison
@@ -27,9 +24,11 @@ from pipeline.identifiers.description import Description
 from pipeline.identifiers.folds import Rule
 from pipeline.identifiers.places import Places, said
 from pipeline.identifiers.scorer import Scores
+from pipeline.learned.consult import doubts_of, settle
+from pipeline.learned.engine import Engine, EngineSpec
 from pipeline.learner import Learner
 from pipeline.model.kernels import Kernels
-from pipeline.redact import redacted
+from pipeline.records.group import read_card
 from pipeline.settings import IdentifierSettings, Settings
 from pipeline.store import RunFolder
 from tests.unit.tiny_run import (
@@ -37,9 +36,9 @@ from tests.unit.tiny_run import (
     World,
     group_hashes,
     learn_stream,
-    make_background,
     make_learner,
     make_world,
+    open_run,
     run_settings,
 )
 
@@ -86,12 +85,7 @@ def _settings(world: World, name: str, **more: Any) -> Settings:
 
 
 def _learner(world: World, run: RunFolder, settings: Settings, scorer: Colours | None) -> Learner:
-    facts = {
-        "backbone": {}, "stream": {"tasks": list(TASKS)}, "kernels": {}, "versions": {},
-        "tracking": {},
-    }  # fmt: skip
-    with run.lock():
-        run.open_run(redacted(settings), facts)
+    open_run(world, run, settings)
     if scorer is None:
         return make_learner(world, run, settings)
     looker = Looker(scorer, settings.identifier, settings.seed, run.folder.child("identifier"))
@@ -172,13 +166,13 @@ def test_the_report_says_who_identified_and_how_well(run: RunFolder) -> None:
 
 
 def test_task_files_hold_the_description_and_where_it_comes_from(run: RunFolder) -> None:
-    cards = [json.loads(run.groups.read(ref, "task.json")) for ref in run.groups.list()]
-    for card in cards:
-        description = card["description"]
+    tasks = [task for ref in run.groups.list() for task in read_card(run, ref)["tasks"]]
+    for task in tasks:
+        description = task["description"]
         assert set(description) == {"text", "prompt_version", "model", "seed", "samples", "by"}
         assert (description["by"], description["model"]) == ("mllm", "colours@0")
         assert len(description["samples"]) == 24 == len(set(description["samples"]))
-    assert len({card["description"]["text"] for card in cards}) == N
+    assert len({task["description"]["text"] for task in tasks}) == N
     traces = run.folder.read_json(f"identifier/traces/001-{TASKS[1]}.json")
     assert {trace["kind"] for trace in traces} == {"describe", "likelihood"}
     assert {trace["task"] for trace in traces} <= set(TASKS)
@@ -192,7 +186,7 @@ def test_an_interrupted_run_asks_nothing_twice(
     settings = _settings(world, "mllm")
     learn_stream(_learner(world, other, settings, first), stages=2)
     learn_stream(_learner(world, other, settings, again))
-    whole = [read_records(r).matrix("identified") for r in (run, other)]  # type: ignore[union-attr]
+    whole = [read_records(r).matrix("mtil_identified") for r in (run, other)]  # type: ignore[union-attr]
     np.testing.assert_array_equal(*whole)
     assert group_hashes(other) == group_hashes(run)
     held = sum(e["work"]["scorings"] for e in other.journal.events() if e["event"] == "described")
@@ -200,7 +194,7 @@ def test_an_interrupted_run_asks_nothing_twice(
     silent = Colours()
     learner = _learner(world, other, settings, silent)
     learner.restore()
-    learner.evaluator.stage(N - 1)
+    learner.evaluator.stage(N - 1, learner.state)
     assert silent.pairs == 0, "all scores are in the run folder"
 
 
@@ -218,7 +212,7 @@ def test_choice_asks_per_set_of_options_and_failures_fall_back(
     assert bias["images"] == answered and len(bias["by_place"]) == N + 1
     plain = _learn(world, tmp_path / "plain", "prototype")
     dead = _learn(world, tmp_path / "dead", "mllm", Colours(broken=1.1), scoring="generate")
-    matrices = [read_records(r).matrix("identified") for r in (plain, dead)]  # type: ignore[union-attr]
+    matrices = [read_records(r).matrix("mtil_identified") for r in (plain, dead)]  # type: ignore[union-attr]
     np.testing.assert_array_equal(*matrices, "without answers it is the signature's")
 
 
@@ -239,10 +233,14 @@ def test_the_cascade_asks_few_and_is_not_worse(
 def test_words_by_hand_are_used_and_recorded(world: World, tmp_path: Path) -> None:
     hand = {TASKS[1]: "1 2\n 3"}
     run = _learn(world, tmp_path / "run", "mllm", Colours(), descriptions=hand)
-    cards = {r.name: json.loads(run.groups.read(r, "task.json")) for r in run.groups.list()}
-    description = Description.load(cards[TASKS[1]]["description"])
+    told = {
+        task["name"]: task["description"]
+        for ref in run.groups.list()
+        for task in read_card(run, ref)["tasks"]
+    }
+    description = Description.load(told[TASKS[1]])
     assert description is not None and (description.by, description.text) == ("hand", "1 2 3")
-    assert description.samples == () and cards[TASKS[0]]["description"]["by"] == "mllm"
+    assert description.samples == () and told[TASKS[0]]["by"] == "mllm"
 
 
 @pytest.mark.parametrize("name", ["mllm", "cascade"])
@@ -252,55 +250,45 @@ def test_each_image_is_decided_alone_and_forgetting_is_exact(
     settings = _settings(world, name, share=1.0)
     first = _learner(world, RunFolder(tmp_path / "a"), settings, Colours())
     learn_stream(first)
-    evidence = first.evaluator.evidence(TASKS[2])
-    whole = first.identifier.identify(evidence)
-    assert evidence.shown is not None
-    read = evidence.shown.read
+    identifier, evidence = first.state.identifier, first.evaluator.evidence(TASKS[2])
+    assert identifier is not None and evidence.shown is not None
+    whole, read = identifier.identify(evidence), evidence.shown.read
     for row in (0, 5):
         shown = Shown(lambda at, row=row: read(at + row))  # unknown to the memory
-        alone = first.identifier.identify(
-            Evidence(evidence.features[row : row + 1], TASKS[2], shown)
-        )
-        np.testing.assert_allclose(alone.probabilities[0], whole.probabilities[row], atol=1e-5)
-    # Online the model is asked beside the pass, about images that signatures call a domain's.
-    if isinstance(first.identifier, Cascade):
-        fitted, first.identifier.rule = first.identifier.rule, Rule(2.0, 0.7)  # asks about all
-    inside = first.identifier.identify(evidence)
-    found = first.identifier.alone.identify(Evidence(evidence.features))
-    everywhere = np.arange(len(found.chosen))
-    seen = [doubt.row for doubt in doubts_of(first.identifier, found, everywhere)]
-    assert seen and set(seen) <= set(np.flatnonzero(found.chosen >= 0).tolist())
-    doubts = doubts_of(first.identifier, found, everywhere, groups=2)
+        alone = identifier.identify(Evidence(evidence.compact[row : row + 1], TASKS[2], shown))
+        np.testing.assert_allclose(alone.log_shares[0], whole.log_shares[row], atol=1e-4)
+        np.testing.assert_allclose(alone.log_odds[0], whole.log_odds[row], atol=1e-4)
+    # Online the model is asked beside the pass; how new an image is, is not its to say.
+    if isinstance(identifier, Cascade):
+        fitted, identifier.rule = identifier.rule, Rule(2.0, 0.7)  # asks about all
+    inside = identifier.identify(evidence)
+    found = identifier.alone.identify(Evidence(evidence.compact))
+    doubts = doubts_of(identifier, found, np.arange(len(found.novelty)))
     rows = [doubt.row for doubt in doubts]
-    assert rows == (seen if name == "cascade" else everywhere.tolist()), "none of these is no doubt"
+    if name == "mllm":
+        assert rows == list(range(len(found.novelty)))
+    else:
+        assert rows and set(rows) == set(np.flatnonzero(found.unseen <= 0.5).tolist())
     scores = Colours().score(read(np.array(rows)), doubts[0].texts, "likelihood", 0).values
     told = settle(doubts, np.concatenate([scores[:-1, :-1], np.full((1, N), np.nan)]))
-    for row, word in zip(rows[:-1], told, strict=False):
-        option = inside.chosen[row]
-        assert word.task == (inside.options[option] if option >= 0 else None)
-        assert word.confidence == pytest.approx(inside.probabilities[row, option], abs=1e-5)
-        if option < 0:
-            order = np.argsort(-inside.shares[row])[:2]
-            assert [task for task, _ in word.shares] == [inside.options[o] for o in order]
-            assert sum(share for _, share in word.shares) == pytest.approx(1.0)
-        else:
-            assert word.shares == ()
-    last = found.chosen[rows[-1]]
-    assert told[-1].task == (found.options[last] if last >= 0 else None), "no answer: signatures"
-    if isinstance(first.identifier, Cascade):
-        first.identifier.rule = fitted
-    first.identifier.forget(TASKS[1])
-    without = first.identifier.identify(evidence)
-    ref = {r.name: r for r in first.run.groups.list()}[TASKS[1]]
-    card = json.loads(first.run.groups.read(ref, "task.json"))
-    first.identifier.restore(
-        TASKS[1], first.signatures[TASKS[1]], card["calibration"]["identifier"],
-        Description.load(card["description"]),
-    )  # fmt: skip
-    first.identifier.forget(TASKS[1])
-    again = first.identifier.identify(evidence)
-    assert np.array_equal(again.probabilities, without.probabilities)
-    assert without.options == tuple(t for t in TASKS if t != TASKS[1])
+    for row, shares in zip(rows[:-1], told, strict=False):
+        assert [task for task, _ in shares] == list(inside.options)
+        np.testing.assert_allclose(
+            [share for _, share in shares], inside.log_shares[row], atol=1e-5
+        )
+    unasked = [share for _, share in told[-1]]
+    np.testing.assert_allclose(np.exp(unasked), np.exp(found.log_shares[rows[-1]]), atol=1e-5)
+    if isinstance(identifier, Cascade):
+        identifier.rule = fitted
+    rest = {task: r for task, r in first.state.records.items() if task != TASKS[1]}
+    identifier.know(rest)
+    without = identifier.identify(evidence)
+    identifier.know(first.state.records)
+    identifier.know(dict(reversed(rest.items())))
+    again = identifier.identify(evidence)
+    assert np.array_equal(again.log_shares, without.log_shares)
+    assert np.array_equal(again.log_odds, without.log_odds)
+    assert without.options == tuple(sorted(rest))
 
 
 def test_identifiers_side_by_side_are_what_runs_with_them_are(
@@ -311,7 +299,13 @@ def test_identifiers_side_by_side_are_what_runs_with_them_are(
     engine = Engine(EngineSpec(settings, run.uri, Kernels()))
     with run.lock():
         comparison = Comparison(
-            run, settings, world.domains, engine, make_background(engine), Colours()
+            run,
+            settings,
+            world.domains,
+            engine,
+            engine.basis,
+            engine.backbone.logit_scale,
+            Colours(),
         )
         assert comparison.read() == list(TASKS)
         rows = {
