@@ -62,7 +62,7 @@ class Basis:
         """
         if features_BS.shape[1] != len(self.mean):
             raise UserError(
-                f"backbone.background: the basis is for {len(self.mean)} signature features"
+                f"backbone.basis: the basis is for {len(self.mean)} signature features"
                 f" (depths {self.depths}), not {features_BS.shape[1]}; make one for this backbone"
                 " with jobs/basis.py"
             )
@@ -123,7 +123,7 @@ class Basis:
         missing = [name for name in names if name not in arrays]
         if missing:
             raise UserError(
-                f"backbone.background: this is no basis ({', '.join(missing)} missing); make one"
+                f"backbone.basis: this is no basis ({', '.join(missing)} missing); make one"
                 " with jobs/basis.py"
             )
         about = json.loads(arrays["about"].tobytes())
@@ -131,7 +131,7 @@ class Basis:
         basis = cls(mean, scale, projection, unpacked(triangle), frozen, **about)
         if not len(mean) == len(scale) == len(projection) or len(basis.covariance) != basis.width:
             raise UserError(
-                "backbone.background: the arrays of the basis do not fit together; make it anew"
+                "backbone.basis: the arrays of the basis do not fit together; make it anew"
                 " with jobs/basis.py"
             )
         return basis

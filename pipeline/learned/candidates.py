@@ -75,14 +75,16 @@ class Candidates:
 def match(
     asked: Sequence[Candidate] | None, records: Mapping[str, TaskRecord], task: str | None = None
 ) -> Candidates:
-    """Match candidates with what was learned.
+    """Match candidates with what was learned: domains in order of their names, so that the order
+    in which they were learned decides no tie.
 
     Args:
         asked: None = every class of every learned domain, or of the given one.
         records: learned domains.
         task: the domain, where it is given: classes of others are then unknown.
     """
-    searched = records if task is None else {k: v for k, v in records.items() if k == task}
+    wanted = sorted(records) if task is None else [task] if task in records else []
+    searched = {name: records[name] for name in wanted}
     if asked is None:
         pairs = [(Known(n, i), c) for n, r in searched.items() for i, c in enumerate(r.classes)]
         return _candidates([pair for pair, _ in pairs], [name for _, name in pairs], [], [], [])

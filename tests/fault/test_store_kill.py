@@ -39,6 +39,7 @@ with run.lock():
             continue
         run.journal.append("stage-started", stage=stage)
         group = {file: content(stage, file) for file in files}
+        group["task.json"] = b'{"tasks": [{"name": "t%d"}], "neighbours": []}' % stage
         done[stage] = run.groups.write(stage, f"t{stage}", group)
         manifest = run.models.publish(done.values())
         sha = done[stage].sha256
@@ -69,7 +70,8 @@ def test_nothing_torn_is_ever_seen(tmp_path: Path) -> None:
         listed = run.groups.list()
         for ref in listed:
             run.groups.verify(ref)
-            assert ref.sha256 == sha256(content(ref.stage, "group.safetensors"))
+            stored = run.groups.files(ref)["group.safetensors"]
+            assert stored == sha256(content(ref.stage, "group.safetensors"))
             assert run.groups.read(ref, "task.bin") == content(ref.stage, "task.bin")
         uncommitted += len(run.folder.list("groups/")) - len(listed)
         done = {stage: ref.sha256 for stage, ref in run.completed_stages().items()}

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline.serving.answer import Ask
-from pipeline.serving.consult import Doubt, settle
 
 from jobs import serve as job
 from jobs.ray_head import free_ports
 from pipeline.identifiers.scorer import build_scorer
+from pipeline.learned import Ask
+from pipeline.learned.consult import Doubt, settle
 from pipeline.serving.model import ServedModel
 from pipeline.settings import IdentifierSettings
 from pipeline.store import RunFolder
@@ -63,7 +62,7 @@ def url(local_ray: str, run: RunFolder) -> Iterator[str]:
 
 def test_the_pool_is_asked_over_http(url: str, run: RunFolder, served_world: World) -> None:
     model = ServedModel(run.uri, SERVING, "cpu")
-    images = test_images(served_world, TASKS[1], 6)
+    images = np.concatenate([test_images(served_world, task, 2) for task in TASKS])
     noise = np.random.default_rng(0).integers(0, 256, (2, *images.shape[1:]), dtype=np.uint8)
     images = np.concatenate([images, noise])
     doubts: list[Doubt] = []
@@ -73,12 +72,10 @@ def test_the_pool_is_asked_over_http(url: str, run: RunFolder, served_world: Wor
     scorer = build_scorer(model.settings.identifier)
     scores = scorer.score(images, doubts[0].texts, "likelihood", 0).values[:, :-1]
     told = settle(doubts, scores)
-    _, wanted, _ = model.classify(images, [Ask(task=t.task, shares=t.shares) for t in told])
-    seen = [word.task is not None for word in told]
-    assert any(seen) and not all(seen), "both kinds are there"
-    for kind in (True, False):
-        both = [i for i in range(len(images)) if seen[i] is kind]
-        assert any(alone[i].groups != wanted[i].groups for i in both), "it is heard"
+    _, wanted, _ = model.classify(images, [Ask(shares=shares) for shares in told])
+    assert any(a.task != b.task for a, b in zip(alone, wanted, strict=True)), "it is heard"
+    for a, b in zip(alone, wanted, strict=True):
+        assert a.unseen_probability == b.unseen_probability, "novelty is for the statistics"
 
     def png(at: int) -> str:
         file = io.BytesIO()
@@ -88,22 +85,19 @@ def test_the_pool_is_asked_over_http(url: str, run: RunFolder, served_world: Wor
     body = {"images": [png(at) for at in range(len(images))]}
     results: list[dict] = []
 
-    def groups(of: Sequence[Any]) -> list[list[str]]:
-        return [[name for name, _ in each.groups] for each in of]
-
     def asked() -> bool:
         status, answer = call(url, body)
         assert status == 200, "whether or not the pool is up"
         results[:] = answer["results"]
-        return [[g["task"] for g in r["groups"]] for r in results] == groups(wanted)
+        return [result["task"] for result in results] == [answer.task for answer in wanted]
 
     wait_until(asked, "the pool")
-    for result, word, answer in zip(results, told, wanted, strict=True):
+    for result, answer in zip(results, wanted, strict=True):
         assert result["milliseconds"]["consult"] > 0
-        assert (result["task"], result["unseen"]) == (word.task, word.task is None)
-        assert result["task_confidence"] == pytest.approx(word.confidence, abs=1e-3)
-        weights = [group["weight"] for group in result["groups"]]
-        np.testing.assert_allclose(weights, [w for _, w in answer.groups], atol=1e-3)
+        assert result["unseen"] == answer.unseen
+        assert result["task_confidence"] == pytest.approx(answer.task_confidence, abs=1e-3)
+        domains = {domain["task"]: domain["probability"] for domain in result["domains"]}
+        assert domains == pytest.approx(dict(answer.domains), abs=1e-3)
         best = result["classes"][0]
         assert (best["label"], best["probability"]) == (
             answer.classes[0][0], pytest.approx(answer.classes[0][1], abs=1e-3),

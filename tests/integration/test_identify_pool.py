@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import ray
-from pipeline.serving.consult import Doubt
 from ray import serve
 
 from actors.consult import SecondOpinion
 from actors.identify import IdentifierPool, PooledScorer
 from pipeline.identifiers import Identification, Looker, Shown
 from pipeline.identifiers.scorer import Scores, build_scorer
+from pipeline.learned.consult import Doubt, Shares
 from pipeline.settings import IdentifierSettings, IdentifyPoolSettings, Settings
 from tests.unit.tiny_clip import settings as tiny_settings
 from tests.unit.tiny_mllm import save_mllm
@@ -93,14 +93,20 @@ class Texts:
     def settled(
         self, found: Identification, rows: np.ndarray, scores: np.ndarray
     ) -> Identification:
-        return dataclasses.replace(found, chosen=scores.argmax(axis=1), probabilities=scores)
+        return dataclasses.replace(found, log_shares=scores)
+
+
+NOTHING = Identification(tuple(TEXTS), np.zeros((1, 3)), np.zeros(1), np.zeros(1))
+
+
+def likeliest(shares: Shares) -> str:
+    return max(shares, key=lambda pair: pair[1])[0]
 
 
 def test_online_nobody_waits_longer_than_the_deadline(
     pool: IdentifierPool, chosen: Settings
 ) -> None:
-    nothing = Identification(tuple(TEXTS), *[np.zeros((1, 3))] * 4)
-    doubts = [Doubt(row, Texts(), nothing) for row in range(4)]  # type: ignore[arg-type]
+    doubts = [Doubt(row, Texts(), NOTHING) for row in range(4)]  # type: ignore[arg-type]
     images = IMAGES[:4]
 
     async def ask() -> None:
@@ -108,9 +114,9 @@ def test_online_nobody_waits_longer_than_the_deadline(
         told = await patient(images, doubts)
         wanted = pool.scorer.score(images, TEXTS, "likelihood", 0).values[:, :-1]
         assert told is not None
-        assert [word.task for word in told] == [TEXTS[i] for i in wanted.argmax(axis=1)]
-        confidences = [word.confidence for word in told]
-        np.testing.assert_allclose(confidences, wanted.max(axis=1), atol=1e-3)
+        assert [likeliest(word) for word in told] == [TEXTS[i] for i in wanted.argmax(axis=1)]
+        found = [[share for _, share in word] for word in told]
+        np.testing.assert_allclose(found, wanted, atol=1e-3)
         hasty = SecondOpinion(chosen, 0.001)
         clock = time.monotonic()
         assert [await hasty(images, doubts) for _ in range(4)] == [None] * 4
@@ -132,8 +138,7 @@ def test_a_model_in_this_process_is_never_asked_twice_at_once(chosen: Settings) 
             "identifier": chosen.identifier.model_copy(update={"concurrency": 1}),
         }
     )
-    nothing = Identification(tuple(TEXTS), *[np.zeros((1, 3))] * 4)
-    doubts = [Doubt(0, Texts(), nothing)]  # type: ignore[arg-type]
+    doubts = [Doubt(0, Texts(), NOTHING)]  # type: ignore[arg-type]
 
     class Slow:
         remote, parallel, model = False, 1, "slow"
@@ -155,7 +160,7 @@ def test_a_model_in_this_process_is_never_asked_twice_at_once(chosen: Settings) 
         await asyncio.sleep(0.3)
         second._deadline_s = 5.0
         told = await second(IMAGES[:1], doubts)
-        assert told is not None and told[0].task == TEXTS[0]
+        assert told is not None and likeliest(told[0]) == TEXTS[0]
 
     asyncio.run(ask())
     assert (slow.begun, slow.most) == (2, 1), "the second one did not get its turn in time"

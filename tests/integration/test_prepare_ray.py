@@ -125,6 +125,7 @@ def test_a_row_that_kills_its_worker_is_quarantined(tmp_path: Path, local_ray: s
         "split": "train",
         "row": 3,
         "reason": "decoding it killed 2 workers",
+        "file": None,
     }
     names = sorted(path.name for path in Path(domain.tables["train"]).iterdir())
     assert names == ["00000.arrow", "COMPLETE"]

@@ -112,7 +112,7 @@ def test_sequence_run_and_children(synced: RunFolder) -> None:
     assert sequence.data.params["method.name"] == "trge"
     report = synced.folder.read_json("report.json")
     assert sequence.data.metrics["last"] == pytest.approx(report["last"])
-    history = client.get_metric_history(sequence.info.run_id, "identified/aid")
+    history = client.get_metric_history(sequence.info.run_id, "mtil_identified/aid")
     assert [round(point.value, 4) for point in sorted(history, key=lambda p: p.step)] == [
         row[0] for row in report["matrix"]
     ]
@@ -123,7 +123,7 @@ def test_sequence_run_and_children(synced: RunFolder) -> None:
         f"{i:03d}-{t}" for i, t in enumerate(TASKS)
     ]
     last = children[-1]
-    assert last.data.metrics["oracle/mnist"] == pytest.approx(
+    assert last.data.metrics["mtil_given/mnist"] == pytest.approx(
         report["matrix_oracle"][3][3], abs=1e-3
     )
     assert last.data.metrics["identifier/seen_acceptance"] == 95.0
@@ -155,7 +155,7 @@ def test_groups_are_models_with_data_and_parents(synced: RunFolder) -> None:
         digests = {
             entry.dataset.name: entry.dataset.digest for entry in child.inputs.dataset_inputs
         }
-        assert digests[f"{ref.name}/train"] == card["digests"]["train"][:36]
+        assert digests[f"{ref.name}/train"] == card["tasks"][0]["digests"]["train"][:36]
         previous = model
 
 
