@@ -9,20 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.evaluation.protocol import stream_pairs
 from pipeline.learned import Answer, Ask, LearnedModel
 from pipeline.learned import model as learned_model
-from pipeline.learned.answering import Question
+from pipeline.learned.answering import Answered, Question
 from pipeline.learned.candidates import Candidate, match
+from pipeline.lifecycle.forget import forget_task
 from pipeline.methods.base import log_softmax
 from pipeline.records import class_list
 from pipeline.serving.model import ServedModel
 from pipeline.store import RunFolder
 from tests.unit.tiny_run import TASKS, World, make_learner, open_run, run_settings
-from tests.unit.tiny_serving import SERVING, learned_run, point, test_images
+from tests.unit.tiny_serving import SERVING, copy_run, learned_run, point, test_images
 
 FAST = {"batch_size": 64}  # of evaluation: a domain's test images in one pass, as when asked here
 CLASSES = [f"{task} {number}" for task in TASKS for number in range(4)]
@@ -213,6 +215,9 @@ def test_equal_names_of_two_domains_add_up(model: LearnedModel, images: np.ndarr
     for answer in model.answer(images, candidates=pairs):
         assert sum(p for _, p in answer.classes) == pytest.approx(1.0)
         assert [name for name, _ in answer.classes].count("boats 1") == 1
+    held = np.log([[0.3, 0.2]]), np.log([[0.1, 0.4]])
+    added = Answered(*held, np.zeros(1), np.zeros((1, 2))).log_names(found)
+    np.testing.assert_allclose(np.exp(added), [[0.3 + 0.1, 0.2 + 0.4]])
 
 
 def test_a_given_domain_keeps_to_its_classes(model: LearnedModel, images: np.ndarray) -> None:
@@ -350,3 +355,25 @@ def test_what_is_measured_is_what_is_answered(
 def _in_order(answer: Answer, names: Sequence[str]) -> list[float]:
     found = dict(answer.classes)
     return [found[name] for name in names]
+
+
+@torch.no_grad()
+def test_class_features_that_a_record_holds_are_its_functions(
+    served_run: RunFolder, tmp_path: Path
+) -> None:
+    """Also those of a group that lost a neighbour, and with it the neighbour's text experts."""
+    whole = LearnedModel.open(served_run.uri)
+    lender = next(g.neighbours[0]["task"] for g in whole.state.groups if g.neighbours)
+    run = copy_run(served_run, tmp_path / "run")
+    forget_task(run.uri, lender, SERVING).finish(erase=False)
+    changed = 0
+    for model in (whole, LearnedModel.open(run.uri)):
+        for name, record in model.tasks.items():
+            assert record.own_CF is not None and record.text_CF is not None
+            for stored, function in ((record.own_CF, model.state.function(name)),
+                                     (record.text_CF, None)):  # fmt: skip
+                fresh = model.state.method.encode_list(record.listed, function).numpy()
+                np.testing.assert_allclose(stored, fresh, atol=1e-5)
+            before = whole.tasks[name].own_CF
+            changed += int(before is not None and np.abs(record.own_CF - before).max() > 1e-4)
+    assert changed, "a neighbour that is gone is heard no more"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,18 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.protocol import SETTINGS
+from pipeline.evaluation.views import Remembering, SplitView
 from pipeline.identifiers import Evidence
 from pipeline.learned.answering import blind
 from pipeline.learned.engine import Engine, EngineSpec
-from pipeline.learned.state import build_state
+from pipeline.learned.state import LAMBDAS, build_state
 from pipeline.methods import Function, methods
 from pipeline.model.kernels import Kernels
 from pipeline.records import GroupRecord, class_list
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
 from pipeline.store.tensors import load
-from pipeline.streams import ImageTable
+from pipeline.streams import ImageTable, stratified_fold
 from tests.unit.tiny_run import (
     TASKS,
     World,
@@ -171,6 +173,40 @@ def test_lambda_zero_is_exactly_zero_shot_where_an_image_is_taken_for_unseen(
             right = said.argmax(axis=1) == learner.evaluator.labels(domain.name)
             same.append(np.array_equal(right, zero_shot[f"mtil_identified/{domain.name}"]))
     assert all(same) == (lambda_max == 0.0)
+
+
+def test_lambda_auto_was_measured_with_what_it_is_applied_to(world: World, tmp_path: Path) -> None:
+    """Before a domain is learned its fold is answered as an unseen image is, for every lambda; the
+    best on average is applied as it is, without a ramp."""
+    run = RunFolder(tmp_path / "run")
+    learner = make_learner(world, run, _settings(world, "auto", training={"learning_rate": 0.05}))
+    records, curves = learn_stream(learner), []
+    for stage, domain in enumerate(world.domains):
+        curve = learner.groups[stage].tasks[0].lambda_accuracy
+        assert (curve is None) == (stage == 0)
+        if curve is not None:
+            curves.append(np.array(curve) - curve[0])
+            state = build_state(
+                [learner.groups[at] for at in range(stage)], learner.settings, learner.basis,
+                scale=learner.scale,
+            )  # fmt: skip
+            table, listed = domain.tables["train"], class_list(domain.classes, domain.templates)
+            labels = ImageTable.open(table).labels
+            _, held = stratified_fold(labels, 0.1, learner.settings.seed, domain.name)
+            compact, frozen = learner.encoder.look(table, held)
+            view = SplitView(
+                compact, frozen, Remembering(learner.encoder, table, held),
+                learner.evaluator.texts, learner.evaluator.store.versions,
+            )  # fmt: skip
+            assert state.identifier is not None
+            found = state.identifier.identify(Evidence(compact))
+            for at in (0, 3, 10, 20):
+                weighed = replace(state, weight=float(LAMBDAS[at]))
+                said = blind(weighed, view, found, listed, np.ones(len(held)))
+                assert 100.0 * (said.argmax(axis=1) == labels[held]).mean() == curve[at]
+        expected = LAMBDAS[int(np.mean(curves, axis=0).argmax())] if curves else 0.0
+        assert records[stage]["lambda"] == expected
+    assert any(np.ptp(curve) > 0 for curve in curves), "lambda matters here"
 
 
 @pytest.mark.parametrize("method", ["trge", "gda_per_task"])

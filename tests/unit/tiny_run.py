@@ -35,10 +35,10 @@ class World:
     backbone: Path
 
 
-def make_world(root: Path, tasks: tuple[str, ...] = TASKS) -> World:
-    """Write, read and decode the domains; save the CLIP."""
+def make_world(root: Path, tasks: tuple[str, ...] = TASKS, train: int = 11) -> World:
+    """Write, read and decode domains of four classes, `train` images of each; save the CLIP."""
     for task in tasks:
-        parquet_domain(root / "stream", task, classes=4, train=11, test=6, size=32)
+        parquet_domain(root / "stream", task, classes=4, train=train, test=6, size=32)
     domains = open_stream(StreamSettings(reader="parquet", root=str(root / "stream")), 0)
     prepared = prepare(
         domains, size=32, run=str(root), cache_dir=str(root / "cache"), cache_gib=1.0,
