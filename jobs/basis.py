@@ -30,7 +30,7 @@ from pipeline.model.kernels import Kernels, resolve_device
 from pipeline.streams.decode import decode, fit
 
 log = logging.getLogger("archipelago")
-PER_FILE = 600  # images taken from each file, so that no kind outweighs the others
+PER_FILE = 1500  # images taken from each file, so that no kind outweighs the others
 BATCH = 128
 
 

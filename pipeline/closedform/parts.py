@@ -1,15 +1,12 @@
-"""Taking rows out again: sums without some of their rows, and calibration rows by a mask.
+"""Taking rows out again: sums without some of their rows.
 
-Shapes: C classes, K compact width, R calibration rows.
+Shapes: C classes, K compact width.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 
-from pipeline.closedform.rows import CalibrationRows
 from pipeline.closedform.sums import Sums
 from pipeline.closedform.triangle import packed
 
@@ -32,8 +29,3 @@ def parted(whole: Sums, part: Sums) -> Sums:
     weighted = np.sqrt(weights)[:, None] * apart
     scatter = whole.scatter - part.scatter - packed(weighted.T @ weighted)
     return Sums(counts, np.where(left[:, None], means, 0.0), scatter)
-
-
-def rows_where(rows: CalibrationRows, mask: np.ndarray) -> CalibrationRows:
-    """The calibration rows in a mask (R,)."""
-    return CalibrationRows(**{f.name: getattr(rows, f.name)[mask] for f in fields(rows)})

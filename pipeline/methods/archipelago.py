@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.closedform import Basis, CalibrationRows, Head, Sums, fit_head
-from pipeline.closedform.parts import parted, rows_where
+from pipeline.closedform.parts import parted
 from pipeline.errors import UserError
 from pipeline.methods.adapter import Adapter, StageContext
 from pipeline.methods.base import Fitted, MethodOptions, StageData, log_softmax, register
@@ -173,7 +173,7 @@ class Archipelago(ClosedForm, Trge):
         fold = Sums.of(compact, labels, len(record.classes))
         left = ~np.isin(record.rows.places, rows)
         head = self._discriminant(
-            parted(record.sums, fold), rows_where(record.rows, left), self.row_scores(record)[left]
+            parted(record.sums, fold), record.rows.where(left), self.row_scores(record)[left]
         )
         clip_mC = self.scale * self.debiased(frozen) @ record.text_CF.astype(np.float64).T
         alone = head.log_probabilities(compact, clip_mC)
