@@ -20,6 +20,8 @@ CHATTER = {
     "ray.data._internal.execution.streaming_executor": logging.WARNING,  # that a data set is done
     # That there is no API server to ask, each second, where the dashboard is off.
     "ray.train.v2._internal.execution.controller.placement_group_cleaner": logging.ERROR,
+    # That a request for resources was not heard within 5 s on a busy machine; it is made again.
+    "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client": logging.ERROR,
 }
 
 
@@ -29,6 +31,21 @@ class Discreet(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line as it may be shown."""
         return discreet_text(super().format(record))
+
+
+class AtLeast(logging.Filter):
+    """Lets through what is so severe. Unlike a logger's level, Ray Train's set-up leaves it."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self._level = level
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is severe enough."""
+        return record.levelno >= self._level
+
+
+FILTERS = {name: AtLeast(level) for name, level in CHATTER.items()}
 
 
 def show_logs() -> None:
@@ -56,5 +73,5 @@ def set_up_worker() -> None:
 def _set_levels() -> None:
     for name in OWN:
         logging.getLogger(name).setLevel(logging.INFO)
-    for name, level in CHATTER.items():
-        logging.getLogger(name).setLevel(level)
+    for name, severe in FILTERS.items():
+        logging.getLogger(name).addFilter(severe)  # the same one twice counts once

@@ -212,6 +212,9 @@ def test_images_in_hand_pass_once_whoever_wants_them() -> None:
     assert method.passes == [4], "one pass of all functions"
     part = view.take(np.array([3, 1]))
     assert part.features(B)[:, 0].tolist() == [128.0, 108.0] and method.passes == [4]
+    part = view.take(np.array([3, 2])).take(np.array([1]))
+    assert part.features(A)[:, 0].tolist() == [117.0] and method.passes == [4]
+    assert part.compact.tolist() == [[2.0]]
     assert view.features(A)[:, 0].tolist() == [97.0, 107.0, 117.0, 127.0]
     assert method.passes == [4, 2]
 

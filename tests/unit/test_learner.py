@@ -287,6 +287,31 @@ def test_a_stage_that_was_learned_but_not_measured_is_only_measured(
     assert records[0]["accuracy"] == before[3]["accuracy"]
 
 
+def test_a_stage_that_answers_but_is_not_refined_is_refined(world: World, tmp_path: Path) -> None:
+    """Killed after the closed form stood, and again while the group was trained."""
+    method = {"name": "archipelago", "options": {"group": "on"}}
+    settings = run_settings(world, method=method)
+    whole, other = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "other")
+    learn_stream(make_learner(world, whole, settings), stages=2)
+    with other.lock():
+        learner = make_learner(world, other, settings)
+        learner.restore()
+        learner.learn(0)
+    closed = other.current_groups()
+    with other.lock(), pytest.raises(AssertionError, match="trained again"):
+        learner = make_learner(world, other, settings, train=never)
+        assert learner.restore()[0] == 0
+        learner.learn(0)
+        learner.refine(0)
+    assert other.current_groups() == closed, "what stood before still answers"
+    learn_stream(make_learner(world, other, settings), stages=2)
+    hashes = [{ref.name: ref.sha256 for ref in run.current_groups()} for run in (whole, other)]
+    assert hashes[0] == hashes[1] and len(hashes[0]) == 2
+    assert other.current_groups()[0] != closed[0]
+    learner = make_learner(world, other, settings, train=never)
+    assert learner.restore() == [2, 3] and not learner.refine(0)
+
+
 def test_depths_are_parts_of_one_signature(run: RunFolder, world: World) -> None:
     rows, table = np.arange(5), world.domains[0].tables["test"]
 
