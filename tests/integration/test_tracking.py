@@ -152,11 +152,10 @@ def test_groups_are_models_with_data_and_parents(synced: RunFolder) -> None:
         )
         if previous is not None:
             assert model.tags["archipelago.parent"] == previous.tags["archipelago.sha256"]
-        card = json.loads(synced.groups.read(ref, "task.json"))
-        digests = {
-            entry.dataset.name: entry.dataset.digest for entry in child.inputs.dataset_inputs
-        }
-        assert digests[f"{ref.name}/train"] == card["tasks"][0]["digests"]["train"][:36]
+        (task,) = json.loads(synced.groups.read(ref, "task.json"))["tasks"]
+        inputs = [entry.dataset for entry in child.inputs.dataset_inputs]
+        digests = {dataset.name: dataset.digest for dataset in inputs}
+        assert digests[f"{ref.name}/train"] == task["digests"]["train"][:36]
         previous = model
 
 
