@@ -35,10 +35,11 @@ from pipeline.identifiers import Looker, identifiers
 from pipeline.identifiers.basis import find_basis, load_basis
 from pipeline.identifiers.scorer import Scorer, check_driver
 from pipeline.learned.engine import EngineSpec
-from pipeline.learner import Learner, stages_of
+from pipeline.learner import Learner
 from pipeline.methods import method_class, method_options
 from pipeline.model.kernels import Kernels
 from pipeline.model.tokens import tokenizer_of
+from pipeline.planning import stages_of
 from pipeline.records.basis import keep_basis, read_basis
 from pipeline.settings import Settings, TrackingSettings
 from pipeline.store import RunFolder, names

@@ -42,7 +42,7 @@ DEFAULTS = [  # short, for two cores: a fair measurement takes the defaults of `
     "identifier=cascade",  # with mllm-tiny, which describes each domain
     "training.steps=50",
     "training.validate_every=25",
-    "evaluation.references=[finetune]",
+    "evaluation.references=[ridge_per_task,finetune]",
     "evaluation.references_in=driver",
     f'run_dir="{ROOT / "runs" / "demo"}"',
 ]

@@ -23,12 +23,13 @@ from pipeline.fitting import fitted_of, probe_of, task_record
 from pipeline.identifiers import Looker
 from pipeline.identifiers.describer import Describer
 from pipeline.learned.state import State, build_state
-from pipeline.methods import Fitted, Neighbour, StageData, method_class
+from pipeline.methods import Fitted, Neighbour, StageData
 from pipeline.model.kernels import Kernels
+from pipeline.planning import stages_of
 from pipeline.records import GroupRecord, TaskRecord
 from pipeline.settings import Settings
 from pipeline.store import GroupRef, RunFolder
-from pipeline.streams import ImageTable, PreparedDomain, Stage, plan_stages, stratified_fold
+from pipeline.streams import ImageTable, PreparedDomain, stratified_fold
 from pipeline.training.launch import train_stage
 from pipeline.training.stage import Outcome, StageSpec
 
@@ -387,13 +388,3 @@ class Learner:
             "described", stage=stage, task=record.name, text=described["text"],
             by=described["by"], model=described["model"], work=work.asdict(),
         )  # fmt: skip
-
-
-def stages_of(settings: Settings, tasks: Sequence[str]) -> list[Stage]:
-    """The stages in which the settings' method learns these tasks.
-
-    Raises:
-        UserError: `stream.stages` does not hold the tasks in their order.
-    """
-    method = method_class(settings.method.name)
-    return plan_stages(tasks, settings.stream.stages, joint=method.joint, alone=method.alone)

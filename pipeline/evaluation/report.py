@@ -212,7 +212,21 @@ def _reference(name: str, other: Records, records: Records) -> dict[str, Any]:
     matrix = _headline(other)
     scores = {key: score.mean for key, score in _scores(matrix, other).items()}
     same = other.complete and other.tasks == records.tasks
-    return {"row": metrics.last(matrix).columns if same else None, "matrix": matrix, **scores}
+    return {
+        "row": metrics.last(matrix).columns if same else None,
+        "matrix": matrix,
+        **scores,
+        "settings": {setting: _figures(other, setting) for setting in SETTINGS} if same else {},
+    }
+
+
+def _figures(records: Records, setting: str) -> dict[str, Any] | None:
+    """Transfer, Average, Last and the last row in one setting; None where there is no answer."""
+    matrix = records.matrix(setting)
+    if np.isnan(matrix).all():
+        return None
+    scores = {key: score.mean for key, score in _scores(matrix, records).items()}
+    return {**scores, "row": metrics.last(matrix).columns}
 
 
 def _setting(records: Records) -> str:

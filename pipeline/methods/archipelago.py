@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from pipeline.closedform import Basis, CalibrationRows, Head, Sums, fit_head
 from pipeline.closedform.parts import parted
-from pipeline.errors import UserError
 from pipeline.methods.adapter import Adapter, StageContext
 from pipeline.methods.base import Fitted, MethodOptions, StageData, log_softmax, register
 from pipeline.methods.blend import Blend, fit_blend
@@ -49,6 +48,7 @@ class ArchipelagoOptions(MethodOptions):
         kappa: weight of CLIP's scores in deciding that an image is new.
         debias: share of the mean image that is taken out of CLIP's scores; 0 = frozen CLIP.
         errors: standard errors by which a group must gain to be kept.
+        learning_rate: peak rate of a group.
     """
 
     group: Literal["auto", "on", "off"] = "auto"
@@ -58,6 +58,7 @@ class ArchipelagoOptions(MethodOptions):
     kappa: float = Field(0.5, ge=0.0)
     debias: float = Field(0.5, ge=0.0, le=1.0)
     errors: float = Field(2.0, ge=0.0)
+    learning_rate: float | None = Field(0.01, gt=0.0)
 
 
 class IslandAdapter(GroupAdapter):
@@ -85,7 +86,7 @@ class Archipelago(ClosedForm, Trge):
     Options = ArchipelagoOptions
     fuses = False
     borrows = False
-    alone = True
+    several = False
 
     def __init__(
         self,
@@ -197,11 +198,6 @@ class Archipelago(ClosedForm, Trge):
 
     def adapter(self, context: StageContext) -> IslandAdapter:
         """A fresh group with class vectors, its initialisation fixed by (seed, task)."""
-        if len(context.sizes) != 1:
-            raise UserError(
-                "stream.stages: archipelago learns each domain by itself; several at once are"
-                " learned by method=ase or method=trge"
-            )
         return IslandAdapter(self, context, super().adapter(context).group).to(self.backbone.device)
 
     @torch.no_grad()

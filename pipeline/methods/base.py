@@ -104,6 +104,7 @@ class Method(ABC):
         continues: a stage starts from the weights of the one before.
         joint: one stage holds all tasks unless `stream.stages` says otherwise.
         alone: each task has a stage of its own, whatever `stream.stages` says.
+        several: a stage may hold several tasks.
         dense: it learns dense tasks too.
         holds_out: it needs held-out images, so that one image a class is not enough.
         kappa: weight of CLIP's scores in deciding that an image is new.
@@ -125,6 +126,7 @@ class Method(ABC):
     continues: ClassVar[bool] = False
     joint: ClassVar[bool] = False
     alone: ClassVar[bool] = False
+    several: ClassVar[bool] = True
     dense: ClassVar[bool] = False
     holds_out: ClassVar[bool] = True
     trains: bool = True

@@ -50,9 +50,10 @@ ALLOWED = {
     # They join all of these; nobody imports them.
     "fitting": COMMON | ANSWERING | {"evaluation", "training", "store", "streams"},
     "borrowing": COMMON | ANSWERING,
+    "planning": COMMON | {"methods", "streams"},
     "learner": COMMON
     | ANSWERING
-    | {"borrowing", "evaluation", "fitting", "training", "store", "streams"},
+    | {"borrowing", "evaluation", "fitting", "planning", "training", "store", "streams"},
 }
 # A notebook without Ray can use these; weights and hashes are their only files.
 PLAIN = {"closedform", "records", "model", "identifiers", "methods", "dense", "learned"}

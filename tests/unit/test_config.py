@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pipeline import config
 from pipeline.config import flatten, load, redacted, validate
 from pipeline.errors import UserError
+from pipeline.methods import method_class
 from pipeline.settings import Settings
 
 REQUIRED = {
@@ -74,7 +75,7 @@ def test_the_documented_command_line() -> None:
 
 def test_defaults_are_those_of_the_settings() -> None:
     """One truth: what `conf/` says by default is what the typed settings say."""
-    from_files = flatten(load())
+    from_files = flatten(load(["method=trge"]))
     bare = Settings.model_validate(
         {
             "stream": {"reader": "rendered", "options": {"set": "atlas"}},
@@ -84,6 +85,8 @@ def test_defaults_are_those_of_the_settings() -> None:
         }
     )
     assert from_files == flatten(bare)
+    options = load().method.options
+    assert method_class("archipelago").Options().model_dump() == options
 
 
 def test_a_method_may_bring_its_experts() -> None:

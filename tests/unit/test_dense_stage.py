@@ -15,9 +15,9 @@ from jobs.serve import bring_up
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
 from pipeline.evaluation.report import write_report
-from pipeline.learner import stages_of
 from pipeline.model.backbone import load_backbone
 from pipeline.model.kernels import Kernels
+from pipeline.planning import stages_of
 from pipeline.records import GroupRecord
 from pipeline.serving.model import check_served
 from pipeline.serving.pointer import Refused
@@ -184,6 +184,15 @@ def test_resumed_equals_uninterrupted(world: World, tmp_path: Path) -> None:
 def test_methods_for_images_refuse_dense_tasks() -> None:
     with pytest.raises(UserError, match=r"is a dense task .* take method=ase"):
         open_stream(StreamSettings(**SCENES), 0, dense=False)
+
+
+def test_a_method_that_learns_each_domain_by_itself_refuses_stages_of_several(
+    world: World,
+) -> None:
+    chosen = _settings(world, "archipelago")
+    stream = chosen.stream.model_copy(update={"stages": [["a", "b"], ["c"]]})
+    with pytest.raises(UserError, match=r"archipelago .* \[a, b\] .* take method=trge or method=ase"):
+        stages_of(chosen.model_copy(update={"stream": stream}), ["a", "b", "c"])
 
 
 def test_everything_that_trains_gets_a_gradient(world: World, tmp_path: Path) -> None:

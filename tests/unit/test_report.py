@@ -253,9 +253,14 @@ def test_schema_refuses_a_wrong_report(finished: RunFolder) -> None:
 def test_summary_shows_matrix_and_references(finished: RunFolder) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(summary(reporting.build_report(finished)))
-    text = console.export_text()
-    for expected in ("zero-shot", "fine-tuning", "upper bound", "3 mnist", "Transfer/Average/Last"):
+    text = " ".join(console.export_text().split())
+    for expected in (
+        "zero-shot", "finetune", "lora_per_task", "3 mnist", "Transfer/Average/Last", "xtail",
+        "over all classes of all domains",
+    ):  # fmt: skip
         assert expected in text
+    last = reporting.build_report(finished)["settings"]["xtail"]["matrix"][3]
+    assert f"{last[2]:.1f}" in text, "the hardest setting is shown"
     assert "seen-acceptance 96.0" in text
 
 

@@ -13,8 +13,9 @@ from pipeline.closedform import Basis, make_basis
 from pipeline.config import redacted
 from pipeline.identifiers import Looker
 from pipeline.learned.engine import Engine, EngineSpec
-from pipeline.learner import Learner, stages_of
+from pipeline.learner import Learner
 from pipeline.model.kernels import Kernels
+from pipeline.planning import stages_of
 from pipeline.records.basis import keep_basis
 from pipeline.settings import ClusterSettings, Settings, StreamSettings
 from pipeline.store import RunFolder, names
