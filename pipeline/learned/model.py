@@ -68,6 +68,12 @@ class LearnedModel:
             raise UserError(f"manifest={manifest}: the run has {known}")
         chosen = manifest if manifest is not None else (versions[-1] if versions else None)
         refs = () if chosen is None else folder.models.read(chosen).groups
+        gone = folder.erased(refs)
+        if gone:
+            raise UserError(
+                f"manifest={chosen}: holds {', '.join(gone)}, whose files are erased; the newest,"
+                f" {versions[-1]}, answers"
+            )
         runtime = Runtime(folder, device)
         return cls(runtime, runtime.state(refs))
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pyarrow import fs as pafs
@@ -184,6 +184,18 @@ class RunFolder:
         """Tasks that were learned and are not to be learned again."""
         events = [e for e in self.journal.events() if e["event"] == "forgotten"]
         return {task for event in events for task in event.get("tasks", [event["task"]])}
+
+    def erased(self, refs: Iterable[GroupRef]) -> list[str]:
+        """Names of those groups whose files were removed when their domain was forgotten."""
+        stored = {(ref.stage, ref.sha256) for ref in self.groups.list()}
+        events = [e for e in self.journal.events() if e["event"] == "forgotten"]
+        stages = {event["stage"] for event in events if event.get("erased")}
+        stages |= {ref.stage for ref in self.current_groups()}  # superseded by a later record
+        return [
+            ref.name
+            for ref in refs
+            if (ref.stage, ref.sha256) not in stored and ref.stage in stages
+        ]
 
     def reference(self, method: str) -> RunFolder:
         """Another method's sub-run, `references/<method>`; this run's lock guards it."""

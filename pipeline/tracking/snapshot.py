@@ -30,7 +30,7 @@ class Snapshot:
     def take(cls, run: RunFolder) -> Snapshot:
         """Read everything but the large files. Raises UserError where there is no run."""
         facts = run.read()
-        refs = run.groups.list()
+        refs = run.current_groups()
         groups = {ref.stage: (ref, json.loads(run.groups.read(ref, names.TASK))) for ref in refs}
         evaluations = {}
         for stage in range(len(facts["stream"]["tasks"])):

@@ -24,7 +24,7 @@ from tests.unit.tiny_mllm import save_mllm
 from tests.unit.tiny_run import TASKS, World
 from tests.unit.tiny_serving import SERVING, learned_run, point, test_images
 
-pytestmark = pytest.mark.timeout(300, method="signal")
+pytestmark = pytest.mark.timeout(900, method="signal")
 PATIENT_S = 20.0
 
 
@@ -84,14 +84,19 @@ def test_the_pool_is_asked_over_http(url: str, run: RunFolder, served_world: Wor
 
     body = {"images": [png(at) for at in range(len(images))]}
     results: list[dict] = []
+    tries: list[float] = []
 
     def asked() -> bool:
         status, answer = call(url, body)
         assert status == 200, "whether or not the pool is up"
         results[:] = answer["results"]
+        tries.append(results[0]["milliseconds"].get("consult", 0.0))
         return [result["task"] for result in results] == [answer.task for answer in wanted]
 
-    wait_until(asked, "the pool")
+    try:
+        wait_until(asked, "the pool")
+    except AssertionError as error:
+        raise AssertionError(f"{error}; waited for its word, ms: {tries[-10:]}") from None
     for result, answer in zip(results, wanted, strict=True):
         assert result["milliseconds"]["consult"] > 0
         assert result["unseen"] == answer.unseen

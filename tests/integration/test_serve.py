@@ -27,6 +27,7 @@ from actors.publishing import publish_newest
 from jobs import forget as forget_job
 from jobs import serve as job
 from jobs.ray_head import free_ports
+from pipeline.learned import LearnedModel
 from pipeline.serving.model import run_settings
 from pipeline.store import RunFolder
 from tests.running import wait_until
@@ -131,6 +132,31 @@ def test_rollback_is_a_new_generation(endpoint: Endpoint) -> None:
     assert after["manifest"] == 1 and after["history"][-1]["reason"] == "rollback"
     status, again = endpoint.admin("publish", manifest=4)
     assert status == 200 and again["generation"] == told["generation"] + 1
+
+
+def test_http_says_what_python_says(endpoint: Endpoint) -> None:
+    """Equal decisions, probabilities within 1e-4; that Python says what is measured is tested in
+    one process (tests/unit/test_learned.py)."""
+    _, models = call(f"{endpoint.url}/v1/models")
+    model = LearnedModel.open(endpoint.run.uri, models["manifest"])
+    for labels in (None, ["zebra", "cats 1", "boats 0"]):
+        for task in TASKS:
+            images = test_images(endpoint.world, task, 6)
+            more = {"top_k": 16} if labels is None else {"top_k": 16, "labels": labels}
+            status, told = call(f"{endpoint.url}/v1/classify", endpoint.body(task, 6, **more))
+            assert status == 200
+            for said, wanted in zip(
+                told["results"], model.answer(images, labels, top_k=16), strict=True
+            ):
+                assert (said["task"], said["unseen"]) == (wanted.task, wanted.unseen)
+                assert said["unseen_probability"] == pytest.approx(
+                    wanted.unseen_probability, abs=1e-4
+                )
+                assert {c["label"]: c["probability"] for c in said["classes"]} == pytest.approx(
+                    dict(wanted.classes), abs=1e-4
+                )
+                if wanted.classes[0][1] - wanted.classes[1][1] > 1e-4:
+                    assert said["classes"][0]["label"] == wanted.classes[0][0]
 
 
 def test_errors_over_http(endpoint: Endpoint) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.errors import UserError
+from pipeline.errors import IntegrityError, UserError
 from pipeline.evaluation.protocol import stream_pairs
 from pipeline.learned import Answer, Ask, LearnedModel
 from pipeline.learned import model as learned_model
@@ -124,6 +124,21 @@ def test_any_version_of_a_run_answers(closed: RunFolder, images: np.ndarray) -> 
     assert {n for a in first.answer(images, top_k=99) for n, _ in a.classes} == set(CLASSES[:4])
     assert newest.identify(images).options == TASKS
     assert LearnedModel.open(Path(closed.uri), manifest=4).answer(images) == newest.answer(images)
+
+
+def test_a_version_whose_domain_was_erased_says_so(closed: RunFolder, tmp_path: Path) -> None:
+    run = copy_run(closed, tmp_path / "run")
+    forget_task(run.uri, TASKS[1], SERVING).finish(erase=True)
+    with pytest.raises(
+        UserError,
+        match=r"^manifest=3: holds boats, whose files are erased; the newest, 5, answers$",
+    ):
+        LearnedModel.open(run.uri, manifest=3)
+    assert list(LearnedModel.open(run.uri, manifest=1).tasks) == [TASKS[0]]
+    assert TASKS[1] not in LearnedModel.open(run.uri).tasks
+    (run.folder.local or tmp_path).joinpath("groups/000-apples/COMMIT").unlink()
+    with pytest.raises(IntegrityError):  # nobody erased that
+        LearnedModel.open(run.uri)
 
 
 def test_a_run_answers_before_it_has_learned_anything(
@@ -311,18 +326,19 @@ def test_python_and_the_endpoint_say_the_same_to_the_bit(
     assert unseen, "some were taken for images of no learned domain"
 
 
-@pytest.mark.parametrize("method", ["trge", "gda_per_task"])
-@pytest.mark.parametrize("manifest", [2, 4])
+@pytest.mark.parametrize("method", ["trge", "gda_per_task", "archipelago"])
+@pytest.mark.parametrize("stages", [2, 4])
 def test_what_is_measured_is_what_is_answered(
-    served_world: World, tmp_path: Path, method: str, manifest: int
+    served_world: World, tmp_path: Path, method: str, stages: int
 ) -> None:
     """The candidates of X-TAIL, learned or not: equal decisions; equal bits where nothing runs
     but frozen CLIP, whose passes are of equal batches here."""
     chosen = {"name": method, "unseen": {"lambda_max": 0.7}}
     run = learned_run(served_world, tmp_path / "run", method=chosen, evaluation=FAST)
-    model = LearnedModel.open(run.uri, manifest)
+    versions = {method: stages} | {"archipelago": 2 * stages}  # a closed form, then a group
+    model = LearnedModel.open(run.uri, versions[method])
     learner = make_learner(served_world, run, model.runtime.settings)
-    for stage in range(manifest):
+    for stage in range(stages):
         learner._done = run.completed_stages()
         learner.learn(stage)
     evaluator, pairs = learner.evaluator, stream_pairs(served_world.domains)
@@ -340,7 +356,7 @@ def test_what_is_measured_is_what_is_answered(
         view.prepare(question.pairs())
         measured = np.exp(question.answer().log_names(question.candidates))
         answered = np.array([_in_order(answer, question.candidates.names) for answer in said])
-        if method == "gda_per_task" and manifest == 4:
+        if method == "gda_per_task" and stages == 4:
             assert np.array_equal(answered, measured)
         np.testing.assert_allclose(answered, measured, atol=1e-4)
         assert [a.unseen for a in said] == question.taken.tolist()
