@@ -209,7 +209,9 @@ class Comparison:
     def _state(
         self, settings: Settings, groups: Sequence[GroupRecord], looker: Looker | None
     ) -> State:
-        return build_state(groups, settings, self.basis, scale=self.scale, looker=looker)
+        return build_state(
+            groups, settings, self.basis, scale=self.scale, looker=looker, soft=False
+        )
 
     def _studied(
         self,

@@ -87,17 +87,24 @@ class Identifier(ABC):
         settings: its section of the configuration.
         basis: what compact features are made with.
         looker: a multimodal model, for identifiers that look.
+        soft: what it says is weighed, not followed: a multimodal model's word then counts as much
+            as it helps on calibration rows, and for nothing where it does not.
     """
 
     name: ClassVar[str]
     looks: ClassVar[bool] = False  # at the images themselves, with a multimodal model
 
     def __init__(
-        self, settings: IdentifierSettings, basis: Basis, looker: Looker | None = None
+        self,
+        settings: IdentifierSettings,
+        basis: Basis,
+        looker: Looker | None = None,
+        soft: bool = False,
     ) -> None:
         self.settings = settings
         self.basis = basis
         self.looker = looker
+        self.soft = soft
 
     @abstractmethod
     def know(self, records: Mapping[str, TaskRecord]) -> None:
@@ -178,11 +185,11 @@ def sigmoid(log_odds: np.ndarray) -> np.ndarray:
 
 
 def build_identifier(
-    settings: IdentifierSettings, basis: Basis, looker: Looker | None = None
+    settings: IdentifierSettings, basis: Basis, looker: Looker | None = None, soft: bool = False
 ) -> Identifier:
-    """The identifier that the settings name, knowing nothing.
+    """The identifier that the settings name, knowing nothing; arguments as for `Identifier`.
 
     Raises:
         UserError: unknown name.
     """
-    return identifiers.get(settings.name)(settings, basis, looker)
+    return identifiers.get(settings.name)(settings, basis, looker, soft)

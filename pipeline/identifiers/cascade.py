@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.identifiers.base import Identification, register
-from pipeline.identifiers.folds import Rule, combined, fit_rule, floored, margins_of
+from pipeline.identifiers.folds import fit_rule, floored, margins_of
 from pipeline.identifiers.mllm import Mllm
 
 
@@ -19,7 +19,6 @@ class Cascade(Mllm):
     """Statistics first, model under a margin."""
 
     name = "cascade"
-    rule: Rule = Rule()
 
     def _rows(self, margins: np.ndarray) -> np.ndarray:
         """The least sure rows: the only ones that may ever be asked about."""
@@ -36,6 +35,3 @@ class Cascade(Mllm):
         """Unsure images; of one that looks new, nobody asks which task it is."""
         unsure = margins_of(floored(found.log_shares)) < self.rule.margin
         return np.flatnonzero(unsure & (found.unseen <= 0.5))
-
-    def _combined(self, signature: np.ndarray, model: np.ndarray) -> np.ndarray:
-        return combined(signature, model, self.rule.weight)

@@ -1,7 +1,9 @@
 """Recognise tasks by their descriptions: a multimodal model compares every image with them.
 
 The statistics stand behind it: they decide how new an image is (`prototype.py`), and they answer
-where the model does not, which is counted.
+where the model does not, which is counted. For methods whose answers are soft, the model's
+likelihoods are one more term of the evidence, with the weight that explains the calibration rows
+best: 0 where it does not help, and then nobody is asked.
 
 The calibration rows of a task are scored once, when it is learned, against the tasks known by then:
 no image of an earlier task is ever needed again. So what is fitted on these scores, unlike all else
@@ -21,7 +23,16 @@ import numpy as np
 from pipeline.closedform import Basis
 from pipeline.identifiers.base import Evidence, Identification, Identifier, register
 from pipeline.identifiers.description import Description, Sample
-from pipeline.identifiers.folds import Fold, Reading, fit_reading, floored, margins_of
+from pipeline.identifiers.folds import (
+    Fold,
+    Reading,
+    Rule,
+    combined,
+    fit_reading,
+    fit_rule,
+    floored,
+    margins_of,
+)
 from pipeline.identifiers.looker import Looker, Shown
 from pipeline.identifiers.prototype import Prototype
 from pipeline.records import TaskRecord
@@ -36,9 +47,13 @@ class Mllm(Identifier):
     looks: ClassVar[bool] = True
 
     def __init__(
-        self, settings: IdentifierSettings, basis: Basis, looker: Looker | None = None
+        self,
+        settings: IdentifierSettings,
+        basis: Basis,
+        looker: Looker | None = None,
+        soft: bool = False,
     ) -> None:
-        super().__init__(settings, basis, looker)
+        super().__init__(settings, basis, looker, soft)
         self.guard = Prototype(settings, basis)
         self._records: dict[str, TaskRecord] = {}
         self._descriptions: dict[str, str] = {}
@@ -127,7 +142,9 @@ class Mllm(Identifier):
 
     def _fit(self) -> None:
         centred = self.settings.scoring == "likelihood"
-        self.reading: Reading = fit_reading(list(self._folds.values()), centred)
+        folds = list(self._folds.values())
+        self.reading: Reading = fit_reading(folds, centred)
+        self.rule = fit_rule(folds, self.reading, 1.0) if self.soft else Rule(1.0, 1.0)
 
     # -- deciding ----------------------------------------------------------------------------
 
@@ -138,8 +155,9 @@ class Mllm(Identifier):
         return self.settled(found, rows, self._scores(evidence, rows))
 
     def doubted(self, found: Identification) -> np.ndarray:
-        """All images, as soon as there is a choice."""
-        return np.arange(len(found.novelty) if len(self.tasks) > 1 else 0)
+        """All images, as soon as there is a choice and the model's word has any weight."""
+        heard = len(self.tasks) > 1 and self.rule.weight > 0
+        return np.arange(len(found.novelty) if heard else 0)
 
     def settled(
         self, found: Identification, rows: np.ndarray, scores: np.ndarray
@@ -147,18 +165,17 @@ class Mllm(Identifier):
         """The guard's answer, with the model's word on some of the images."""
         if len(self.tasks) < 2:
             return found
-        log_shares = floored(found.log_shares)
         answered = ~np.isnan(scores).any(axis=1)
         rows, scores = rows[answered], scores[answered]
+        log_shares = found.log_shares.copy()
         if len(rows):
             said = self.reading.log_shares(scores, self.tasks)
             log_shares[rows] = self._combined(log_shares[rows], said)
-        log_shares -= np.logaddexp.reduce(log_shares, axis=1, keepdims=True)
         return replace(found, log_shares=log_shares)
 
     def _combined(self, signature: np.ndarray, model: np.ndarray) -> np.ndarray:
         """Log shares (n, T) from both."""
-        return model
+        return combined(signature, model, self.rule.weight)
 
     def _scores(self, evidence: Evidence, rows: np.ndarray) -> np.ndarray:
         """The model's scores (n, T) for the learned tasks."""

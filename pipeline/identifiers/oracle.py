@@ -27,9 +27,13 @@ class Oracle(Identifier):
     name = "oracle"
 
     def __init__(
-        self, settings: IdentifierSettings, basis: Basis, looker: Looker | None = None
+        self,
+        settings: IdentifierSettings,
+        basis: Basis,
+        looker: Looker | None = None,
+        soft: bool = False,
     ) -> None:
-        super().__init__(settings, basis, looker)
+        super().__init__(settings, basis, looker, soft)
         self._tasks: tuple[str, ...] = ()
 
     @property

@@ -41,9 +41,13 @@ class Prototype(Identifier):
     name = "prototype"
 
     def __init__(
-        self, settings: IdentifierSettings, basis: Basis, looker: Looker | None = None
+        self,
+        settings: IdentifierSettings,
+        basis: Basis,
+        looker: Looker | None = None,
+        soft: bool = False,
     ) -> None:
-        super().__init__(settings, basis, looker)
+        super().__init__(settings, basis, looker, soft)
         self._knowledge: Knowledge | None = None
         self._records: dict[str, TaskRecord] = {}
 

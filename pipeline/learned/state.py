@@ -127,6 +127,7 @@ def build_state(
     scale: float = 1.0,
     backbone: Backbone | None = None,
     looker: Looker | None = None,
+    soft: bool | None = None,
 ) -> State:
     """The state of a set of records.
 
@@ -137,6 +138,7 @@ def build_state(
         scale: `exp(logit_scale)`, where no backbone is given.
         backbone: frozen CLIP, where functions with weights are to run in this process.
         looker: a multimodal model, for identifiers that look.
+        soft: of the identifier; None = where the method answers by every task.
 
     Raises:
         ValueError: a group does not fit the backbone, or lacks what identification needs.
@@ -150,7 +152,8 @@ def build_state(
     method.know(records)
     identifier = None
     if method.identifies():
-        identifier = build_identifier(settings.identifier, basis, looker)
+        soft = method.policy == "posterior" if soft is None else soft
+        identifier = build_identifier(settings.identifier, basis, looker, soft)
         identifier.know(records)
     weight = fusion_weight(settings.method.unseen, records.values()) if method.fuses else 0.0
     return State(ordered, records, method, identifier, weight)
