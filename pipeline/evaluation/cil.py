@@ -48,7 +48,9 @@ def _interval(records: Records, rows: list[list[np.ndarray | None]]) -> list[flo
     """Interval of the mean over stages of their accuracies, images resampled within each step."""
     total: dict[int, np.ndarray] = {}
     for row in rows:
-        known = {j: np.asarray(right, np.float64) for j, right in enumerate(row) if right is not None}
+        known = {
+            j: np.asarray(right, np.float64) for j, right in enumerate(row) if right is not None
+        }
         count = sum(map(len, known.values()))
         for j, right in known.items():
             total[j] = total.get(j, 0.0) + right / count / len(rows)

@@ -4,7 +4,7 @@
 - `mtil_identified`: the likeliest task picks the function, the task's class list is scored.
 - `xtail`: candidates are all (task, class) pairs of the stream; task and class must be right.
 - `xtail_merged`: the same, the name must be right: class names collide across domains.
-- `cil`: where one domain was cut into steps; candidates are the classes of the steps learned so far.
+- `cil`: where one domain was cut into steps; candidates are the classes of the steps so far.
 
 All answers are those of the learned model (`pipeline/learned/answering.py`).
 

@@ -39,7 +39,7 @@ def column(target: str) -> str:
 
 
 class ImageTable:
-    """The images of one split, or some of them; opening maps files, reading copies what is asked for.
+    """The images of one split, or some of them; opening maps files, reading copies what is needed.
 
     `path` is the folder of the split, or the file of a `Selection` in it.
 

@@ -20,7 +20,14 @@ from pipeline.settings import Settings
 from pipeline.store import RunFolder
 from pipeline.store.tensors import load
 from pipeline.streams import ImageTable
-from tests.unit.tiny_run import World, learn_stream, make_learner, make_world, open_run, run_settings
+from tests.unit.tiny_run import (
+    World,
+    learn_stream,
+    make_learner,
+    make_world,
+    open_run,
+    run_settings,
+)
 from tests.unit.tiny_serving import test_images
 
 CLASSES, STEPS, SHOTS = 8, 3, 1  # 3 + 3 + 2 classes: images and tasks weigh differently
@@ -91,8 +98,12 @@ def test_candidates_are_the_classes_so_far(world: World, tmp_path: Path) -> None
     report = write_report(run)
     found = report["settings"]["cil"]
     assert found["matrix"] == [[v and pytest.approx(v, abs=1e-3) for v in row] for row in rows]
-    assert found["last"] == pytest.approx(stages[-1], abs=1e-3) != report["settings"]["xtail"]["last"]
-    assert found["average"] == pytest.approx(np.mean(stages), abs=1e-3) and found["transfer"] is None
+    assert (
+        found["last"] == pytest.approx(stages[-1], abs=1e-3) != report["settings"]["xtail"]["last"]
+    )
+    assert (
+        found["average"] == pytest.approx(np.mean(stages), abs=1e-3) and found["transfer"] is None
+    )
     assert found["seen_acceptance"] == [None] * 3
     for key in ("average", "last"):
         low, high = found["intervals"][key]
@@ -120,7 +131,7 @@ def test_the_order_of_steps_decides_nothing(
         answers = LearnedModel.open(run.uri).answer(images, top_k=CLASSES)
         said.append((last, [answer.classes for answer in answers]))
     assert said[0] == said[1], "to the bit"
-    assert 100 / CLASSES < 100 * np.mean(sum(said[0][0].values(), [])) < 100
+    assert 100 / CLASSES < 100 * np.mean(np.concatenate(list(said[0][0].values()))) < 100
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "lora_per_task", "trge"])
@@ -134,7 +145,10 @@ def test_what_other_methods_say_of_steps(tmp_path: Path, name: str) -> None:
         return
     assert found["matrix"][-1] == xtail["matrix"][-1]
     assert [sum(v is not None for v in row) for row in found["matrix"]] == [1, 2, 3]
+    given = report["settings"]["mtil_given"]["matrix"]
+    assert found["matrix"][0][0] == given[0][0], "one step: its classes alone are asked for"
     if name == "zero_shot":
+        assert found["matrix"][0][0] > xtail["matrix"][0][0], "there, all of them are"
         assert found["matrix"][-1] == found["zero_shot"] == xtail["zero_shot"]
         frozen = np.average(found["zero_shot"], weights=IMAGES)
         assert found["last"] == pytest.approx(frozen, abs=1e-3)
