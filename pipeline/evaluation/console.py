@@ -99,10 +99,6 @@ def _caption(report: dict[str, Any]) -> Text:
     if report["delta_m"] is not None:
         single = report["baseline"]["method"]
         text.append(f"\nDelta_m {report['delta_m']:+.2f} % over single tasks ({single})")
-    if (cil := report["settings"]["cil"]) is not None:
-        joined = "/".join(percent(cil[key]) for key in ("average", "last"))
-        text.append(f"\nCIL Average/Last {joined}", style="bold")
-        text.append("   (candidates: all classes so far)")
     gap = report["intervals"]["transfer_minus_zero_shot"]
     if gap is not None:
         text.append(

@@ -111,7 +111,7 @@ def test_candidates_are_the_classes_so_far(world: World, tmp_path: Path) -> None
     page, screen = html.render(report), Console(file=io.StringIO(), width=200)
     screen.print(summary(report))
     assert isinstance(screen.file, io.StringIO)
-    words = f"CIL Average/Last {found['average']:.1f}/{found['last']:.1f}"
+    words = f"Transfer/Average/Last -/{found['average']:.1f}/{found['last']:.1f}   cil\n"
     assert words in screen.file.getvalue() and f"CIL Last</span><b>{found['last']:.1f}" in page
 
 
