@@ -17,9 +17,10 @@ import numpy as np
 
 from pipeline.dense import build
 from pipeline.evaluation.metrics import auroc, expected_calibration_error
-from pipeline.evaluation.protocol import SETTINGS, Measured, measure, stream_pairs, zero_shot
+from pipeline.evaluation.protocol import CIL, SETTINGS, Measured, measure, stream_pairs, zero_shot
 from pipeline.evaluation.views import Encoder, FeatureStore, SplitView
 from pipeline.identifiers import Evidence, Identification, Shown
+from pipeline.learned.candidates import Candidate
 from pipeline.learned.state import State
 from pipeline.learned.texts import Texts
 from pipeline.methods import Method
@@ -28,6 +29,7 @@ from pipeline.settings import Settings
 from pipeline.store import RunFolder
 from pipeline.store.tensors import dump
 from pipeline.streams import DenseTable, ImageTable, PreparedDomain, Stage, plan_stages
+from pipeline.streams.parts import protocol
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Evaluator:
         self.texts = Texts(encoder.texts)
         self.classified = [domain for domain in domains if domain.kind is None]
         self.pairs = stream_pairs(self.classified)
+        self.cut = protocol(settings.stream.options).steps is not None
         self._tables = {d.name: ImageTable.open(d.tables["test"]) for d in domains}
         self._frozen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -102,10 +105,21 @@ class Evaluator:
         """(N,) of a task's test images."""
         return self._tables[task].labels
 
-    def measured(self, state: State, task: str, found: Identification | None) -> Measured:
+    def seen(self, stage: int) -> tuple[Candidate, ...]:
+        """The candidates of CIL: classes of the steps up to a stage; none without steps."""
+        tasks = {task for each in self.stages[: stage + 1] for task in each.tasks}
+        return tuple(pair for pair in self.pairs if pair.task in tasks) if self.cut else ()
+
+    def measured(
+        self,
+        state: State,
+        task: str,
+        found: Identification | None,
+        seen: tuple[Candidate, ...] = (),
+    ) -> Measured:
         """A task's test images in all settings."""
         return measure(
-            state, self.view(task), found, self.domains[task], self.labels(task), self.pairs
+            state, self.view(task), found, self.domains[task], self.labels(task), self.pairs, seen
         )
 
     def dense(self, task: str) -> dict[str, dict[str, Any]]:
@@ -153,11 +167,12 @@ class Evaluator:
         right: dict[str, np.ndarray] = {}
         found: dict[str, Identification] = {}
         outside: dict[str, np.ndarray] = {}
+        seen = self.seen(stage)
         for domain in self.classified:
             task = domain.name
             if state.identifier is not None:
                 found[task] = state.identifier.identify(self.evidence(task))
-            measured = self.measured(state, task, found.get(task))
+            measured = self.measured(state, task, found.get(task), seen)
             right |= {f"{setting}/{task}": value for setting, value in measured.right.items()}
             if measured.outside is not None:
                 outside[task] = measured.outside
@@ -169,7 +184,7 @@ class Evaluator:
             "tasks": list(self.domains),
             "accuracy": {
                 setting: [_percent(right.get(f"{setting}/{task}")) for task in self.domains]
-                for setting in SETTINGS
+                for setting in (*SETTINGS, *([CIL] if self.cut else []))
             },
             "metrics": dense,
             "own": {task: next(iter(figures)) for task, figures in dense.items()},

@@ -4,6 +4,7 @@
 - `mtil_identified`: the likeliest task picks the function, the task's class list is scored.
 - `xtail`: candidates are all (task, class) pairs of the stream; task and class must be right.
 - `xtail_merged`: the same, the name must be right: class names collide across domains.
+- `cil`: where one domain was cut into steps; candidates are the classes of the steps so far.
 
 All answers are those of the learned model (`pipeline/learned/answering.py`).
 
@@ -28,6 +29,7 @@ from pipeline.records import ClassList, Prompted, class_list
 from pipeline.streams import PreparedDomain
 
 SETTINGS = ("mtil_given", "mtil_identified", "xtail", "xtail_merged")
+CIL = "cil"  # only of streams that are cut into steps, and of the steps learned so far
 DEBIAS = 0.5  # of the debiased zero-shot row, for methods without one of their own
 
 
@@ -61,19 +63,26 @@ def measure(
     domain: PreparedDomain,
     labels: np.ndarray,
     pairs: tuple[Candidate, ...],
+    seen: tuple[Candidate, ...] = (),
 ) -> Measured:
-    """One task's test images in all settings that the method has answers in."""
+    """One task's test images in all settings that the method has answers in.
+
+    `seen` are the classes of the steps so far where one domain was cut into steps.
+    """
     own = tuple(pair for pair in pairs if pair.task == domain.name)
     right = {"mtil_given": _given(state, view, domain, own, labels)}
     policy = state.method.policy
     if policy == "given":
         return Measured(right, None)
     candidates = match(pairs, state.records)
-    question = Question(state, candidates, view, found)
-    view.prepare(question.pairs())
-    said = question.answer()
+    question, said = _asked(state, candidates, view, found)
     right["xtail"] = _strict(said, candidates, domain, labels)
     right["xtail_merged"] = _merged(said, candidates, domain, labels)
+    if any(pair.task == domain.name for pair in seen):
+        right[CIL] = right["xtail"]
+        if len(seen) < len(pairs):
+            few = match(seen, state.records)
+            right[CIL] = _strict(_asked(state, few, view, found)[1], few, domain, labels)
     if found is None:  # one function answers for every image, whoever says what it is
         right["mtil_identified"] = right["mtil_given"]
         return Measured(right, None)
@@ -97,9 +106,20 @@ def _given(
     if state.identifier is not None:
         truth = certain(task, sorted(state.records), len(view))
     candidates = match(own, state.records, task)
-    question = Question(state, candidates, view, truth, task)
+    _, said = _asked(state, candidates, view, truth, task)
+    return _strict(said, candidates, domain, labels)
+
+
+def _asked(
+    state: State,
+    candidates: Candidates,
+    view: View,
+    found: Identification | None,
+    task: str | None = None,
+) -> tuple[Question, Answered]:
+    question = Question(state, candidates, view, found, task)
     view.prepare(question.pairs())
-    return _strict(question.answer(), candidates, domain, labels)
+    return question, question.answer()
 
 
 def _strict(

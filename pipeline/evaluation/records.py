@@ -61,10 +61,11 @@ class Records:
         return [task for task, accuracy in pairs if accuracy is None]
 
     def matrix(self, setting: str) -> np.ndarray:
-        """(stages, N) percent; rows of stages that were not measured are NaN."""
+        """(stages, N) percent; NaN where a stage, or a task in it, was not measured."""
         accuracy = np.full((len(self.stages), len(self.tasks)), np.nan)
         for stage, record in self.evaluations.items():
-            accuracy[stage] = self._aligned(record["tasks"], record["accuracy"][setting])
+            if setting in record["accuracy"]:
+                accuracy[stage] = self._aligned(record["tasks"], record["accuracy"][setting])
         return accuracy
 
     def images(self) -> list[int | None]:

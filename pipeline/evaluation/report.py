@@ -14,8 +14,9 @@ import jsonschema
 import numpy as np
 
 from pipeline.evaluation import cost, metrics, tables
+from pipeline.evaluation.cil import cil
 from pipeline.evaluation.joint import comparison, experts
-from pipeline.evaluation.protocol import SETTINGS
+from pipeline.evaluation.protocol import CIL, SETTINGS
 from pipeline.evaluation.records import Records, read_records
 from pipeline.methods import methods
 from pipeline.records.card import descriptions
@@ -79,7 +80,8 @@ def _build(records: Records, references: dict[str, Records]) -> dict[str, Any]:
         "matrix": matrix,
         "matrix_oracle": oracle,
         "zero_shot": records.zero_row(GIVEN),
-        "settings": {name: _setting_figures(records, name) for name in SETTINGS} | {"cil": None},
+        "settings": {name: _setting_figures(records, name) for name in SETTINGS}
+        | {CIL: cil(records)},
         "finetune": others.get("finetune", {}).get("row"),
         "upper_bound": others.get("lora_per_task", {}).get("row"),
         "references": others,

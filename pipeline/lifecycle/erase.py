@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.store import Folder, GroupRef, RunFolder
+from pipeline.streams.selection import file_name
 
 
 def erase_files(
@@ -30,6 +31,8 @@ def erase_files(
     cached = "cache/images/"  # in the run folder unless `cluster.cache_dir` says otherwise
     for digest in digests:
         trees += folder.list(f"{cached}{digest[:32]}")
+        parts = [n for n in folder.list(cached) if folder.exists(f"{n}/{file_name(digest)}")]
+        trees += parts  # images of a part lie among those of its domain
     for name in trees:
         if folder.exists(name):
             folder.delete_tree(name)

@@ -40,6 +40,8 @@ LATER: dict[str, Any] = {
     "stream.options.train": "train",
     "stream.options.test": "test",
     "stream.options.templates": ["a photo of a {}."],
+    "stream.options.shots": None,
+    "stream.options.steps": None,
 }
 """Options of readers that runs of earlier versions did not store, with their defaults."""
 
@@ -54,9 +56,9 @@ def merge(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     Raises: UserError in one line: a changed key with both values, or tasks that do not continue
     the stored ones.
     """
+    _check_same("", stored["config"], new["config"], CHANGEABLE)
     _check_tasks(stored["stream"]["tasks"], new["stream"]["tasks"])
     _check_stages(stored["stream"], new["stream"])
-    _check_same("", stored["config"], new["config"], CHANGEABLE)
     _check_same("backbone.", stored["backbone"], new["backbone"], ())
     if stored["versions"] != new["versions"]:
         log.warning(

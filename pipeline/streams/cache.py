@@ -14,6 +14,7 @@ from pipeline.settings import ClusterSettings
 from pipeline.streams.domain import Domain, Split
 from pipeline.streams.entries import Entries, Staging, entry_key
 from pipeline.streams.execution import run_jobs
+from pipeline.streams.parts import select
 from pipeline.streams.quarantine import left_out_rows, quarantine_rows, write_quarantine
 from pipeline.streams.shards import ShardJob, ShardResult
 from pipeline.streams.table import ImageTable
@@ -31,9 +32,10 @@ class PreparedDomain:
 
     Attributes:
         tables: split -> path for `ImageTable.open` (`DenseTable.open`) on any node.
-        digests: split -> content digest of the source.
+        digests: split -> content digest of the source, or of the part that the task has of it.
         counts: split -> usable images; of a dense task, those that have its target.
-        quarantined: rows of all splits that could not be used, and files that never became one.
+        quarantined: rows of all splits that could not be used, and files that never became one;
+            of tasks that share a domain the first one tells of them.
     """
 
     name: str
@@ -91,7 +93,12 @@ def prepare(
         )
     if missing:
         _decode(missing, entries, size, max_pixels, cluster, use_ray)
-    return [_prepared(domain, entries, size, max_pixels, run) for domain in domains]
+    prepared, told = [], set()
+    for domain in domains:
+        source = domain.name if domain.part is None else domain.part.domain
+        prepared.append(_prepared(domain, entries, size, max_pixels, run, source not in told))
+        told.add(source)
+    return prepared
 
 
 def _decode(
@@ -112,7 +119,7 @@ def _decode(
             staged[key], results[key] = entries.begin(key), []
             folder = str(staged[key].folder)
             for i, chunk in enumerate(split.chunks):
-                file, classes = f"{i:05d}.arrow", len(domain.classes)
+                file, classes = f"{i:05d}.arrow", domain.labels
                 jobs.append(ShardJob(chunk, folder, file, classes, size, max_pixels, split.targets))
                 homes.append(key)
         log.info("decoding %d splits in %d shards", len(missing), len(jobs))
@@ -152,9 +159,10 @@ def _marker(split: Split, size: int, results: list[ShardResult]) -> dict[str, An
 
 
 def _prepared(
-    domain: Domain, entries: Entries, size: int, max_pixels: int, run: str
+    domain: Domain, entries: Entries, size: int, max_pixels: int, run: str, tell: bool
 ) -> PreparedDomain:
-    tables, counts, bad = {}, {}, left_out_rows(domain)
+    """Where a domain's images are; with `tell`, those that cannot be used go into a table."""
+    tables, counts, digests, bad = {}, {}, {}, left_out_rows(domain)
     for name, split in domain.splits.items():
         key = entry_key(split, size, max_pixels)
         marker = entries.find(key)
@@ -165,18 +173,23 @@ def _prepared(
         rows = marker["bad"]
         lacking = marker["bad_targets"][domain.name] if domain.kind else []
         tables[name], counts[name] = str(entries.path(key)), marker["rows"] - len(lacking)
+        digests[name] = split.digest
         bad += quarantine_rows(domain, split, [(row, reason) for row, reason in rows + lacking])
-    if bad:
+        chosen = domain.part and select(domain.part, split, ImageTable.open(tables[name]))
+        if chosen:
+            tables[name] = str(chosen.store(entries.path(key)))
+            counts[name], digests[name] = len(chosen.rows), chosen.digest
+    if bad and tell:
         write_quarantine(bad, run, f"quarantine-{domain.name}.parquet")
     for name, count in counts.items():
         if not count:
             mine = [row for row in bad if row["split"] == name and row["row"] is not None]
-            reason = " ".join(f"{mine[0]['file'] or ''} {mine[0]['reason']}".split())
+            words = f"{mine[0]['file'] or ''} {mine[0]['reason']}" if mine else "of its classes"
+            reason = " ".join(words.split())
             raise UserError(f"{domain.name}: no row of its {name} split is usable: {reason}")
     return PreparedDomain(
         *(domain.name, domain.classes, domain.templates, domain.source, domain.licence),
-        *(tables, {n: s.digest for n, s in domain.splits.items()}, counts, len(bad)),
-        domain.kind,
+        *(tables, digests, counts, len(bad) if tell else 0, domain.kind),
     )
 
 

@@ -74,12 +74,32 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a task has of a domain that it does not have all of.
+
+    Attributes:
+        domain: the domain's name.
+        of: number of the domain's classes: what its rows' labels tell apart.
+        classes: which of them are the task's, ascending.
+        shots: training images of each class; None = all.
+        seed: the run's: which images these are follows from it and from the domain's name.
+    """
+
+    domain: str
+    of: int
+    classes: tuple[int, ...]
+    shots: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
 class Domain:
     """One task of the stream: its classes, prompt templates (each holds `{}`) and splits.
 
     A dense task has a `kind` of `streams.targets.KINDS`, and its name is that of a target of its
     splits; it needs no templates, and normals have no classes. `left_out` are files that lie where
-    images do and cannot be taken for one.
+    images do and cannot be taken for one. Tasks that have a `part` of the same domain share its
+    splits; `classes` are then those of the part.
     """
 
     name: str
@@ -90,6 +110,12 @@ class Domain:
     licence: str
     kind: str | None = None
     left_out: tuple[LeftOut, ...] = ()
+    part: Part | None = None
+
+    @property
+    def labels(self) -> int:
+        """Number of classes that the labels of its rows tell apart."""
+        return len(self.classes) if self.part is None else self.part.of
 
 
 class Reader(Protocol):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.streams.draws import draws, rank_in_class
 
 
 def check_held_out(name: str, rows: np.ndarray, held: np.ndarray) -> None:
@@ -48,13 +47,9 @@ def stratified_fold(
         raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
     labels = np.asarray(labels)
     classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    keys = _keys(len(labels) + len(classes), seed, name)
+    keys = draws(len(labels) + len(classes), f"fold/{seed}/{name}")
     takes = _places(counts, fraction, keys[len(labels) :])
-    order = np.lexsort((keys[: len(labels)], inverse))
-    rank = np.empty(len(labels), np.int64)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
-    rank[order] = np.arange(len(labels)) - np.repeat(starts, counts)
-    held = rank < takes[inverse]
+    held = rank_in_class(labels, keys[: len(labels)]) < takes[inverse]
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
@@ -71,9 +66,3 @@ def _places(counts: np.ndarray, fraction: float, ties: np.ndarray) -> np.ndarray
         if counts[index] >= 2 and takes[index] < counts[index] - 1:
             takes[index] += 1
     return takes
-
-
-def _keys(count: int, seed: int, name: str) -> np.ndarray:
-    """(count,) uint64 from a counter-based generator whose raw stream numpy promises to keep."""
-    digest = hashlib.sha256(f"fold/{seed}/{name}".encode()).digest()
-    return np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(count)

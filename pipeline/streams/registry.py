@@ -13,15 +13,18 @@ from pipeline.streams.domain import Reader
 Factory = Callable[[StreamSettings, int], Reader]
 readers: Registry[Factory] = Registry("pipeline.streams.readers", "stream.reader")
 register = readers.register
+PROTOCOL: dict[str, Any] = {"shots": None, "steps": None}
+"""Options of every reader of images with classes (`streams/parts.py`), with their defaults."""
 
 
 def read_options(options: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """`stream.options` over a reader's defaults, whose types (or None: anything) are binding."""
     for key, value in options.items():
+        if key in PROTOCOL:
+            continue
         if key not in defaults:
-            raise UserError(
-                f"stream.options.{key}: unknown option; known are {', '.join(sorted(defaults))}"
-            )
+            known = ", ".join(sorted(defaults | PROTOCOL))
+            raise UserError(f"stream.options.{key}: unknown option; known are {known}")
         kind = type(defaults[key])
         allowed = (int, float) if kind is float else (kind,)
         if defaults[key] is not None and (

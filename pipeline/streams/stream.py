@@ -10,6 +10,7 @@ from pipeline.settings import StreamSettings
 from pipeline.streams.domain import SPLITS, Domain
 from pipeline.streams.files import is_text
 from pipeline.streams.names import composed
+from pipeline.streams.parts import tasks_of, whole_domains
 from pipeline.streams.registry import readers
 from pipeline.streams.targets import KINDS
 
@@ -19,6 +20,8 @@ MOST = 20  # repeated names in one message
 
 def open_stream(settings: StreamSettings, seed: int, dense: bool = False) -> list[Domain]:
     """The domains of `settings.order` (default: those of `settings.stages`, or all, alphabetical).
+
+    With `stream.options.shots` they are parts of them, with `stream.options.steps` steps of one.
 
     Args:
         settings: the stream.
@@ -40,14 +43,15 @@ def open_stream(settings: StreamSettings, seed: int, dense: bool = False) -> lis
     if not order:
         raise UserError("stream.order: is empty; name at least one domain, or null for all")
     key = "stages" if settings.order is None and settings.stages is not None else "order"
-    for i, name in enumerate(order):
+    wanted = whole_domains(order, names, settings)
+    for name in wanted:
         if name not in names:
             raise UserError(f"stream.{key}: no domain {name!r}; known are {', '.join(names)}")
+        _check_name(name)
+    for i, name in enumerate(order):
         if name in order[:i]:
             raise UserError(f"stream.{key}: {name!r} is listed twice")
-    for name in order:
-        _check_name(name)
-    domains = [source.domain(name) for name in order]
+    domains = [source.domain(name) for name in wanted]
     for domain in domains:
         check_domain(domain)
         if domain.kind is not None and not dense:
@@ -55,7 +59,7 @@ def open_stream(settings: StreamSettings, seed: int, dense: bool = False) -> lis
                 f"stream.reader: {domain.name!r} of reader {settings.reader!r} is a dense task "
                 f"({domain.kind}); the chosen method learns classes of images, take method=ase"
             )
-    return domains
+    return tasks_of(domains, order, settings, seed)
 
 
 def check_domain(domain: Domain) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import IntegrityError, UserError
+from pipeline.streams.selection import SUFFIX, Selection
 from pipeline.streams.targets import Target
 
 COMPLETE = "COMPLETE"  # written last: an entry without it does not exist
@@ -38,19 +39,23 @@ def column(target: str) -> str:
 
 
 class ImageTable:
-    """The images of one split; opening maps files, reading copies only what is asked for.
+    """The images of one split, or some of them; opening maps files, reading copies what is needed.
+
+    `path` is the folder of the split, or the file of a `Selection` in it.
 
     Attributes:
         labels: (N,) int64 class of each image.
         rows: (N,) int64 row of the source split (quarantined rows are missing).
-        digest: content digest of the source split.
+        digest: content digest of the source split, or of the selection.
         size: S, images are S x S.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._lock = _hold(Path(path) / COMPLETE)
-        marker = read_marker(Path(path))
+        file = Path(path)
+        folder = file.parent if file.name.endswith(SUFFIX) else file
+        self._lock = _hold(folder / COMPLETE)
+        marker = read_marker(folder)
         if marker is None:
             raise UserError(f"{path}: no complete image cache; run again to prepare it")
         self.digest: str = marker["digest"]
@@ -60,7 +65,7 @@ class ImageTable:
         self._batches: list[pa.RecordBatch] = []
         labels, rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for shard in marker["shards"]:
-            for batch in _batches(Path(path) / shard["file"]):
+            for batch in _batches(folder / shard["file"]):
                 self._batches.append(batch)
                 pixels = np.frombuffer(batch.column("image").buffers()[1], np.uint8)
                 pixels = pixels[: len(batch) * self.size * self.size * 3]
@@ -72,6 +77,18 @@ class ImageTable:
         self._ends = np.cumsum([len(part) for part in self._parts])
         if len(self.labels) != marker["rows"]:
             raise IntegrityError(f"{path}: {len(self.labels)} images, expected {marker['rows']}")
+        self._taken: np.ndarray | None = None
+        if folder != file:
+            self._select(Selection.read(file))
+
+    def _select(self, selection: Selection) -> None:
+        """Keep some rows only, under labels of their own."""
+        self._taken = selection.positions(self.rows)
+        if len(self._taken) != len(selection.rows):
+            raise IntegrityError(f"{self.path}: selects rows that its table does not hold")
+        self.digest = selection.digest
+        self.labels = selection.places(self.labels[self._taken])
+        self.rows = self.rows[self._taken]
 
     @classmethod
     def open(cls, path: str) -> ImageTable:
@@ -106,6 +123,8 @@ class ImageTable:
         if not parts:
             return np.empty((0, self.size, self.size, 3), np.uint8)
         out = np.empty((len(indices), *parts[0].shape[1:]), parts[0].dtype)
+        if self._taken is not None:
+            indices = self._taken[indices]
         homes = np.searchsorted(self._ends, indices, side="right")
         for home in np.unique(homes):
             here = homes == home

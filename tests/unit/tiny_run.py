@@ -36,11 +36,15 @@ class World:
     backbone: Path
 
 
-def make_world(root: Path, tasks: tuple[str, ...] = TASKS, train: int = 11) -> World:
-    """Write, read and decode domains of four classes, `train` images of each; save the CLIP."""
+def make_world(
+    root: Path, tasks: tuple[str, ...] = TASKS, train: int = 11, classes: int = 4, **options: Any
+) -> World:
+    """Write, read and decode domains, `train` images of each class; save the CLIP."""
     for task in tasks:
-        parquet_domain(root / "stream", task, classes=4, train=train, test=6, size=32)
-    domains = open_stream(StreamSettings(reader="parquet", root=str(root / "stream")), 0)
+        parquet_domain(root / "stream", task, classes=classes, train=train, test=6, size=32)
+    domains = open_stream(
+        StreamSettings(reader="parquet", root=str(root / "stream"), options=options), 0
+    )
     prepared = prepare(
         domains, size=32, run=str(root), cache_dir=str(root / "cache"), cache_gib=1.0,
         cluster=ClusterSettings(), max_pixels=10_000, use_ray=False,
