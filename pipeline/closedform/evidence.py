@@ -39,10 +39,11 @@ class Evidence:
         """Sharpness of J; 0 = without J."""
         return self._fitted[1]
 
-    def log_shares(self, x_BK: np.ndarray) -> np.ndarray:
-        """`log p(t|x)`, (B, T)."""
+    def log_shares(self, x_BK: np.ndarray, by_class: np.ndarray | None = None) -> np.ndarray:
+        """`log p(t|x)`, (B, T); `by_class` are J's scores (B, M) where they are known already."""
         by_task = self.tasks.by_task.scores(x_BK) if np.isfinite(self.tau) else None
-        by_class = self.tasks.by_class.scores(x_BK) if self.beta else None
+        if self.beta and by_class is None:
+            by_class = self.tasks.by_class.scores(x_BK)
         return self._combined(by_task, by_class, len(x_BK))
 
     def left_out(self, task: int, rows: CalibrationRows) -> tuple[np.ndarray, np.ndarray]:

@@ -73,6 +73,13 @@ class Knowledge:
         or of their `tasks`."""
         return self._tasks.regime
 
+    def judge(self, compact_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`log p(t|x)` (B, T) and `r(x)` (B,), from the same scores of all classes."""
+        by_class = self._tasks.by_class.scores(compact_BK)
+        return (
+            self._evidence.log_shares(compact_BK, by_class), self._novelty(compact_BK, by_class),
+        )  # fmt: skip
+
     def log_shares(self, compact_BK: np.ndarray) -> np.ndarray:
         """`log p(t|x)`, (B, T)."""
         return self._evidence.log_shares(compact_BK)

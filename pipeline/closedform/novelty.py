@@ -40,11 +40,13 @@ class Novelty:
     def __init__(self, tasks: TaskSet, most_left_out: int) -> None:
         self.tasks, self.most_left_out = tasks, most_left_out
 
-    def __call__(self, x_BK: np.ndarray) -> np.ndarray:
-        """r of images, (B,)."""
+    def __call__(self, x_BK: np.ndarray, by_class: np.ndarray | None = None) -> np.ndarray:
+        """r of images, (B,); `by_class` are J's scores (B, M) where they are known already."""
         x = x_BK.astype(np.float64)
         squares = np.einsum("bk,bk->b", x @ self._difference, x)
-        return squares - 2.0 * self._model.scores(x).max(axis=1)
+        if by_class is None or self._model is not self.tasks.by_class:
+            by_class = self._model.scores(x)
+        return squares - 2.0 * by_class.max(axis=1)
 
     @cached_property
     def _model(self) -> Discriminant:

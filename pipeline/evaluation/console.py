@@ -66,11 +66,12 @@ def accuracy_table(report: dict[str, Any]) -> Table:
             label = Text(f"{stage} {'+'.join(report['stages'][stage])}", overflow="ellipsis")
             table.add_row(label, *_row(row, known), end_section=stage == len(report["stages"]) - 1)
     for name, other in report["references"].items():
-        known = other.get("settings") or {}
-        same, given = known.get(setting), known.get("mtil_given")
-        if same or given:
-            label = name if same else f"{name}, domain given"
-            table.add_row(label, *_row((same or given)["row"]), style="dim")
+        reached = other.get("settings") or {}
+        same, given = reached.get(setting), reached.get("mtil_given")
+        if same:
+            table.add_row(name, *_row(same["row"]), style="dim")
+        elif given:
+            table.add_row(f"{name}, domain given", *_row(given["row"]), style="dim")
     return table
 
 

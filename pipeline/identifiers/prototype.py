@@ -88,10 +88,9 @@ class Prototype(Identifier):
         known, compact = self._knowledge, evidence.compact
         if known is None:
             return nothing_known(len(compact))
-        shares = known.log_shares(compact)
+        shares, novelty = known.judge(compact)
         if self.settings.evidence in COSINES:
             shares = self._cosine_shares(compact.astype(np.float64))
-        novelty = known.novelty(compact)
         return Identification(
             known.names, shares, novelty, known.slope * (novelty - known.midpoint)
         )

@@ -167,7 +167,7 @@ class Question:
             function = self.state.function(task)
             assert function is not None
             at, index = self.candidates.columns[task]
-            runs = np.array([function in some for some in running])
+            runs = np.array([function.weights is None or function in some for some in running])
             for rows, chosen in (
                 (np.flatnonzero(runs), function),
                 (np.flatnonzero(~runs), function._replace(weights=None)),

@@ -60,11 +60,13 @@ class Candidates:
     @cached_property
     def columns(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Per domain: which of `known` are its, and their places in its class list."""
-        found = {}
-        for task in self.tasks:
-            at = [i for i, item in enumerate(self.known) if item.task == task]
-            found[task] = np.array(at), np.array([self.known[i].number for i in at])
-        return found
+        at: dict[str, list[int]] = {task: [] for task in self.tasks}
+        for i, item in enumerate(self.known):
+            at[item.task].append(i)
+        return {
+            task: (np.array(rows), np.array([self.known[i].number for i in rows]))
+            for task, rows in at.items()
+        }
 
     @cached_property
     def listed(self) -> ClassList:

@@ -192,6 +192,16 @@ def identify(state: State, view: LiveView, wishes: Sequence[Wish]) -> Identifica
     return found
 
 
+def _matched(state: State, asked: tuple[Candidate, ...] | None, task: str | None) -> Candidates:
+    """Candidates matched with what a state knows; all that was learned is matched once."""
+    if asked is not None:
+        return match(asked, state.records, task)
+    key = ("candidates", task)
+    if key not in state.derived:
+        state.derived[key] = match(None, state.records, task)
+    return state.derived[key]
+
+
 def _parts(
     state: State, view: LiveView, wishes: Sequence[Wish], found: Identification | None
 ) -> list[tuple[np.ndarray, Question]]:
@@ -204,7 +214,7 @@ def _parts(
     parts = []
     for (asked, task), at in kinds.items():
         rows = np.array(at)
-        candidates: Candidates = match(asked, state.records, task)
+        candidates = _matched(state, asked, task)
         some = None if found is None else found.rows(rows)
         parts.append((rows, Question(state, candidates, view.take(rows), some, task)))
     return parts

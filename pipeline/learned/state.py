@@ -9,8 +9,9 @@ Shapes: B images, T domains, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class State:
         method: knows them; with a backbone also their functions.
         identifier: knows them; None where the method does not identify.
         weight: share of the groups in the answer to an unseen image, where the method fuses.
+        derived: what was worked out from it and is asked for again and again.
     """
 
     groups: tuple[GroupRecord, ...]
@@ -42,6 +44,7 @@ class State:
     method: Method
     identifier: Identifier | None
     weight: float
+    derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def learned(self) -> list[str]:

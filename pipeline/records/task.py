@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class TaskRecord:
     outputs: Arrays = field(default_factory=dict)
     derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
-    @property
+    @cached_property
     def listed(self) -> ClassList:
         """Its classes with their templates."""
         return class_list(self.classes, self.templates)
