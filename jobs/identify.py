@@ -22,21 +22,17 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from actors.arguments import cache_dir
 from actors.exits import exit_codes
+from actors.finished import open_finished
 from pipeline.errors import EXIT_DONE, UserError
 from pipeline.evaluation.comparison import Candidate, Comparison, Row
 from pipeline.evaluation.console import percent
 from pipeline.evaluation.plots import curve
 from pipeline.identifiers.places import said
 from pipeline.identifiers.scorer import build_scorer
-from pipeline.learned.engine import Engine, EngineSpec
 from pipeline.methods import method_class
-from pipeline.model.kernels import Kernels
-from pipeline.records.basis import read_basis
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
-from pipeline.streams import open_stream, prepare
 
 CANDIDATES = (
     Candidate("prototype"),
@@ -176,17 +172,10 @@ def _settings(run: RunFolder, words: dict[str, Any]) -> Settings:
 
 
 def _open(run: RunFolder, settings: Settings) -> Comparison:
-    kernels = Kernels(**run.read()["kernels"])
-    engine = Engine(EngineSpec(settings, run.uri, kernels))
-    facts: dict[str, Any] = engine.facts()
-    prepared = prepare(
-        open_stream(settings.stream, settings.seed), size=int(facts["image_size"]), run=run.uri,
-        cache_dir=cache_dir(settings), cache_gib=settings.cluster.cache_gib,
-        cluster=settings.cluster, max_pixels=settings.stream.max_pixels, use_ray=False,
-    )  # fmt: skip
+    opened = open_finished(run, settings)
     scorer = build_scorer(settings.identifier)
     return Comparison(
-        run, settings, prepared, engine, read_basis(run), float(facts["scale"]), scorer
+        run, settings, opened.domains, opened.engine, opened.basis, opened.scale, scorer
     )
 
 

@@ -225,6 +225,8 @@ class Archipelago(ClosedForm, Trge):
         return Function(task, task if self._kept(task) else None)
 
     def _kept(self, task: str) -> bool:
+        if self.options.group == "off":
+            return False
         record = self.records.get(task)
         return record is not None and bool(record.facts.get("group", {}).get("kept"))
 

@@ -1,0 +1,194 @@
+"""What each part of a method is worth: a finished run answered anew with one switch changed.
+
+Records hold everything that answers follow from, so nothing is learned and, but for functions that
+never ran, no image is encoded. Whether a trained group is kept was decided while it was learned;
+here groups can only be left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.closedform import Basis
+from pipeline.errors import UserError
+from pipeline.evaluation import metrics
+from pipeline.evaluation.evaluator import Evaluator
+from pipeline.evaluation.protocol import SETTINGS
+from pipeline.evaluation.views import Encoder
+from pipeline.learned.state import build_state
+from pipeline.methods import method_options
+from pipeline.records import GroupRecord
+from pipeline.settings import Settings
+from pipeline.store import RunFolder
+from pipeline.streams import PreparedDomain
+
+Changes = Mapping[str, Any]
+VARIANTS: dict[str, Changes] = {
+    "evidence of tasks alone": {"identifier.evidence": "E"},
+    "evidence of classes alone": {"identifier.evidence": "J"},
+    "the likeliest task alone": {"method.options.policy": "hard"},
+    "heads without the group": {"method.options.group": "off"},
+    "heads without CLIP": {"method.options.clip": False},
+    "heads drawn to the identity": {"method.options.prior": "identity"},
+    "kappa = 0": {"method.options.kappa": 0.0},
+    "kappa = 1": {"method.options.kappa": 1.0},
+    "debias = 0": {"method.options.debias": 0.0},
+    "debias = 1": {"method.options.debias": 1.0},
+}
+Images = list[np.ndarray | None]
+
+
+@dataclass
+class Answers:
+    """One variant on all stages.
+
+    Attributes:
+        right: per setting and stage, per task whether each test image was answered right.
+        acceptance: share of learned tasks' images taken for learned ones, percent, a stage.
+        auroc: unseen against seen images, percent, a stage.
+    """
+
+    right: dict[str, list[Images]] = field(default_factory=dict)
+    acceptance: list[float] = field(default_factory=list)
+    auroc: list[float] = field(default_factory=list)
+
+    def matrix(self, setting: str) -> np.ndarray:
+        """Accuracies, stage by task, percent."""
+        return np.array(
+            [
+                [np.nan if i is None else 100.0 * float(np.mean(i)) for i in row]
+                for row in self.right[setting]
+            ]
+        )
+
+
+class Ablation:
+    """Variants of one finished run.
+
+    Args:
+        run: the run folder.
+        settings: the run's.
+        domains: decoded tasks in stream order.
+        encoder: for features that are not stored yet.
+        basis: of compact features.
+        scale: `exp(logit_scale)` of the backbone.
+
+    Raises:
+        UserError: nothing is learned, or the method does not answer by records.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        settings: Settings,
+        domains: Sequence[PreparedDomain],
+        encoder: Encoder,
+        basis: Basis,
+        scale: float,
+    ) -> None:
+        self.settings, self.basis, self.scale = settings, basis, scale
+        self.evaluator = Evaluator(run, settings, domains, encoder, basis.width)
+        refs = run.current_groups()
+        encoder.install(refs)
+        self.groups = [GroupRecord.read(run, ref) for ref in refs]
+        if not self.groups:
+            raise UserError(f"run_dir={run.folder.shown()}: nothing is learned there yet")
+        self.learned = {
+            task.name: stage for stage, group in enumerate(self.groups) for task in group.tasks
+        }
+
+    def applies(self, changes: Changes) -> bool:
+        """Whether the run's method has these switches, and not as they are."""
+        options = method_options(self.settings.method).model_dump()
+        for key, value in changes.items():
+            section, _, name = key.rpartition(".")
+            if section == "method.options" and options.get(name, value) == value:
+                return False
+            if section == "identifier" and getattr(self.settings.identifier, name) == value:
+                return False
+        return True
+
+    def answers(self, changes: Changes, tell: Callable[[str], None] = lambda text: None) -> Answers:
+        """All stages with a change."""
+        settings, found = _changed(self.settings, changes), Answers()
+        for stage in range(len(self.groups)):
+            tell(f"stage {stage}")
+            known = self.groups[: stage + 1]
+            state = build_state(known, settings, self.basis, scale=self.scale)
+            self.evaluator.know(state)
+            right: dict[str, Images] = {setting: [] for setting in SETTINGS}
+            seen: list[np.ndarray] = []
+            novelty: dict[bool, list[np.ndarray]] = {True: [], False: []}
+            for task in self.evaluator.domains:
+                identified = None
+                if state.identifier is not None:
+                    identified = state.identifier.identify(self.evaluator.evidence(task))
+                measured = self.evaluator.measured(state, task, identified)
+                for setting in SETTINGS:
+                    right[setting].append(measured.right.get(setting))
+                if identified is not None and measured.outside is not None:
+                    novelty[task in state.records].append(identified.novelty)
+                    if task in state.records:
+                        seen.append(measured.outside < 0.5)
+            for setting, row in right.items():
+                found.right.setdefault(setting, []).append(row)
+            if novelty[False] and seen:
+                found.acceptance.append(100.0 * float(np.mean([s.mean() for s in seen])))
+                new, old = (np.concatenate(novelty[kind]) for kind in (False, True))
+                found.auroc.append(100.0 * metrics.auroc(new, old))
+        return found
+
+    def row(self, title: str, found: Answers, base: Answers) -> dict[str, Any]:
+        """Figures of a variant, with what it gains over the run as it is, by paired images."""
+        samples, seed = self.settings.evaluation.bootstrap, self.settings.seed
+        figures: dict[str, Any] = {"variant": title, "settings": {}}
+        for setting in SETTINGS:
+            matrix = found.matrix(setting)
+            if np.isnan(matrix).all():
+                figures["settings"][setting] = None
+                continue
+            last = metrics.row_gain(found.right[setting][-1], base.right[setting][-1])
+            every = metrics.row_gain(_mean(found.right[setting]), _mean(base.right[setting]))
+            figures["settings"][setting] = {
+                "transfer": _defined(metrics.transfer(matrix, self._columns()).mean),
+                "average": _defined(metrics.average(matrix).mean),
+                "last": _defined(metrics.last(matrix).mean),
+                "last_gain": metrics.paired_bootstrap(last, samples, seed)._asdict(),
+                "average_gain": metrics.paired_bootstrap(every, samples, seed)._asdict(),
+            }
+        for name in ("acceptance", "auroc"):
+            values = getattr(found, name)
+            figures[name] = float(np.mean(values)) if values else None
+        return figures
+
+    def _columns(self) -> list[int]:
+        """The stage in which each task was learned; past the last where it was not."""
+        return [self.learned.get(task, len(self.groups)) for task in self.evaluator.domains]
+
+
+def _changed(settings: Settings, changes: Changes) -> Settings:
+    tree = settings.model_dump(mode="json")
+    for key, value in changes.items():
+        at: Any = tree
+        *sections, name = key.split(".")
+        for section in sections:
+            at = at[section]
+        at[name] = value
+    return Settings.model_validate(tree)
+
+
+def _mean(rows: Sequence[Images]) -> Images:
+    """Per task, how often each image was right over the stages."""
+    found: Images = []
+    for column in zip(*rows, strict=True):
+        measured = [np.asarray(images, np.float64) for images in column if images is not None]
+        found.append(np.mean(measured, axis=0) if measured else None)
+    return found
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
