@@ -27,6 +27,12 @@ def commands(text: str) -> list[list[str]]:
     return found
 
 
+def anchors(text: str) -> set[str]:
+    """Places in a document that a link can name: its headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def told() -> Iterator[tuple[str, list[str]]]:
     for document in DOCUMENTS:
         for words in commands(document.read_text()):
@@ -45,9 +51,7 @@ def test_there_are_commands() -> None:
 @pytest.mark.parametrize(("document", "words"), COMMANDS, ids=lambda value: str(value)[:60])
 def test_programs_and_targets_exist(document: str, words: list[str]) -> None:
     known = {"make", "python", "ray", "curl", "docker", "kubectl", "serve"}
-    program = next(
-        word for word in words if "=" not in word
-    )  # what stands before it is environment
+    program = next(word for word in words if "=" not in word)  # before it: environment
     assert program in known or program.startswith(".venv/bin/"), f"{document}: {program}?"
     if program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
@@ -75,8 +79,11 @@ def test_keys_and_links_in_the_text_exist(document: Path) -> None:
                 break
             assert part in fields, f"{document.name}: no setting {key}"
             node = fields[part].annotation
-    for link in re.findall(r"\]\(((?!https?:|#)[^)]+)\)", text):
-        assert (document.parent / link).exists(), f"{document.name}: no {link}"
+    for link in re.findall(r"\]\(((?!https?:)[^)]+)\)", text):
+        file, _, place = link.partition("#")
+        target = document.parent / file if file else document
+        assert target.exists(), f"{document.name}: no {link}"
+        assert not place or place in anchors(target.read_text()), f"{document.name}: no {link}"
     for folder in re.findall(r"`((?:conf|pipeline|tests|jobs|docs|deploy)/[\w/.-]*)`", text):
         mine = folder.endswith("mine.py")
         assert mine or (ROOT / folder).exists(), f"{document.name}: no {folder}"
