@@ -148,10 +148,8 @@ def say_where(settings: Settings, code: int, console: Console) -> None:
         console.print(f"Report: [bold]{report.as_uri()}[/bold]", soft_wrap=True)
     if settings.tracking.enabled and settings.run_dir:
         view = locate(RunFolder(settings.run_dir, read_only=True), settings.tracking).view
-        beside = Path(sys.executable).parent / "mlflow"
-        command = (
-            view.replace("mlflow ui", f"{beside} ui", 1) if view.startswith("mlflow") else view
-        )
+        beside = shlex.quote(str(Path(sys.executable).parent / "mlflow"))
+        command = f"{beside}{view.removeprefix('mlflow')}" if view.startswith("mlflow ui") else view
         console.print(f"MLflow: [bold]{command}[/bold]", soft_wrap=True)
     if code == EXIT_STOPPED:
         console.print("The job was stopped; the same command continues it.")
