@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from actors.environment import be_somebody
 from actors.loopback import spare_loopback
 from actors.mishaps import in_words, one_line
 from pipeline.errors import (
@@ -45,6 +46,7 @@ def exit_codes(
     def around(main: Main) -> Main:
         @functools.wraps(main)
         def guarded(arguments: Sequence[str]) -> int:
+            be_somebody()
             spare_loopback()
             try:
                 return main(arguments)

@@ -181,7 +181,9 @@ def _write_local(path: Path, data: bytes) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
+            error.filename = str(path)
         temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
