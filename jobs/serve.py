@@ -32,7 +32,7 @@ from actors.loopback import is_loopback, url_of
 from pipeline.errors import EXIT_DONE, UserError
 from pipeline.records.group import read_card
 from pipeline.serving.model import run_settings
-from pipeline.serving.pointer import read_pointer
+from pipeline.serving.pointer import newest_pointer
 from pipeline.settings import ServingSettings, Settings
 from pipeline.store import RunFolder
 
@@ -79,7 +79,7 @@ def bring_up(settings: Settings) -> str:
     token, device = token_hash(os.environ.get(TOKEN)), settings.cluster.device
     app = application(settings.run_dir, serving, token, device, settings.tracking)
     serve.run(app, name=serving.name, route_prefix="/")
-    if settings.publish == "auto" or not read_pointer(run).generation:
+    if settings.publish == "auto" or not newest_pointer(run).generation:
         publish_newest(run, serving)
     url = url_of(serving.host, serving.port)
     wait_ready(url)

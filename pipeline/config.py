@@ -100,7 +100,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _check_leaf(key: str, leaf: Any) -> None:
-    """Raises UserError for what no setting can be: a number without value, text no file can hold."""
+    """Raises UserError for what no setting can be: no number, or text that no file can hold."""
     if isinstance(leaf, float) and not math.isfinite(leaf):
         raise UserError(f"{key}={leaf}: expected a finite number")
     if not isinstance(leaf, str):
@@ -151,7 +151,7 @@ def _prepare(text: str) -> str:
 
 
 def _quoted(key: str, value: str) -> str:
-    """An override as it can be pasted into a shell: quoted for Hydra within quotes for the shell."""
+    """An override to be pasted into a shell: quoted for Hydra within quotes for the shell."""
     if not key or not value or value[0] in "[{\"'":
         return "'key=\"value\"'"
     # Hydra takes a backslash for itself, unless a quote or an interpolation follows.

@@ -113,7 +113,9 @@ class ExpertSettings(Strict):
             raise ValueError("shared_count must be lower than count")
         if self.active > self.count - self.shared_count:
             routed = self.count - self.shared_count
-            raise ValueError(f"active={self.active} is more than there are to choose from, {routed}")
+            raise ValueError(
+                f"active={self.active} is more than there are to choose from, {routed}"
+            )
         return self
 
 

@@ -54,7 +54,7 @@ def expert_shapes(backbone: Backbone, settings: ExpertSettings) -> dict[str, Exp
         first = tower.depth // 2 if settings.first_block == "half" else settings.first_block
         if int(first) >= tower.depth:
             raise UserError(
-                f"experts.first_block={first}: the {name} encoder has {tower.depth} blocks, numbered"
+                f"experts.first_block={first}: the {name} encoder has {tower.depth} blocks, counted"
                 f" from 0; give at most {tower.depth - 1}"
             )
         shapes[name] = ExpertShape(

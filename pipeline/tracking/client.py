@@ -28,7 +28,7 @@ def connected(location: Location, settings: TrackingSettings) -> Iterator[Mlflow
     """A client for `location`. MLflow reads its limits from the environment, so they are set for
     the time of this context only. Nothing is sent before the client is first used.
 
-    A sqlite file is made here, by one process at a time: MLflow's own migrations disturb each other.
+    A sqlite file is made here, by one process at a time: MLflow's migrations disturb each other.
 
     Raises OSError when a sqlite file cannot be written, or is locked by another program.
     """
@@ -77,7 +77,9 @@ def _alone(folder: Path) -> Iterator[None]:
         deadline = time.monotonic() + MAKING_S
         while _busy(handle):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{folder}: somebody has been making a database for {MAKING_S} s")
+                raise TimeoutError(
+                    f"{folder}: somebody has been making a database for {MAKING_S} s"
+                )
             time.sleep(0.1)
         yield
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import sqlite3
 import subprocess
@@ -60,11 +59,11 @@ def test_a_database_and_its_artifacts_lie_beside_the_run_whatever_its_name(tmp_p
             run = api.create_run(_experiment(api, "archipelago", place))
             api.log_artifact(run.info.run_id, str(note))
         seen.add(Path(name).parts[0])
-        assert set(os.listdir(home)) == {"mlflow.db", "mlflow-artifacts"}, name
+        assert {file.name for file in home.iterdir()} == {"mlflow.db", "mlflow-artifacts"}, name
         assert len(list(home.rglob("note.txt"))) == 1, name
         with closing(sqlite3.connect(home / "mlflow.db")) as base:
             assert base.execute("SELECT COUNT(*) FROM runs").fetchone() == (1,)
-    assert set(os.listdir(tmp_path)) == seen, "no folder of an escaped name"
+    assert {file.name for file in tmp_path.iterdir()} == seen, "no folder of an escaped name"
 
 
 def test_first_runs_at_once_make_one_database(tmp_path: Path) -> None:
