@@ -21,7 +21,8 @@ class Lease:
     Object stores offer no atomic test-and-set through `pyarrow.fs`: whoever writes its claim waits
     `settle_s` and reads it back, and the last claim wins. Clocks of two machines may differ by
     `skew_s`; a claim that promises more is waited for until it is not renewed. A holder that finds
-    another's claim, or none, has lost: `on_lost` is called once (from the renewing thread), and `check`, which asks the store, raises from then on.
+    another's claim, or none, has lost: `on_lost` is called once (from the renewing thread), and
+    `check`, which asks the store, raises from then on.
     """
 
     def __init__(

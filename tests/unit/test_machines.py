@@ -223,7 +223,7 @@ def test_a_long_temporary_folder_is_refused_before_ray_starts(
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     local_ray.check_temporary()
     monkeypatch.setenv("RAY_TMPDIR", "/" + "x" * 60)
-    with pytest.raises(UserError, match="^RAY_TMPDIR="):
+    with pytest.raises(UserError, match=r"^RAY_TMPDIR="):
         local_ray.check_temporary()
 
 
