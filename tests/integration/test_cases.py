@@ -74,7 +74,8 @@ def nested(root: Path) -> None:
 def empty_class(root: Path) -> None:
     classes(root / "farm/train", "cow", "hen")
     classes(root / "farm/test", "cow", "hen", "plum", count=3)
-    (root / "farm/train/goat").mkdir()
+    for name in ("goat", "plum"):
+        (root / "farm/train" / name).mkdir()
 
 
 def test_lacks_a_class(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""Images that cost far more than their bytes suggest: refused or read within bounds, never a 500."""
+"""Images that cost far more than their bytes suggest: bounded, one line each, and never a 500."""
 
 from __future__ import annotations
 
