@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -41,22 +40,6 @@ def test_a_hostile_image_gets_a_status_and_one_line(client: TestClient, name: st
     assert client.post(
         "/v1/classify", content=SMALL, headers={"content-type": "image/png"}
     ).is_success
-
-
-def test_a_small_request_is_answered_while_hostile_ones_wait(client: TestClient) -> None:
-    ended: list[str] = []
-
-    def one(name: str, data: bytes) -> None:
-        client.post("/v1/classify", content=data, headers={"content-type": "image/png"})
-        ended.append(name)
-
-    heavy = [threading.Thread(target=one, args=("heavy", FILES["jpeg"])) for _ in range(8)]
-    for thread in heavy:
-        thread.start()
-    one("small", SMALL)
-    for thread in heavy:
-        thread.join()
-    assert ended.index("small") < len(heavy), "it was the last of all"
 
 
 def test_every_answer_has_the_headers_that_keep_browsers_safe(client: TestClient) -> None:
