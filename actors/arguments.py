@@ -29,12 +29,34 @@ def load_settings(arguments: Sequence[str]) -> Settings:
             f"run_dir={where}: a submitted job runs in a temporary copy of the working directory;"
             " give an absolute path or a URI that all nodes see"
         )
+    if submitted:
+        _check_places(settings)
     if where is None:
         name = settings.stream.options.get("set") or settings.stream.reader
         where = f"runs/{name}-{settings.method.name}-{settings.seed}"
     if not remote:
         where = str(Path(where).expanduser().absolute())
     return settings.model_copy(update={"run_dir": where})
+
+
+def _check_places(settings: Settings) -> None:
+    """Raises UserError for a path that a submitted job would look for in its copy of the code."""
+    places = {
+        "stream.root": settings.stream.root,
+        "backbone.name": settings.backbone.name.partition("local-dir:")[2],
+        "backbone.pretrained": settings.backbone.pretrained,
+        "backbone.basis": settings.backbone.basis,
+        "cluster.cache_dir": settings.cluster.cache_dir,
+    }
+    for key, place in places.items():
+        if not place or "://" in place or Path(place).expanduser().is_absolute():
+            continue
+        if key == "backbone.pretrained" and not (os.sep in place or Path(place).exists()):
+            continue  # a tag of open_clip's, as laion2b_s34b_b88k
+        raise UserError(
+            f"{key}={place}: is relative, and a submitted job runs in a temporary copy of the"
+            " working directory; give an absolute path or a URI that all nodes see"
+        )
 
 
 def reference_methods(settings: Settings) -> list[str]:

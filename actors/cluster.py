@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -12,11 +13,15 @@ from typing import Any
 import ray
 
 from actors.environment import NO_IDLE_WORKERS
+from actors.local_ray import start_local
 from actors.logs import SETUP_HOOK
 from pipeline.errors import UserError
 from pipeline.settings import Settings
 
 JOIN_S = 10.0  # for a cluster to accept a connection
+ADDRESS = "RAY_ADDRESS"
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray tells a submitted job's driver by it where it is
+PLACE = re.compile(r"auto|local|ray://.+|(\[[0-9a-fA-F:.]+\]|[^\s:/?#@]+):\d{1,5}")
 
 
 def uses_ray(settings: Settings, pooled: bool = False) -> bool:
@@ -40,15 +45,14 @@ def connect(settings: Settings, pooled: bool = False) -> bool:
         "logging_level": logging.WARNING,
         "runtime_env": {"worker_process_setup_hook": SETUP_HOOK},
     }
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    if address or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    address = wanted_address(cluster.address)
+    if address or JOB in os.environ:
         _join(address or "auto", common)
         return True
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node away
     os.environ.setdefault(*NO_IDLE_WORKERS)
-    ray.init(
-        address="local",  # also where somebody runs `ray start` on this machine
+    start_local(
         num_cpus=cluster.logical_cpus,
         object_store_memory=cluster.object_store_mib * 2**20,
         include_dashboard=cluster.dashboard,
@@ -57,16 +61,38 @@ def connect(settings: Settings, pooled: bool = False) -> bool:
     return True
 
 
+def wanted_address(configured: str | None) -> str | None:
+    """The cluster to join: as configured, else as the environment names it, else None.
+
+    Raises:
+        UserError: it is the address of a dashboard, or none at all.
+    """
+    key, address = "cluster.address", configured
+    if not address:
+        key, address = ADDRESS, os.environ.get(ADDRESS)
+    if not address:
+        return None
+    mend = f"{'unset it' if key == ADDRESS else 'leave it out'}, or name HOST:6379"
+    if address.lower().startswith(("http://", "https://")):
+        raise UserError(
+            f"{key}={address}: is the address of Ray's dashboard, where jobs are submitted; {mend}"
+        )
+    if not PLACE.fullmatch(address):
+        raise UserError(f"{key}={address}: is no address of a Ray cluster; {mend}")
+    return address
+
+
 def _join(address: str, options: dict[str, Any]) -> None:
     """Connect to a running cluster; UserError where there is none, rather than minutes later."""
     nobody = f"cluster.address={address}: no Ray cluster answers there"
     host, colon, port = address.rpartition(":")
     try:
         if colon and port.isdecimal() and "://" not in address:
-            socket.create_connection((host, int(port)), JOIN_S).close()
+            socket.create_connection((host.strip("[]"), int(port)), JOIN_S).close()
         ray.init(address=address, **options)
-    except OSError as error:  # ConnectionError of Ray's among them
-        raise UserError(f"{nobody} ({str(error).splitlines()[0]})") from error
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{nobody} ({reason})") from error
 
 
 @contextlib.contextmanager
@@ -79,7 +105,7 @@ def join_cluster(settings: Settings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = settings.cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
+    address = wanted_address(settings.cluster.address) or "auto"
     hook = {"worker_process_setup_hook": SETUP_HOOK}
     options: dict[str, Any] = {
         "logging_level": logging.WARNING,

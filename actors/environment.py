@@ -1,7 +1,23 @@
-"""Ray's environment variables that more than one place sets; importing this imports nothing."""
+"""Environment variables that more than one place sets; importing this imports little."""
 
 from __future__ import annotations
+
+import os
+import pwd
+import tempfile
 
 # Ray would start a worker process per logical CPU in advance. They fit no actor of a job with a
 # runtime environment, and cost a small machine seconds.
 NO_IDLE_WORKERS = ("RAY_prestart_worker_first_driver", "0")
+
+
+def be_somebody() -> None:
+    """A name and a home for a user whom the machine does not know, as in many containers.
+
+    Libraries ask for both, and fail where there is no entry in the list of users.
+    """
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("LOGNAME", f"user-{os.getuid()}")
+        os.environ.setdefault("HOME", tempfile.gettempdir())

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from actors.environment import be_somebody
+from actors.loopback import spare_loopback
+from actors.mishaps import in_words, one_line
 from pipeline.errors import (
     EXIT_FAILURE,
     EXIT_LOCKED,
@@ -29,6 +32,8 @@ def exit_codes(
 ) -> Callable[[Main], Main]:
     """Decorator of a job's `main`, which returns its own code when nothing is raised.
 
+    What the operating system refuses (a full disk, a name that is too long) is told like a mistake.
+
     Args:
         job: its name, before what is said.
         failure: what to log about any other error; empty = such errors are raised on.
@@ -41,15 +46,20 @@ def exit_codes(
     def around(main: Main) -> Main:
         @functools.wraps(main)
         def guarded(arguments: Sequence[str]) -> int:
+            be_somebody()
+            spare_loopback()
             try:
                 return main(arguments)
             except wrong as error:
-                return _say(job, error, EXIT_USER)
+                return _say(job, getattr(error, "cause", None) or error, EXIT_USER)  # Ray's wrap
             except LockedError as error:
                 return _say(job, error, EXIT_LOCKED)
             except stopped:
                 return _say(job, "stopped; the same command continues", EXIT_STOPPED)
-            except Exception:
+            except Exception as error:
+                if (words := in_words(error)) is not None:
+                    log.debug("%s", words, exc_info=True)
+                    return _say(job, words, EXIT_USER)
                 if not failure:
                     raise
                 log.exception(failure)
@@ -62,5 +72,5 @@ def exit_codes(
 
 def _say(job: str, message: object, code: int) -> int:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"{job}: {discreet_text(str(message))}", markup=False)
+    console.print(one_line(f"{job}: {discreet_text(str(message))}"), markup=False)
     return code

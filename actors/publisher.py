@@ -21,8 +21,8 @@ from pipeline.errors import IntegrityError, LockedError, UserError
 from pipeline.serving.pointer import (
     Pointer,
     Refused,
+    newest_pointer,
     next_pointer,
-    read_pointer,
     write_pointer,
 )
 from pipeline.settings import ServingSettings, TrackingSettings
@@ -141,7 +141,7 @@ class Publisher:
             if not versions:
                 return _problem(404, "the run has no manifest yet")
             manifest = versions[-1]
-        current = read_pointer(self.run)
+        current = newest_pointer(self.run)
         new = next_pointer(self.run, manifest)
         if (new.manifest, new.sha256) == (current.manifest, current.sha256):
             return await self._acknowledged(current, clock)

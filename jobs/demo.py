@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from actors.exits import exit_codes
 from jobs.ray_head import RayHead
 from pipeline.config import load
-from pipeline.errors import EXIT_FAILURE, EXIT_STOPPED, EXIT_USER, UserError
+from pipeline.errors import EXIT_FAILURE, EXIT_STOPPED
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
 from pipeline.tracking.location import locate
@@ -48,17 +49,14 @@ DEFAULTS = [  # short, for two cores: a fair measurement takes the defaults of `
 ]
 
 
+@exit_codes("demo")
 def main(arguments: Sequence[str]) -> int:
     """Run the demo with further overrides; returns the exit code."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the head listens on this machine only
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(highlight=False)
     overrides = [*DEFAULTS, *(a for a in arguments if a != "--keep")]
-    try:
-        settings = load(overrides)
-    except UserError as error:
-        Console(stderr=True, highlight=False).print(f"demo: {error}", markup=False)
-        return EXIT_USER
+    settings = load(overrides)
     try:
         with contextlib.ExitStack() as stack:
             head = RayHead(settings.cluster.logical_cpus, settings.cluster.object_store_mib)
@@ -148,10 +146,8 @@ def say_where(settings: Settings, code: int, console: Console) -> None:
         console.print(f"Report: [bold]{report.as_uri()}[/bold]", soft_wrap=True)
     if settings.tracking.enabled and settings.run_dir:
         view = locate(RunFolder(settings.run_dir, read_only=True), settings.tracking).view
-        beside = Path(sys.executable).parent / "mlflow"
-        command = (
-            view.replace("mlflow ui", f"{beside} ui", 1) if view.startswith("mlflow") else view
-        )
+        beside = shlex.quote(str(Path(sys.executable).parent / "mlflow"))
+        command = f"{beside}{view.removeprefix('mlflow')}" if view.startswith("mlflow ui") else view
         console.print(f"MLflow: [bold]{command}[/bold]", soft_wrap=True)
     if code == EXIT_STOPPED:
         console.print("The job was stopped; the same command continues it.")

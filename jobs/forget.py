@@ -28,7 +28,7 @@ from pipeline.errors import EXIT_DONE, UserError
 from pipeline.lifecycle.forget import forget_task
 from pipeline.lifecycle.retest import retest, score_changes
 from pipeline.serving.model import run_settings
-from pipeline.serving.pointer import Refused, next_pointer, read_pointer, write_pointer
+from pipeline.serving.pointer import Refused, newest_pointer, next_pointer, write_pointer
 from pipeline.settings import Settings
 from pipeline.store import RunFolder
 from pipeline.tracking.erase import forget_tracked
@@ -69,7 +69,7 @@ def forget(settings: Settings, task: str, erase: bool) -> dict[str, Any]:
     else:
         tracking = of_run(run, settings.tracking)
         plan = forget_task(settings.run_dir, task, settings.serving)
-        if read_pointer(run).generation:
+        if newest_pointer(run).generation:
             write_pointer(run, next_pointer(run, plan.manifest), "forget")
         chosen = run_settings(run.read()).model_copy(update={"run_dir": settings.run_dir})
         why = retest(plan, chosen, cache_dir(chosen))

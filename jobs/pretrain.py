@@ -22,8 +22,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from actors.cluster import JOB, wanted_address
 from actors.environment import NO_IDLE_WORKERS
 from actors.exits import exit_codes
+from actors.local_ray import start_local
 from pipeline.errors import EXIT_DONE, UserError
 from pipeline.pretraining.launch import pretrain
 from pipeline.pretraining.settings import PretrainSettings, load_settings
@@ -59,13 +61,14 @@ def _connect(settings: PretrainSettings) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "RAY_ADDRESS" in os.environ:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), logging_level=logging.WARNING)
+    address = wanted_address(None)
+    if address or JOB in os.environ:
+        ray.init(address=address or "auto", logging_level=logging.WARNING)
     else:
         os.environ.setdefault(*NO_IDLE_WORKERS)
         needed = settings.workers.num_workers * settings.workers.num_cpus
-        ray.init(
-            address="local", num_cpus=max(2, round(needed + 1)), include_dashboard=False,
+        start_local(
+            num_cpus=max(2, round(needed + 1)), include_dashboard=False,
             object_store_memory=200 * 2**20, logging_level=logging.WARNING,
         )  # fmt: skip
 

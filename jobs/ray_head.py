@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from actors.environment import NO_IDLE_WORKERS
+from actors.loopback import spare_loopback
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -66,6 +67,7 @@ class RayHead:
 
     def start(self) -> RayHead:
         """Start the head and wait until jobs can be submitted; RuntimeError if it does not come."""
+        spare_loopback()
         ports = free_ports(5)
         wished = self._wished
         dashboard_port = wished if wished is not None and is_free(wished) else ports[1]

@@ -10,6 +10,7 @@ Exit codes: 0 ready (or taken down), 1 failure, 2 a mistake of the user's.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -27,10 +28,11 @@ from actors.cluster import join_cluster
 from actors.exits import exit_codes
 from actors.http.admin import TOKEN, token_hash
 from actors.logs import show_logs
+from actors.loopback import is_loopback, url_of
 from pipeline.errors import EXIT_DONE, UserError
 from pipeline.records.group import read_card
 from pipeline.serving.model import run_settings
-from pipeline.serving.pointer import read_pointer
+from pipeline.serving.pointer import newest_pointer
 from pipeline.settings import ServingSettings, Settings
 from pipeline.store import RunFolder
 
@@ -77,9 +79,9 @@ def bring_up(settings: Settings) -> str:
     token, device = token_hash(os.environ.get(TOKEN)), settings.cluster.device
     app = application(settings.run_dir, serving, token, device, settings.tracking)
     serve.run(app, name=serving.name, route_prefix="/")
-    if settings.publish == "auto" or not read_pointer(run).generation:
+    if settings.publish == "auto" or not newest_pointer(run).generation:
         publish_newest(run, serving)
-    url = f"http://{'127.0.0.1' if serving.host == '0.0.0.0' else serving.host}:{serving.port}"
+    url = url_of(serving.host, serving.port)
     wait_ready(url)
     return url
 
@@ -109,9 +111,10 @@ def take_down(serving: ServingSettings, console: Console) -> int:
 def wait_ready(url: str, patience_s: float = READY_S) -> None:
     """Until the endpoint answers; RuntimeError when it does not."""
     deadline = time.monotonic() + patience_s
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is this machine
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5) as answer:
+            with direct.open(f"{url}/v2/health/ready", timeout=5) as answer:
                 if answer.status == 200:
                     return
         except (urllib.error.URLError, OSError):
@@ -133,16 +136,38 @@ def _start_http(serving: ServingSettings) -> None:
                 f" {options.port}; use that one"
             )
         return
-    if ray.util.get_node_ip_address() in ("127.0.0.1", "::1") or serving.host == "127.0.0.1":
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((serving.host, serving.port))
-            except OSError:
-                raise UserError(
-                    f"serving.port={serving.port}: is in use on this machine; choose another"
-                ) from None
+    if is_loopback(ray.util.get_node_ip_address()) or is_loopback(serving.host):
+        check_listening(serving.host, serving.port)
     serve.start(http_options={"host": serving.host, "port": serving.port})
+
+
+def check_listening(host: str, port: int) -> None:
+    """Raises UserError where this machine cannot listen there, with the reason."""
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise UserError(
+            f"serving.host={host}: is no name or address of this machine; give 127.0.0.1, ::1 or"
+            " 0.0.0.0"
+        ) from None
+    family, kind, protocol, _, address = found[0]
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"serving.port={port}: is in use on this machine; choose another"
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise UserError(
+                f"serving.port={port}: is kept for the system; choose one from 1024 on"
+            ) from None
+        raise UserError(
+            f"serving.host={host}: this machine cannot listen there"
+            f" ({os.strerror(error.errno or 0).lower()}); give 127.0.0.1 or 0.0.0.0"
+        ) from None
 
 
 if __name__ == "__main__":

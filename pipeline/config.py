@@ -11,8 +11,9 @@ import difflib
 import json
 import math
 import re
+import shlex
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,8 +64,8 @@ def validate(values: Mapping[str, Any]) -> Settings:
         UserError: one line with each offending key, the value given and what is expected.
     """
     for key, value in flatten(values).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}={value}: expected a finite number")
+        for leaf in _leaves(value):
+            _check_leaf(key, leaf)
     try:
         # Through JSON, because only there strict mode takes a list for a tuple.
         return Settings.model_validate_json(json.dumps(values, default=str), strict=True)
@@ -85,6 +86,31 @@ def flatten(values: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str
     return flat
 
 
+def _leaves(value: Any) -> Iterator[Any]:
+    """What a value holds, lists and sections within lists taken apart; their names too."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield key
+            yield from _leaves(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _check_leaf(key: str, leaf: Any) -> None:
+    """Raises UserError for what no setting can be: no number, or text that no file can hold."""
+    if isinstance(leaf, float) and not math.isfinite(leaf):
+        raise UserError(f"{key}={leaf}: expected a finite number")
+    if not isinstance(leaf, str):
+        return
+    if "\0" in leaf:
+        raise UserError(f"{key}={leaf!r}: holds a NUL character; leave it out")
+    if any("\ud800" <= letter <= "\udfff" for letter in leaf):
+        raise UserError(f"{key}={leaf!r}: is not UTF-8; rename it, or write it in UTF-8")
+
+
 def known_options(group: str) -> list[str]:
     """The files of one group of `conf/`: what may stand on the right of `group=`.
 
@@ -103,9 +129,12 @@ def _prepare(text: str) -> str:
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
+        key, sign, value = text.partition("=")
+        if sign and key:
+            _check_leaf(key, value)
         raise UserError(
             f"{text!r}: not understood; write key=value, and quote a value with special characters:"
-            " 'key=\"value\"'"
+            f" {_quoted(key, value)}"
         ) from None
     key = override.key_or_group
     if not key:
@@ -119,6 +148,15 @@ def _prepare(text: str) -> str:
     if not _is_setting(key):
         _unknown_key(key)
     return "++" + text.strip().lstrip("+")
+
+
+def _quoted(key: str, value: str) -> str:
+    """An override to be pasted into a shell: quoted for Hydra within quotes for the shell."""
+    if not key or not value or value[0] in "[{\"'":
+        return "'key=\"value\"'"
+    # Hydra takes a backslash for itself, unless a quote or an interpolation follows.
+    inner = re.sub(r'(\\*)("|\$(?=\{)|$)', lambda m: m[1] * 2 + (m[2] and "\\" + m[2]), value)
+    return shlex.quote(f'{key}="{inner}"')
 
 
 def _prepare_group(group: str, override: Override) -> str:

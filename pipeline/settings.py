@@ -5,7 +5,7 @@ Every model forbids unknown keys, so a misspelt key is refused by its name.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,8 @@ from pydantic import (
 from pydantic_core import to_jsonable_python
 
 Fraction = Field(ge=0.0, le=1.0)
+LARGEST = 3e38  # that a weight can hold: numbers are kept in 32 bits
+SEEDS = 2**32  # numpy's and torch's generators take no larger ones
 
 
 class Strict(BaseModel):
@@ -73,7 +75,7 @@ class ExpertSettings(Strict):
     shared: Literal["none", "naive", "adaptive"] = "none"
     normalise: Literal["pre", "post"] = "post"
     kind: Literal["lora", "bottleneck"] = "lora"
-    scale: float = 4.0
+    scale: float = Field(4.0, ge=-LARGEST, le=LARGEST)
     first_block: NonNegativeInt | Literal["half"] = "half"
     image: Literal["on", "off"] = "on"
     text: Literal["on", "off"] = "on"
@@ -109,6 +111,11 @@ class ExpertSettings(Strict):
             raise ValueError("shared_count needs shared=naive or shared=adaptive")
         if self.shared_count >= self.count:
             raise ValueError("shared_count must be lower than count")
+        if self.active > self.count - self.shared_count:
+            routed = self.count - self.shared_count
+            raise ValueError(
+                f"active={self.active} is more than there are to choose from, {routed}"
+            )
         return self
 
 
@@ -126,7 +133,7 @@ class UnseenSettings(Strict):
     """Fusion with frozen CLIP for images of no learned task."""
 
     groups: PositiveInt = 2
-    lambda_max: float | Literal["auto"] = "auto"
+    lambda_max: Annotated[float, Fraction] | Literal["auto"] = "auto"
     lambda_steps: NonNegativeFloat = 2.0
 
 
@@ -172,7 +179,7 @@ class TrainingSettings(Strict):
     steps: PositiveInt = 500
     max_epochs: NonNegativeInt = 16
     batch_size: PositiveInt = 64
-    learning_rate: float = Field(5e-3, gt=0.0)
+    learning_rate: float = Field(5e-3, gt=0.0, le=LARGEST)
     weight_decay: NonNegativeFloat = 0.0
     warmup: NonNegativeInt = 40
     label_smoothing: float = Field(0.2, ge=0.0, lt=1.0)
@@ -185,6 +192,16 @@ class TrainingSettings(Strict):
     cache_gib: NonNegativeFloat = 4.0
     validate_every: PositiveInt = 50
     checkpoint_every: PositiveInt = 100
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingSettings:
+        low, high = self.crop
+        if not 0.0 < low <= high <= 1.0:
+            raise ValueError(
+                f"crop=[{low:g},{high:g}]: expected shares of an image's area, [low,high] with"
+                " 0 < low <= high <= 1"
+            )
+        return self
 
 
 class EvaluationSettings(Strict):
@@ -306,7 +323,7 @@ class Settings(Strict):
     """Everything a run needs, resolved."""
 
     run_dir: str | None = None
-    seed: NonNegativeInt = 0
+    seed: int = Field(0, ge=0, lt=SEEDS)
     stream: StreamSettings
     backbone: BackboneSettings
     method: MethodSettings

@@ -18,7 +18,7 @@ from pipeline.records import GroupRecord, TaskRecord
 from pipeline.records.card import data_of
 from pipeline.records.group import read_card
 from pipeline.serving.model import Generation, ServedModel
-from pipeline.serving.pointer import history, read_pointer
+from pipeline.serving.pointer import history, newest_pointer
 from pipeline.store import RunFolder
 
 EXAMPLES = 6  # probe images shown of a task
@@ -34,7 +34,7 @@ def describe(model: ServedModel) -> dict[str, Any]:
     """
     generation, latest = model.current, tuple(model.run.models.versions())
     pointer = generation.pointer
-    key = (pointer, read_pointer(model.run), latest)
+    key = (pointer, newest_pointer(model.run), latest)
     known = _SAID.get(model)
     if known is not None and known[0] == key:
         return known[1]

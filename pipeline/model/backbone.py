@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from pipeline.model.folder import check_folder
 from pipeline.model.kernels import Kernels
 from pipeline.model.openclip import open_clip
 from pipeline.model.towers import Delta, ImageTower, TextTower
@@ -120,6 +121,8 @@ def load_backbone(
         raise UserError(
             f"backbone.name: {source} is no folder; give local-dir:PATH of a saved model"
         )
+    if source.startswith("local-dir:"):
+        check_folder(Path(source.removeprefix("local-dir:")))
     known = source.startswith(("local-dir:", "hf-hub:")) or source in open_clip.list_models()
     if not known:
         raise UserError(f"backbone.name: '{name}' is not known to open_clip; {SUPPORTED}")
@@ -151,7 +154,18 @@ def load_backbone(
         if "pip install" in reason:  # parts of transformers or timm
             raise UserError(f"backbone.name: '{name}' is not supported; {SUPPORTED}") from error
         raise UserError(f"backbone.name: cannot load '{name}' ({reason})") from error
+    _check_weights(model, name)
     return from_open_clip(model, tokenizer, name, kernels).to(device)
+
+
+def _check_weights(model: torch.nn.Module, name: str) -> None:
+    """Raises UserError for weights that are no numbers."""
+    for key, tensor in model.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"backbone.name: '{name}': its weights are damaged, {key} is not finite; restore"
+                " them"
+            )
 
 
 def from_open_clip(

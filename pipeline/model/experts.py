@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.errors import UserError
 from pipeline.model.backbone import Backbone
 from pipeline.model.router import Gating
 from pipeline.model.towers import Tower
@@ -51,7 +52,11 @@ def expert_shapes(backbone: Backbone, settings: ExpertSettings) -> dict[str, Exp
     shapes = {}
     for name, tower in towers.items():
         first = tower.depth // 2 if settings.first_block == "half" else settings.first_block
-        first = min(int(first), tower.depth - 1)
+        if int(first) >= tower.depth:
+            raise UserError(
+                f"experts.first_block={first}: the {name} encoder has {tower.depth} blocks, counted"
+                f" from 0; give at most {tower.depth - 1}"
+            )
         shapes[name] = ExpertShape(
             first, tower.depth - first, tower.width, settings.count, settings.rank,
             settings.scale, settings.kind, settings.router, gating,

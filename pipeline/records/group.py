@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -109,7 +108,7 @@ class GroupRecord:
             )
             experts = None
             if names.EXPERTS in groups.files(ref):
-                experts = json.loads(groups.read(ref, names.EXPERTS))
+                experts = documents.loads(groups.read(ref, names.EXPERTS))
             return cls(
                 stage=card["stage"],
                 name=card["name"],
@@ -142,7 +141,7 @@ def read_card(run: RunFolder, ref: GroupRef) -> dict[str, Any]:
     """
     where = f"{run.folder.shown('groups')}/{ref.folder}/{names.TASK}"
     try:
-        card = json.loads(run.groups.read(ref, names.TASK))
+        card = documents.loads(run.groups.read(ref, names.TASK))
     except ValueError:
         raise IntegrityError(f"{where} is not JSON") from None
     if not isinstance(card, dict) or card.get("schema") != names.SCHEMA:

@@ -7,13 +7,16 @@ pointed at; what was noted beyond the pointer was never published.
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import IntegrityError
-from pipeline.store import RunFolder
+from pipeline.store import Folder, RunFolder
+
+log = logging.getLogger(__name__)
 
 POINTER = "serving.json"
 HISTORY = "serving"
@@ -44,12 +47,27 @@ def read_pointer(run: RunFolder) -> Pointer:
     """
     try:
         stored = run.folder.read_json(POINTER)
-        return Pointer(int(stored["generation"]), int(stored["manifest"]), str(stored["sha256"]))
+        found = Pointer(stored["generation"], stored["manifest"], stored["sha256"])
+        if not _is_sound(found):
+            raise TypeError("a pointer")
+        return found
     except FileNotFoundError:
         return NOTHING
     except (ValueError, KeyError, TypeError):
         shown = run.folder.shown(POINTER)
         raise IntegrityError(f"{shown} is not a pointer: publish a manifest again") from None
+
+
+def newest_pointer(run: RunFolder) -> Pointer:
+    """As `read_pointer`; where that file is damaged, the last generation that was noted.
+
+    So what is published next has a higher number than anything that ever answered.
+    """
+    try:
+        return read_pointer(run)
+    except IntegrityError as error:
+        log.warning("%s", error)
+        return Pointer(max(_noted(run), default=0))
 
 
 def next_pointer(run: RunFolder, manifest: int) -> Pointer:
@@ -59,7 +77,7 @@ def next_pointer(run: RunFolder, manifest: int) -> Pointer:
         FileNotFoundError: no such manifest.
         IntegrityError: its file was altered.
     """
-    return Pointer(read_pointer(run).generation + 1, manifest, run.models.read(manifest).sha256)
+    return Pointer(newest_pointer(run).generation + 1, manifest, run.models.read(manifest).sha256)
 
 
 def write_pointer(run: RunFolder, pointer: Pointer, reason: str) -> None:
@@ -71,8 +89,38 @@ def write_pointer(run: RunFolder, pointer: Pointer, reason: str) -> None:
 
 
 def history(run: RunFolder, latest: int = 50) -> list[dict[str, Any]]:
-    """The latest generations, `{"generation", "manifest", "sha256", "reason", "time"}`."""
-    folder, last = run.folder.child(HISTORY), read_pointer(run).generation
-    numbers = sorted(int(m[1]) for m in map(_FILE.fullmatch, folder.list()) if m)
-    numbers = [number for number in numbers if number <= last][-latest:]
-    return [folder.read_json(f"{number:06d}.json") for number in numbers]
+    """The latest generations, `{"generation", "manifest", "sha256", "reason", "time"}`.
+
+    A note that is damaged is left out.
+    """
+    folder, last = run.folder.child(HISTORY), newest_pointer(run).generation
+    numbers = [number for number in _noted(run) if number <= last][-latest:]
+    notes = (_note(folder, number) for number in numbers)
+    return [note for note in notes if note is not None]
+
+
+def _note(folder: Folder, number: int) -> dict[str, Any] | None:
+    name = f"{number:06d}.json"
+    try:
+        note = folder.read_json(name)
+        pointer = Pointer(note["generation"], note["manifest"], note["sha256"])
+        texts = note["reason"], note["time"]
+        if not _is_sound(pointer) or not all(isinstance(text, str) for text in texts):
+            raise TypeError("a note")
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        log.warning("%s is damaged and is left out", folder.shown(name))
+        return None
+    return dict(note)
+
+
+def _noted(run: RunFolder) -> list[int]:
+    """Numbers of the generations that were noted, ascending."""
+    names = run.folder.child(HISTORY).list()
+    return sorted(int(match[1]) for match in map(_FILE.fullmatch, names) if match)
+
+
+def _is_sound(pointer: Pointer) -> bool:
+    numbers = pointer.generation, pointer.manifest
+    return isinstance(pointer.sha256, str) and all(
+        type(number) is int and 0 <= number < 2**53 for number in numbers
+    )

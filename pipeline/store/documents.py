@@ -30,6 +30,28 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
+def loads(data: bytes) -> Any:
+    """The value of a document that was written by `dumps`.
+
+    Raises: ValueError for what is no JSON, is nested too deeply, or holds a number that is none.
+    """
+    try:
+        return json.loads(data, parse_constant=_refused, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is beyond what a number holds")
+    return value
+
+
+def _refused(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
 def dumps(value: Any) -> bytes:
     """The bytes of `value`: keys sorted, indent 1, a newline at the end."""
     text = json.dumps(plain(value), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -126,7 +125,7 @@ class Folder:
 
     def read_json(self, name: str) -> Any:
         """A JSON document. Raises: FileNotFoundError; ValueError where it is not JSON."""
-        return json.loads(self.read(name))
+        return documents.loads(self.read(name))
 
     def write_json(self, name: str, value: Any) -> bytes:
         """Write `value` as sorted JSON; the bytes written are returned, for hashing."""
@@ -181,7 +180,9 @@ def _write_local(path: Path, data: bytes) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
+            error.filename = str(path)
         temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import re
 import threading
 from datetime import UTC, datetime
+from types import NoneType
 from typing import Any
 
 from pipeline.redact import discreet
@@ -19,6 +19,11 @@ log = logging.getLogger(__name__)
 
 _EVENT = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _FILE = re.compile(rf"(\d{{6,}})-({_EVENT.pattern})\.json")
+# What readers of the journal count on, wherever an event has it.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "event": (str,), "time": (str,), "stage": (int,), "task": (str,), "tasks": (list,),
+    "sha256": (str, NoneType), "digests": (dict,), "counts": (dict,),
+}  # fmt: skip
 _OURS = frozenset({"number", "event", "time"})
 
 
@@ -76,11 +81,21 @@ class Journal:
     def _read(self, number: int, name: str) -> dict[str, Any] | None:
         if name not in self._seen:
             try:
-                record = json.loads(self._folder.read(name))
+                record = self._folder.read_json(name)
             except ValueError:
                 record = None
-            if not isinstance(record, dict) or record.get("number") != number:
+            if not _sound(record, number, name):
                 log.warning("%s is not a whole event and is left out", self._folder.shown(name))
                 record = None
             self._seen[name] = record
         return self._seen[name]
+
+
+def _sound(record: Any, number: int, name: str) -> bool:
+    """Whether a file holds the event that its name says, in the kinds that readers count on."""
+    if not isinstance(record, dict) or record.get("number") != number:
+        return False
+    named = record.get("event") == name.partition("-")[2].removesuffix(".json")
+    known = all(type(record[key]) in kinds for key, kinds in _KINDS.items() if key in record)
+    whole = all(isinstance(task, str) for task in record.get("tasks", ()))
+    return named and known and whole and "time" in record

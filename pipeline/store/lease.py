@@ -20,8 +20,9 @@ class Lease:
 
     Object stores offer no atomic test-and-set through `pyarrow.fs`: whoever writes its claim waits
     `settle_s` and reads it back, and the last claim wins. Clocks of two machines may differ by
-    `skew_s`. A holder that finds another's claim, or none, has lost: `on_lost` is called once (from
-    the renewing thread), and `check`, which asks the store, raises from then on.
+    `skew_s`; a claim that promises more is waited for until it is not renewed. A holder that finds
+    another's claim, or none, has lost: `on_lost` is called once (from the renewing thread), and
+    `check`, which asks the store, raises from then on.
     """
 
     def __init__(
@@ -83,8 +84,21 @@ class Lease:
         return self._is_ours()
 
     def _is_over(self, other: Holder) -> bool:
-        expires = other.expires or 0.0
-        return time.time() > expires + self._skew_s or other.is_dead()
+        expires, now = other.expires or 0.0, time.time()
+        if now > expires + self._skew_s or other.is_dead():
+            return True
+        # Its clock is ahead of ours: how far, only waiting can tell.
+        return expires > now + self._ttl_s + self._skew_s and self._rests(other)
+
+    def _rests(self, other: Holder) -> bool:
+        """Whether a claim is not renewed for as long as ours would last."""
+        end = time.monotonic() + self._ttl_s + self._skew_s
+        while time.monotonic() < end:
+            time.sleep(min(0.5, self._ttl_s / 4))
+            current = self._read()
+            if current != other:
+                return current is None
+        return True
 
     def _renew(self) -> None:
         while not self._stop.wait(self._ttl_s / 3):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import socket
 import time
@@ -51,12 +50,15 @@ class Holder:
     def parse(cls, data: bytes) -> Holder | None:
         """The holder in a lock file, or None where it names none."""
         try:
-            document = json.loads(data)
+            document = documents.loads(data)
             known = {item.name for item in fields(cls)}
             holder = cls(**{key: value for key, value in document.items() if key in known})
         except (ValueError, TypeError, AttributeError):
             return None
-        return holder if {"host", "pid", "token"} <= document.keys() else None
+        texts = holder.host, holder.started, holder.machine, holder.token
+        sound = all(isinstance(text, str) for text in texts) and type(holder.pid) is int
+        sound = sound and isinstance(holder.expires, int | float | None)
+        return holder if sound and {"host", "pid", "token"} <= document.keys() else None
 
     def is_dead(self) -> bool:
         """Whether it certainly ended: it ran on this very machine and its process is gone."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.errors import IntegrityError
+from pipeline.store import documents
 from pipeline.store.folder import Folder, sha256
 from pipeline.store.groups import GroupRef
 from pipeline.store.lock import Check, unguarded
@@ -96,9 +96,11 @@ class Manifests:
 
     def _parse(self, version: int, data: bytes) -> Manifest:
         try:
-            document = json.loads(data)
+            document = documents.loads(data)
             groups = tuple(_ref(entry) for entry in document["groups"])
             manifest = Manifest(document["version"], groups, document["parent"], sha256(data))
+            if not isinstance(manifest.parent, str | None):
+                raise TypeError("parent")
         except (ValueError, KeyError, TypeError):
             raise IntegrityError(f"{self._shown(version)} is not a manifest") from None
         if manifest.version != version:
@@ -118,4 +120,7 @@ def _entry(ref: GroupRef) -> dict[str, int | str]:
 
 
 def _ref(entry: dict) -> GroupRef:
-    return GroupRef(entry["stage"], entry["task"], entry["folder"], entry["sha256"])
+    texts = entry["task"], entry["folder"], entry["sha256"]
+    if type(entry["stage"]) is not int or not all(isinstance(text, str) for text in texts):
+        raise TypeError("a group")
+    return GroupRef(entry["stage"], *texts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -99,7 +98,7 @@ class RunFolder:
         """run.json. Raises: UserError when there is none or this version cannot read it."""
         shown = self.folder.shown(RUN_FILE)
         try:
-            document = json.loads(self.folder.read(RUN_FILE))
+            document = self.folder.read_json(RUN_FILE)
         except FileNotFoundError:
             raise UserError(f"{shown} does not exist: this is not a run folder") from None
         except ValueError:
@@ -109,6 +108,12 @@ class RunFolder:
             raise UserError(
                 f"{shown} has schema {found!r}, this version writes {SCHEMA}: learn the stream anew"
                 " in another run_dir"
+            )
+        wrong = _misshapen(document)
+        if wrong:
+            raise UserError(
+                f"{shown}: '{wrong}' is missing or of another kind: restore the file or use another"
+                " run_dir"
             )
         return document
 
@@ -183,7 +188,7 @@ class RunFolder:
     def forgotten(self) -> set[str]:
         """Tasks that were learned and are not to be learned again."""
         events = [e for e in self.journal.events() if e["event"] == "forgotten"]
-        return {task for event in events for task in event.get("tasks", [event["task"]])}
+        return {task for e in events for task in e.get("tasks") or [e.get("task")] if task}
 
     def erased(self, refs: Iterable[GroupRef]) -> list[str]:
         """Names of those groups whose files were removed when their domain was forgotten."""
@@ -210,10 +215,22 @@ class RunFolder:
         return {name: run for name, run in runs.items() if run.exists()}
 
     def _card(self, ref: GroupRef) -> dict[str, Any]:
-        return dict(json.loads(self.groups.read(ref, TASK)))
+        return dict(documents.loads(self.groups.read(ref, TASK)))
 
     def _sweep(self) -> None:
         folders = [self.folder, self.folder.child("journal"), self.folder.child("models")]
         folders += [self.folder.child(name) for name in self.folder.list("groups/")]
         for folder in folders:
             folder.sweep()
+
+
+def _misshapen(document: Mapping[str, Any]) -> str | None:
+    """The first key of run.json that is not what `open_run` writes."""
+    kinds = {"config": dict, "seed": int, "backbone": dict, "stream": dict, "kernels": dict}
+    for key, kind in {**kinds, "versions": dict, "tracking": dict}.items():
+        if type(document.get(key)) is not kind:
+            return key
+    tasks = document["stream"].get("tasks")
+    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+        return "stream.tasks"
+    return None

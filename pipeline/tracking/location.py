@@ -7,6 +7,7 @@ with `<run>/../mlflow-artifacts`, so that one `mlflow ui` shows and compares the
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,8 @@ from pipeline.store import RunFolder
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
 SQLITE = "sqlite:///"
+DRIVER = "sqlite+pysqlite"
+ESCAPED = f"{DRIVER}:///"
 SERVERS = {"http", "https", "databricks"}
 DATABASES = {"postgresql", "mysql", "mssql"}
 
@@ -36,15 +39,37 @@ class Location:
 
     @property
     def view(self) -> str:
-        """How a person looks at it: a web address, or the command that serves one."""
+        """How a person looks at it: a web address, or the command that serves one, to be pasted."""
         if urlsplit(self.uri).scheme in SERVERS:
             return self.shown
-        return f"mlflow ui --backend-store-uri {self.shown}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.shown)}"
 
     @property
     def database(self) -> Path | None:
         """The sqlite file, if that is where runs are kept."""
-        return Path(self.uri.removeprefix(SQLITE)) if self.uri.startswith(SQLITE) else None
+        if not self.uri.startswith((SQLITE, ESCAPED)):
+            return None
+        if not set("%?") & set(self.uri):
+            return Path(self.uri.partition(":///")[2])
+        from sqlalchemy import make_url
+
+        return Path(make_url(self.uri).database or "")
+
+
+def sqlite_uri(file: Path) -> str:
+    """The URI of a sqlite file, whatever its name is.
+
+    A name with `%` or `?` is escaped as SQLAlchemy reads it. MLflow would make a folder of what is
+    escaped, but does not where the URI names the driver.
+    """
+    plain = f"{SQLITE}{file}"
+    if not set("%?") & set(plain):
+        return plain
+    from sqlalchemy import URL, make_url
+
+    if make_url(plain).database == str(file):
+        return plain
+    return URL.create(DRIVER, database=str(file)).render_as_string()
 
 
 def locate(run: RunFolder, settings: TrackingSettings) -> Location:
@@ -60,7 +85,7 @@ def locate(run: RunFolder, settings: TrackingSettings) -> Location:
         )
     if settings.uri is None:
         home = _home(run)
-        return Location(f"{SQLITE}{home / DATABASE}", artifacts or (home / ARTIFACTS).as_uri())
+        return Location(sqlite_uri(home / DATABASE), artifacts or (home / ARTIFACTS).as_uri())
     scheme = urlsplit(settings.uri).scheme.partition("+")[0]
     if settings.uri == "databricks" or scheme in SERVERS:
         return Location(settings.uri, artifacts)

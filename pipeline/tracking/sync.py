@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from pipeline.errors import IntegrityError
+from pipeline.errors import IntegrityError, UserError
 from pipeline.redact import discreet_text
 from pipeline.settings import TrackingSettings
 from pipeline.store import RunFolder
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def sync(run: RunFolder, settings: TrackingSettings) -> bool:
+def sync(run: RunFolder, settings: TrackingSettings, told: set[str] | None = None) -> bool:
     """Project `run` and its reference runs into MLflow; True when MLflow now holds all of it.
 
     Everything is found by tag or created, so this may be called after each stage, after a crash,
     late, or against an empty server. An MLflow that does not answer costs a warning and at most
-    `timeout_s` for each of `retries` + 1 attempts. Nothing in the run folder is written.
+    `timeout_s` for each of `retries` + 1 attempts. Nothing in the run folder is written. What is in
+    `told` is not said again, and what is said is added to it.
 
     Raises UserError for tracking settings that can never work.
     """
@@ -43,20 +44,39 @@ def sync(run: RunFolder, settings: TrackingSettings) -> bool:
     except IntegrityError:
         raise
     except Exception as error:
-        log.warning(
-            "tracking: %s is behind (%s); a later sync fills it in", location.shown, _reason(error)
-        )
+        reason = _reason(error)
+        if told is None or reason not in told:
+            log.warning(
+                "tracking: %s is behind (%s); a later sync fills it in", location.shown, reason
+            )
+        if told is not None:
+            told.add(reason)
         return False
     log.info("tracking: %s is up to date (%.1f s)", location.shown, time.monotonic() - started)
     return True
 
 
 def _experiment(client: MlflowClient, name: str, location: Location) -> str:
-    """The experiment's id; its artifact root is fixed when it is created."""
+    """The experiment's id; its artifact root is fixed when it is created.
+
+    Raises UserError where somebody has deleted it.
+    """
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    return client.create_experiment(name, artifact_location=location.artifacts)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=location.artifacts)
+        except MlflowException:  # another run was quicker
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"experiment '{name}' was deleted: restore it, mlflow experiments restore -x"
+            f" {found.experiment_id}, or set tracking.experiment=NAME"
+        )
+    return found.experiment_id
 
 
 def _project(
@@ -99,4 +119,6 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
     text = discreet_text(str(error)).strip()
+    if isinstance(error, UserError):
+        return text
     return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

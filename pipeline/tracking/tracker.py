@@ -22,6 +22,7 @@ class Tracker:
     def __init__(self, run: RunFolder, settings: TrackingSettings):
         self.location = locate(run, settings) if settings.enabled else None
         self._run, self._settings = run, settings
+        self._told: set[str] = set()
         self._due, self._closing = threading.Event(), False
         self._thread: threading.Thread | None = None
 
@@ -40,7 +41,7 @@ class Tracker:
         if self._thread is not None:
             self._due.set()
             self._thread.join()
-        return sync(self._run, self._settings)
+        return sync(self._run, self._settings, self._told)
 
     def _work(self) -> None:
         while not self._closing:
@@ -48,6 +49,6 @@ class Tracker:
             self._due.clear()
             if not self._closing:
                 try:
-                    sync(self._run, self._settings)
+                    sync(self._run, self._settings, self._told)
                 except Exception:
                     log.exception("tracking: this sync failed; the next one starts afresh")

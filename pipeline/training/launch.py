@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import IntegrityError
+from pipeline.errors import IntegrityError, UserError
 from pipeline.store import Folder, RunFolder
 from pipeline.store.tensors import load
 from pipeline.training import checkpoints
@@ -130,6 +130,9 @@ def _on_ray(spec: StageSpec, folder: Folder) -> Folder:
         result = _fit(trainer)
     except (rt.WorkerGroupError, rt.ControllerError) as error:
         reason = str(error).strip().splitlines()[-1]
+        _, mistake, words = reason.partition(f"{UserError.__name__}: ")
+        if mistake:
+            raise UserError(f"stage {spec.stage} {spec.name}: {words}") from None
         raise RuntimeError(
             f"stage {spec.stage} {spec.name}: the workers failed"
             f" {cluster.max_failures + 1} times, last: {reason}"

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.errors import UserError
 from pipeline.methods import Adapter, Method
 from pipeline.model.watch import GateLog, Watch, mutual_information
 from pipeline.settings import TrainingSettings
@@ -140,6 +141,9 @@ def train(
     Returns:
         The last state; `best` is the adapter at its best held-out accuracy, in the mean over tasks
         (ties: lower loss).
+
+    Raises:
+        UserError: the loss or the weights are no finite numbers any more.
     """
     settings, backbone = method.settings.training, method.backbone
     local = settings.batch_size // world
@@ -179,6 +183,8 @@ def train(
             ]
         )
         losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise _diverged(step, peak)
         shared = step_loss.shared_information(watch)
         if shared is not None:
             loss = loss - step_loss.information * world * shared
@@ -192,6 +198,8 @@ def train(
         done = step + 1
         last = done == steps
         if done % settings.validate_every == 0 or last:
+            if not all(torch.isfinite(parameter).all() for parameter in parameters):
+                raise _diverged(done, peak)
             accuracy, nll = judge(adapter, objectives, rank, world)
             if (accuracy, -nll) > (state.best_accuracy, -state.best_loss):
                 state.best = _copy(adapter.state_dict())
@@ -226,6 +234,13 @@ def held_out(state: TrainingState, objectives: Sequence[Objective]) -> dict[str,
     if any(task.scored for task in objectives):
         found["held_out_accuracy"] = 100.0 * state.best_accuracy
     return found
+
+
+def _diverged(step: int, peak: float) -> UserError:
+    return UserError(
+        f"training diverged at step {step}, its weights are no finite numbers: lower the learning"
+        f" rate, training.learning_rate or method.options.learning_rate (now {peak:g})"
+    )
 
 
 def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -327,3 +327,24 @@ def test_comments_state_trade_offs() -> None:
             text = (config.CONF / group / f"{name}.yaml").read_text()
             assert text.startswith("# "), f"{group}/{name}.yaml has no heading"
             assert max(map(len, text.splitlines())) <= 110
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["training.crop=[0.9,0.2]"], "crop"),
+        (["training.crop=[-1,2]"], "crop"),
+        (["training.crop=[nan,1.0]"], "training.crop=nan"),
+        (["stream.options.x=[1,[inf]]"], "stream.options.x=inf"),
+        (["method.unseen.lambda_max=5"], "method.unseen.lambda_max=5"),
+        (["method.unseen.lambda_max=-1"], "method.unseen.lambda_max=-1"),
+        (["experts.count=2", "experts.active=5"], "active=5"),
+        (["training.learning_rate=1e300"], "training.learning_rate=1e"),
+        (["experts.scale=1e300"], "experts.scale=1e"),
+        (["seed=4294967296"], "seed=4294967296"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_name(words: list[str], key: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(words)
+    assert key in str(caught.value) and "\n" not in str(caught.value)

@@ -140,7 +140,9 @@ def test_the_basis_of_a_run_is_kept_and_checked(run: RunFolder) -> None:
         read_basis(run)
     keep_basis(run, basis())
     assert read_basis(run).digest == basis().digest
-    facts = {"schema": names.SCHEMA, "backbone": {"basis": basis().digest}}
+    kinds = ("config", "kernels", "versions", "tracking")
+    facts = {"schema": names.SCHEMA, "seed": 0, **{kind: {} for kind in kinds}}
+    facts |= {"backbone": {"basis": basis().digest}, "stream": {"tasks": ["a"]}}
     run.folder.write("run.json", dumps(facts))
     assert read_basis(run).digest == basis().digest
     keep_basis(run, basis(seed=1))

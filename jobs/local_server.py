@@ -1,10 +1,11 @@
 """The HTTP application over a model in one process of its own, so that its memory can be measured.
 
-python -m tests.local_server RUN_DIR SETTINGS: prints its port, serves until its input ends.
+python -m jobs.local_server RUN_DIR SETTINGS: prints its port, serves until its input ends.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -56,10 +57,8 @@ class Server:
 @contextmanager
 def local_server(run_dir: str, **serving: object) -> Iterator[Server]:
     """Serve a run on a free loopback port."""
-    import json
-
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.local_server", run_dir, json.dumps(serving)],
+        [sys.executable, "-m", "jobs.local_server", run_dir, json.dumps(serving)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
@@ -76,6 +75,7 @@ def local_server(run_dir: str, **serving: object) -> Iterator[Server]:
 
 
 def main(run_dir: str, settings: str) -> None:
+    """Serve until the input ends."""
     import torch
     import uvicorn
 
