@@ -7,7 +7,7 @@ here groups can only be left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,11 +112,10 @@ class Ablation:
                 return False
         return True
 
-    def answers(self, changes: Changes, tell: Callable[[str], None] = lambda text: None) -> Answers:
+    def answers(self, changes: Changes) -> Answers:
         """All stages with a change."""
         settings, found = _changed(self.settings, changes), Answers()
         for stage in range(len(self.groups)):
-            tell(f"stage {stage}")
             known = self.groups[: stage + 1]
             state = build_state(known, settings, self.basis, scale=self.scale)
             self.evaluator.know(state)

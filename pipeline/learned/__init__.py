@@ -1,6 +1,11 @@
 """The learned model: what a run learned, and the one way in which it answers."""
 
+from typing import TYPE_CHECKING
+
 from pipeline.learned.asking import Answer, Ask
+
+if TYPE_CHECKING:
+    from pipeline.learned.model import LearnedModel
 
 __all__ = ["Answer", "Ask", "LearnedModel"]
 
