@@ -45,20 +45,22 @@ def log_group(
     stage: int,
     known: dict[tuple[int, str], LoggedModel],
 ) -> None:
-    """A stage's group as the output of its run, its data and the previous group as inputs."""
+    """A stage's groups, newest last, as outputs of its run, its data and the previous group as
+    inputs."""
     from mlflow.entities import LoggedModelInput, LoggedModelOutput
 
-    ref, card = snapshot.groups[stage]
-    model = known.get((stage, ref.sha256)) or _create(client, run, snapshot, ref, card)
-    known[stage, ref.sha256] = model
-    if str(model.status) != "READY":
-        _upload(client, model.model_id, snapshot, ref)
-        client.finalize_logged_model(model.model_id, "READY")
     run_id = run.info.run_id  # `run` knows what an earlier, interrupted sync has logged
     given = {entry.model_id for entry in run.outputs.model_outputs} if run.outputs else set()
     taken = {entry.model_id for entry in run.inputs.model_inputs} if run.inputs else set()
-    if model.model_id not in given:
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=stage)])
+    earlier = [pair for pair in snapshot.superseded if pair[0].stage == stage]
+    for ref, card in [*earlier, snapshot.groups[stage]]:
+        model = known.get((stage, ref.sha256)) or _create(client, run, snapshot, ref, card)
+        known[stage, ref.sha256] = model
+        if str(model.status) != "READY":
+            _upload(client, model.model_id, snapshot, ref)
+            client.finalize_logged_model(model.model_id, "READY")
+        if model.model_id not in given:
+            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=stage)])
     parents = [m for (_, digest), m in known.items() if digest == card["parent"]]
     new = [LoggedModelInput(m.model_id) for m in parents if m.model_id not in taken]
     client.log_inputs(run_id, datasets=_datasets(snapshot, card), models=new or None)

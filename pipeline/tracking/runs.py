@@ -216,7 +216,7 @@ def _child_metrics(snapshot: Snapshot, stage: int) -> list[Metric]:
     found = _row(snapshot, stage, stage)
     trained = snapshot.event("stage-trained", stage)
     time, steps = snapshot.time(stage, "stage-trained"), trained.get("steps") or 0
-    for point in trained.get("curve", ()):  # {"step", "loss", "held_out_accuracy", ...}
+    for point in trained.get("curve") or ():  # {"step", "loss", "held_out_accuracy", ...}
         for name, value in point.items():
             if name != "step":
                 found += _metric(f"train/{name}", value, time, point["step"])

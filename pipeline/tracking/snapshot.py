@@ -17,12 +17,17 @@ POINTER = "serving.json"  # the publisher's
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run as it is now. `key` names it in MLflow: its place and its first start."""
+    """A run as it is now. `key` names it in MLflow: its place and its first start.
+
+    `groups` are those that answer, by stage; `superseded` those that earlier manifests hold: a
+    closed form that got a trained group, a group that was mixed anew.
+    """
 
     run: RunFolder
     facts: dict[str, Any]
     events: list[dict[str, Any]]
     groups: dict[int, tuple[GroupRef, dict[str, Any]]]
+    superseded: list[tuple[GroupRef, dict[str, Any]]]
     evaluations: dict[int, dict[str, Any]]
     manifests: list[Manifest]
 
@@ -30,15 +35,17 @@ class Snapshot:
     def take(cls, run: RunFolder) -> Snapshot:
         """Read everything but the large files. Raises UserError where there is no run."""
         facts = run.read()
-        refs = run.current_groups()
-        groups = {ref.stage: (ref, json.loads(run.groups.read(ref, names.TASK))) for ref in refs}
+        stored = [(ref, json.loads(run.groups.read(ref, names.TASK))) for ref in run.groups.list()]
+        current = {(ref.stage, ref.sha256) for ref in run.current_groups()}
+        groups = {r.stage: (r, card) for r, card in stored if (r.stage, r.sha256) in current}
+        superseded = [(r, card) for r, card in stored if (r.stage, r.sha256) not in current]
         evaluations = {}
         for stage in range(len(facts["stream"]["tasks"])):
             name = f"evaluation/{stage:03d}.json"
             if run.folder.exists(name):
                 evaluations[stage] = run.folder.read_json(name)
         manifests = [run.models.read(version) for version in run.models.versions()]
-        return cls(run, facts, run.journal.events(), groups, evaluations, manifests)
+        return cls(run, facts, run.journal.events(), groups, superseded, evaluations, manifests)
 
     @property
     def place(self) -> str:
