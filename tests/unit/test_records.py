@@ -95,6 +95,44 @@ def test_equal_weights_have_equal_hashes_whatever_else_was_stored(run: RunFolder
     assert changed.weights != one.weights
 
 
+def test_stored_halves_of_a_domain_add_up_to_the_whole(tmp_path: Path) -> None:
+    """Growing a domain: sums are added, calibration rows merged; no image is needed again."""
+    compact, labels = data("pets", (30, 20, 11))
+    run = RunFolder(tmp_path / "run")
+
+    def stored(number: int, rows: np.ndarray) -> TaskRecord:
+        picked = rows_of(compact[rows], labels[rows], most=16)
+        places = dataclasses.replace(picked, places=rows[picked.places])
+        sums = Sums.of(compact[rows], labels[rows], 3)
+        probe = Probe(np.zeros((1, 4, 4, 3), np.uint8), np.zeros(1, np.int64), np.zeros((1, 3)))
+        task = TaskRecord(
+            "pets",
+            ("a", "b", "c"),
+            ("a {}",),
+            {},
+            {},
+            sums=sums,
+            rows=places,
+            probe=probe,
+        )
+        ref = GroupRecord(number, f"pets-{number}", "gda_per_task", (task,)).write(run.groups).ref
+        assert ref is not None
+        (found,) = GroupRecord.read(run, ref).tasks
+        return found
+
+    with run.lock():
+        every = np.arange(len(labels))
+        whole, left, right = (
+            stored(number, rows) for number, rows in enumerate((every, every[:23], every[23:]))
+        )
+    assert left.sums and right.sums and whole.sums and left.rows and right.rows and whole.rows
+    added, merged = left.sums.merged(right.sums), left.rows.merged(right.rows, 16)
+    for name, array in whole.sums.arrays().items():
+        np.testing.assert_allclose(added.arrays()[name], array, rtol=1e-9, atol=1e-9, err_msg=name)
+    for name, array in whole.rows.arrays().items():
+        assert np.array_equal(merged.arrays()[name], array), name
+
+
 def test_what_identifies_is_counted(run: RunFolder) -> None:
     stored = _group().write(run.groups)
     assert stored.ref is not None
