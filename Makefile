@@ -3,14 +3,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test style clean
+.PHONY: help setup demo test test-all style clean
 
 help:
 	@echo "make setup   create .venv with the tested versions (quick when done)"
 	@echo "make demo    learn the embedded stream on a local Ray; args: make demo ARGS='training.steps=50'"
-	@echo "make test    all tests; a part: make test ARGS=tests/unit"
+	@echo "make test    the tests but the slow ones; a part: make test ARGS=tests/unit"
+	@echo "make test-all  these, then the slow ones: kills, several nodes, whole jobs"
 	@echo "make style   lint, format check, types"
 	@echo "make clean   remove caches and demo runs; keeps .venv"
 
@@ -28,7 +30,10 @@ demo: setup
 
 # Two at a time: most of the running system's tests wait for Ray's processes. Slow files come first.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: test
+	$(PYTEST) -m slow $(ARGS)
 
 style: setup
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from pipeline.store import RunFolder
 from pipeline.store.tensors import load as load_tensors
 from tests.running import DECODED_HERE, TRAINER, Driver, arguments, children, titled, training
 
-pytestmark = pytest.mark.timeout(900, method="signal")  # ends what was started
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900, method="signal")]  # ends what was started
 NODE_CPUS = 2
 # Two training workers want 2.5 CPUs: more than one node has, less than both.
 SPREAD = (
