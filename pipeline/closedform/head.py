@@ -1,6 +1,11 @@
 """The head of a task, from its sums alone: a linear discriminant shrunk towards the background
 (7.3), or plain ridge regression (the rival `ridge_per_task`).
 
+The mean of n images is itself off by a share of their spread, so an image's squared distance to it
+is too large by v/n on average, v being that to the true mean. A class score is therefore
+`-1/2 (d_c - v/n_c)`. It makes classes of few images equal to those of many; and without it leaving
+a row out of five would always speak against its own class, the only one whose mean is then of four.
+
 Shapes: B images, R calibration rows, C classes, K compact width.
 """
 
@@ -102,16 +107,17 @@ def fit_head(
         weight = float(clip_RC is not None and sums.known.sum() > 1)
         model = _discriminant(sums, _moments(sums, basis, prior), RIDGE)
         return _head(sums, model.weights, model.bias, SHARPNESS, weight, RIDGE, prior)
+    images = sums.counts[sums.known].astype(np.float64)
     own = np.searchsorted(np.flatnonzero(sums.known), rows.labels[mask])
     best, moments = None, _moments(sums, basis, prior)
     for ridge in ridges:
         model = _discriminant(sums, moments, ridge)
-        scores = _left_out(model, sums, rows, mask, ridge)
+        scores, spread = _left_out(model, sums, rows, mask, ridge)
         sharpness, found = sharpen(scores, own, SHARPNESSES)
         if best is None or found.mean() > best[0].mean():
-            best = found, ridge, sharpness, model, scores
+            best = found, ridge, sharpness, model, scores, spread
     assert best is not None
-    found, ridge, sharpness, model, scores = best
+    found, ridge, sharpness, model, scores, spread = best
     weight = 0.0
     if clip_RC is not None:
         theirs = clip_RC[mask][:, sums.known].astype(np.float64)
@@ -119,7 +125,8 @@ def fit_head(
         gain = blended - found
         if len(gain) > 1 and gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)):
             sharpness, weight = q, w
-    return _head(sums, model.weights, model.bias, sharpness, weight, ridge, prior)
+    bias = model.bias + 0.5 * spread / images
+    return _head(sums, model.weights, bias, sharpness, weight, ridge, prior)
 
 
 def fit_ridge(
@@ -170,7 +177,7 @@ def left_out_head_scores(
         scores[:, sums.known] = fit.left_out(rows.compact[mask], own, _copies(rows, mask))
     elif mask.any():
         model = _discriminant(sums, _moments(sums, basis, head.rule), head.ridge)
-        scores[:, sums.known] = _left_out(model, sums, rows, mask, head.ridge)
+        scores[:, sums.known] = _left_out(model, sums, rows, mask, head.ridge)[0]
     return head._normalised(scores, None if clip_RC is None else clip_RC[mask]), mask
 
 
@@ -204,13 +211,19 @@ def _removal(sums: Sums, rows: CalibrationRows, share: float) -> Removal:
 
 def _left_out(
     model: Discriminant, sums: Sums, rows: CalibrationRows, mask: np.ndarray, ridge: float
-) -> np.ndarray:
-    """Scores (R', C') over known classes of the rows in `mask`, each left out."""
+) -> tuple[np.ndarray, float]:
+    """Scores (R', C') over known classes of the rows in `mask`, each left out; and the spread v."""
     kept = np.flatnonzero(mask)
     images, copies = sums.counts[rows.labels[kept]], rows.copies[kept]
     removal = Removal.of(images, copies, rows.counted[kept], 1.0 / (_spare(sums) + ridge))
     own = np.searchsorted(np.flatnonzero(sums.known), rows.labels[kept])
-    return -0.5 * model.left_out(rows.compact[kept], own, removal)
+    distances = model.left_out(rows.compact[kept], own, removal)
+    at, left = np.arange(len(kept)), images / removal.stretch  # images that its mean is of
+    mine = distances[at, own]
+    spread = float((mine * left / (left + 1.0)).mean())
+    distances -= spread / sums.counts[sums.known]
+    distances[at, own] = mine - spread / left
+    return -0.5 * distances, spread
 
 
 def _copies(rows: CalibrationRows, mask: np.ndarray) -> np.ndarray:

@@ -60,16 +60,41 @@ def test_leaving_a_row_out_equals_refitting(rule: str) -> None:
     spare = sums.total - sums.known.sum()
     target = BASIS.target if rule == "background" else np.eye(WIDTH)
     target = target * np.trace(sums.within) / spare / np.trace(target)
-    for position, row in enumerate(np.flatnonzero(mask)):
+    refitted, own, means_of = [], rows.labels[mask], []
+    for row in np.flatnonzero(mask):
         kept = _without(known, features, labels, row)
         fewer = Sums.of(features[kept], labels[kept], len(COUNTS))
         covariance = (fewer.within + head.ridge * target) / (spare + head.ridge)
         away = rows.compact[row].astype(np.float64) - fewer.means[fewer.known]
-        distances = np.einsum("ck,kl,cl->c", away, np.linalg.inv(covariance), away)
-        scores = np.full(len(COUNTS), -np.inf)
-        scores[fewer.known] = -0.5 * head.sharpness * distances
-        expected = log_softmax(scores + head.clip_weight * clip[row])
-        np.testing.assert_allclose(found[position], expected, atol=1e-10)
+        distances = np.full(len(COUNTS), np.inf)
+        distances[fewer.known] = np.einsum("ck,kl,cl->c", away, np.linalg.inv(covariance), away)
+        refitted.append(distances)
+        means_of.append(fewer.counts)
+    distances, images = np.array(refitted), np.maximum(np.array(means_of), 1)
+    at = np.arange(len(own))
+    spread = (distances[at, own] * images[at, own] / (images[at, own] + 1)).mean()
+    unbiased = -0.5 * head.sharpness * (distances - spread / images)
+    expected = log_softmax(unbiased + head.clip_weight * clip[mask])
+    np.testing.assert_allclose(found, expected, atol=1e-10)
+
+
+def test_a_class_of_few_images_is_as_near_as_one_of_many() -> None:
+    """Fresh images of two classes alike but for how many were learned: no class is favoured."""
+    rng = np.random.default_rng(3)
+    width, shares, scores = 200, [], []
+    wide = basis(width=width, images=2000, raw=width)
+    for _ in range(6):
+        means = 0.12 * rng.normal(size=(2, width))
+        labels = np.repeat([0, 1], [60, 4])
+        features = (means[labels] + rng.normal(size=(64, width))).astype(np.float16)
+        known = Sums.of(features.astype(np.float32), labels, 2)
+        head = fit_head(known, rows_of(features.astype(np.float32), labels), None, wide)
+        fresh = means[[0, 1] * 200] + rng.normal(size=(400, width))
+        said = head.log_probabilities(fresh.astype(np.float32)).argmax(axis=1)
+        shares.append(said.mean())
+        scores.append((said == np.tile([0, 1], 200)).mean())
+    assert 0.3 < np.mean(shares) < 0.7, "without the correction nearly all are of the large class"
+    assert np.mean(scores) > 0.55
 
 
 def test_leaving_a_row_out_of_a_ridge_equals_refitting() -> None:
