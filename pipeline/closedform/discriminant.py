@@ -5,7 +5,7 @@ Shapes: B images, R rows that may be left out, G groups (classes or tasks), K co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -54,10 +54,13 @@ class Discriminant:
     Attributes:
         means: (G, K).
         covariance: (K, K), positive definite.
+        excess: (G,) what squared distances to a mean are too large by on average, since it is the
+            mean of few images: `v/n`, v the spread of images around their true mean; None = 0.
     """
 
     means: np.ndarray
     covariance: np.ndarray
+    excess: np.ndarray | None = None
 
     @cached_property
     def factor(self) -> np.ndarray:
@@ -77,8 +80,9 @@ class Discriminant:
 
     @cached_property
     def bias(self) -> np.ndarray:
-        """`-1/2 diag(mu' Sigma^-1 mu)`, (G,)."""
-        return -0.5 * np.einsum("gk,kg->g", self.means, self.weights)
+        """`-1/2 (diag(mu' Sigma^-1 mu) - v/n)`, (G,)."""
+        norms = np.einsum("gk,kg->g", self.means, self.weights)
+        return -0.5 * (norms if self.excess is None else norms - self.excess)
 
     @cached_property
     def _whitened(self) -> np.ndarray:
@@ -92,15 +96,17 @@ class Discriminant:
         return x_BK.astype(np.float64) @ self.weights + self.bias
 
     def distances(self, x_BK: np.ndarray) -> np.ndarray:
-        """Squared Mahalanobis distances `d_g`, (B, G)."""
+        """Squared Mahalanobis distances `d_g`, less `v/n_g`: (B, G)."""
         x = self._whiten(x_BK.astype(np.float64))
-        return _squared(x, self._whitened)
+        distances = _squared(x, self._whitened)
+        return distances if self.excess is None else distances - self.excess
 
     def left_out(self, x_RK: np.ndarray, own_R: np.ndarray, removal: Removal) -> np.ndarray:
         """Distances (R, G) of rows to means and under a covariance that do not hold them.
 
         With `z = x - mu_own`, `h = z' G z`, `e` and `k` of the removal:
-        own: `k^2 h / (1 - e h)`; others: `d_j + e ((x - mu_j)' G z)^2 / (1 - e h)`.
+        own: `k^2 h / (1 - e h)`; others: `d_j + e ((x - mu_j)' G z)^2 / (1 - e h)`; less `v/n_j`,
+        and `v/(n - m)` for the own one.
         """
         x, means = self._whiten(x_RK.astype(np.float64)), self._whitened
         z = x - means[own_R]
@@ -108,8 +114,16 @@ class Discriminant:
         left = np.maximum(1.0 - removal.weight * h, LEAST)
         along = np.einsum("rk,rk->r", x, z)[:, None] - z @ means.T
         distances = _squared(x, means) + (removal.weight / left)[:, None] * along**2
-        distances[np.arange(len(x)), own_R] = removal.stretch**2 * h / left
+        mine = removal.stretch**2 * h / left
+        if self.excess is not None:
+            distances -= self.excess
+            mine = mine - removal.stretch * self.excess[own_R]
+        distances[np.arange(len(x)), own_R] = mine
         return distances
+
+    def corrected(self, excess: np.ndarray) -> Discriminant:
+        """The same with the error of its means taken out."""
+        return replace(self, excess=excess)
 
 
 def _squared(x_BK: np.ndarray, means_GK: np.ndarray) -> np.ndarray:

@@ -125,7 +125,7 @@ def fit_head(
         gain = blended - found
         if len(gain) > 1 and gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)):
             sharpness, weight = q, w
-    bias = model.bias + 0.5 * spread / images
+    bias = model.corrected(spread / images).bias
     return _head(sums, model.weights, bias, sharpness, weight, ridge, prior)
 
 

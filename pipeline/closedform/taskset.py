@@ -6,7 +6,7 @@ Shapes: T tasks, M known classes of all tasks, R calibration rows, K compact wid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -17,7 +17,7 @@ from pipeline.closedform.basis import Basis
 from pipeline.closedform.discriminant import Discriminant, Removal
 from pipeline.closedform.rows import CalibrationRows
 from pipeline.closedform.sums import Sums
-from pipeline.closedform.triangle import packed, shrunk, unpacked
+from pipeline.closedform.triangle import inner, packed, shrunk, unpacked
 
 BACKGROUND = 2.0  # how many tasks the background counts for among classes
 TENTH = 0.1  # share of rows that can be left out, from which those alone calibrate
@@ -99,17 +99,20 @@ class TaskSet:
         """E: task means under the mean over tasks of `(S_t + B_t) / N_t`."""
         covariance = unpacked(self._total) / len(self)
         least = float(np.trace(self.basis.covariance))
-        return Discriminant(self.task_means, shrunk(covariance, self.shrinkage, least))
+        model = Discriminant(self.task_means, shrunk(covariance, self.shrinkage, least))
+        return model.corrected(self._excess_of_tasks(model, range(len(self))))
 
     @cached_property
     def by_class(self) -> Discriminant:
         """J: class means under `(sum_t S_t / N_t + 2 C_0) / (T + 2)`."""
-        return self._with_background(self.class_means, self._within, len(self))
+        model = self._with_background(self.class_means, self._within, len(self))
+        return model.corrected(self._excess_of_classes(model, range(len(self))))
 
     @cached_property
     def by_total(self) -> Discriminant:
         """J with task means and total scatter, where no row can be left out of its class."""
-        return self._with_background(self.task_means, self._total, len(self))
+        model = self._with_background(self.task_means, self._total, len(self))
+        return model.corrected(self._excess_of_tasks(model, range(len(self))))
 
     @cached_property
     def background(self) -> Discriminant:
@@ -119,14 +122,40 @@ class TaskSet:
 
     def without(self, task: int) -> Discriminant:
         """What measures novelty, `by_class` or `by_total`, of the set without one task."""
-        own = self.tasks[task].sums
+        own, others = self.tasks[task].sums, [t for t in range(len(self)) if t != task]
         if self.novel_by == "class":
             means = np.delete(self.class_means, np.s_[self.starts[task] : self.starts[task + 1]], 0)
             scatter = self._within - own.scatter / own.total
-        else:
-            means = np.delete(self.task_means, task, axis=0)
-            scatter = self._total - (own.scatter + packed(own.between)) / own.total
-        return self._with_background(means, scatter, len(self) - 1)
+            model = self._with_background(means, scatter, len(self) - 1)
+            return model.corrected(self._excess_of_classes(model, others))
+        means = np.delete(self.task_means, task, axis=0)
+        scatter = self._total - (own.scatter + packed(own.between)) / own.total
+        model = self._with_background(means, scatter, len(self) - 1)
+        return model.corrected(self._excess_of_tasks(model, others))
+
+    def _excess_of_classes(self, model: Discriminant, tasks: Sequence[int]) -> np.ndarray:
+        """`v_t/n_c` of the known classes of some tasks; v_t where a task does not tell it (one
+        image a class) is that of the others."""
+        sums = [self.tasks[t].sums for t in tasks]
+        spare = np.array([s.total - s.known.sum() for s in sums], dtype=np.float64)
+        scatter = np.array([float(inner(model.precision, s.scatter)) for s in sums])
+        spread = _known_or_mean(scatter, spare)
+        return np.concatenate(
+            [v / s.counts[s.known] for v, s in zip(spread, sums, strict=True)] or [np.zeros(0)]
+        )
+
+    def _excess_of_tasks(self, model: Discriminant, tasks: Sequence[int]) -> np.ndarray:
+        """`v_t/N_t` of some tasks, v_t the spread of all their images."""
+        sums = [self.tasks[t].sums for t in tasks]
+        scatter = np.array(
+            [
+                float(inner(model.precision, s.scatter))
+                + float(((s.spread @ model.precision) * s.spread).sum())
+                for s in sums
+            ]
+        )
+        totals = np.array([s.total for s in sums], dtype=np.float64)
+        return _known_or_mean(scatter, totals - 1.0) / totals
 
     def _with_background(self, means: np.ndarray, triangle: np.ndarray, tasks: int) -> Discriminant:
         covariance = unpacked(triangle) + BACKGROUND * self.basis.covariance
@@ -165,3 +194,11 @@ class TaskSet:
         """(R,) column of each row's class among the known ones; of a known class."""
         column = np.cumsum(self.tasks[task].sums.known) - 1
         return self.starts[task] + column[rows.labels]
+
+
+def _known_or_mean(scatter: np.ndarray, spare: np.ndarray) -> np.ndarray:
+    """`scatter / spare`, and where nothing is spare, what all others have together; 0 for want of
+    any."""
+    told = spare > 0
+    everyone = float(scatter[told].sum() / spare[told].sum()) if told.any() else 0.0
+    return np.where(told, scatter / np.where(told, spare, 1.0), everyone)

@@ -1,4 +1,4 @@
-"""Symmetric matrices as packed upper triangles, and the two mixtures that keep them invertible.
+"""Symmetric matrices as packed upper triangles, products of them, and what keeps them invertible.
 
 Shapes: K width.
 """
@@ -31,6 +31,13 @@ def unpacked(triangle: np.ndarray) -> np.ndarray:
     full = upper + upper.T
     np.fill_diagonal(full, upper.diagonal())
     return full
+
+
+def inner(matrix_KK: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """`tr(A S)` of a symmetric matrix and packed ones (..., K (K + 1) / 2): (...)."""
+    weights = 2.0 * matrix_KK
+    weights[np.diag_indices(len(weights))] *= 0.5
+    return triangles @ packed(weights)
 
 
 def shrunk(covariance_KK: np.ndarray, amount: float, least: float = 0.0) -> np.ndarray:

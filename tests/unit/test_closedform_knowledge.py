@@ -30,30 +30,55 @@ def _distances(x: np.ndarray, means: np.ndarray, covariance: np.ndarray) -> np.n
     return np.einsum("bgk,kl,bgl->bg", away, np.linalg.inv(covariance), away)
 
 
-def _reference(
-    tasks: dict[str, KnownTask], x: np.ndarray, tau: float, beta: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-shares and r of the method's formulas, written down as they stand.
+Spreads = tuple[np.ndarray, np.ndarray]
 
-    `Sums.divisor`, where set, keeps N_t when a row is left out.
-    """
+
+def _models(tasks: dict[str, KnownTask]) -> tuple[np.ndarray, np.ndarray]:
+    """Covariances of E and of J; `Sums.divisor`, where set, keeps N_t when a row is left out."""
     sums = [tasks[name].sums for name in sorted(tasks)]
-    number = [getattr(s, "divisor", s.total) for s in sums]
-    total = sum((s.within + s.between) / n for s, n in zip(sums, number, strict=True)) / len(sums)
-    least = np.trace(BASIS.covariance)
-    e = -0.5 * _distances(x, np.stack([s.mean for s in sums]), _shrunk(total, least))
-    pooled = sum(s.within / n for s, n in zip(sums, number, strict=True)) + 2 * BASIS.covariance
-    pooled = _shrunk(pooled / (len(sums) + 2))
-    d = [_distances(x, s.means[s.known], pooled) for s in sums]
-    scores = np.stack([np.logaddexp.reduce(-0.5 * beta * of, axis=1) for of in d], axis=1)
-    nearest = np.concatenate(d, axis=1).min(axis=1)
-    d_0 = _distances(x, np.zeros((1, WIDTH)), _shrunk(BASIS.covariance))[:, 0]
-    return log_softmax(e / tau + scores), nearest - d_0
+    n = [getattr(s, "divisor", s.total) for s in sums]
+    total = sum((s.within + s.between) / k for s, k in zip(sums, n, strict=True)) / len(sums)
+    within = sum(s.within / k for s, k in zip(sums, n, strict=True))
+    pooled = _shrunk((within + 2 * BASIS.covariance) / (len(sums) + 2))
+    return _shrunk(total, np.trace(BASIS.covariance)), pooled
+
+
+def _spreads(tasks: dict[str, KnownTask]) -> Spreads:
+    """v of each task: of its images around its mean, and around their class means."""
+    sums = [tasks[name].sums for name in sorted(tasks)]
+    by_task, by_class = (np.linalg.inv(covariance) for covariance in _models(tasks))
+    every = [np.trace(by_task @ (s.within + s.between)) / (s.total - 1) for s in sums]
+    own = [np.trace(by_class @ s.within) / (s.total - s.known.sum()) for s in sums]
+    return np.array(every), np.array(own)
+
+
+def _reference(
+    tasks: dict[str, KnownTask], x: np.ndarray, tau: float, beta: float, spreads: Spreads
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-shares and r of the method's formulas, written down as they stand."""
+    sums = [tasks[name].sums for name in sorted(tasks)]
+    total, pooled = _models(tasks)
+    means = np.concatenate([s.means[s.known] for s in sums])
+    counts = [s.counts[s.known] for s in sums]
+    away = _distances(x, np.stack([s.mean for s in sums]), total)
+    e = -0.5 * (away - spreads[0] / [s.total for s in sums])
+    excess = np.concatenate([v / n for v, n in zip(spreads[1], counts, strict=True)])
+    d = _distances(x, means, pooled) - excess
+    starts = np.cumsum([0, *(len(n) for n in counts)])
+    j = np.stack(
+        [
+            np.logaddexp.reduce(-0.5 * beta * d[:, a:b], axis=1)
+            for a, b in itertools.pairwise(starts)
+        ],
+        axis=1,
+    )
+    origin = _distances(x, np.zeros((1, WIDTH)), _shrunk(BASIS.covariance))[:, 0]
+    return log_softmax(e / tau + j), d.min(axis=1) - origin
 
 
 def test_the_formulas_as_they_stand() -> None:
     knowledge = Knowledge(TASKS, BASIS)
-    shares, r = _reference(TASKS, IMAGES, knowledge.tau, knowledge.beta)
+    shares, r = _reference(TASKS, IMAGES, knowledge.tau, knowledge.beta, _spreads(TASKS))
     np.testing.assert_allclose(knowledge.log_shares(IMAGES), shares, atol=1e-8)
     np.testing.assert_allclose(knowledge.novelty(IMAGES), r, atol=1e-8)
     np.testing.assert_allclose(np.exp(shares).sum(axis=1), 1.0)
@@ -67,7 +92,8 @@ def test_the_formulas_as_they_stand() -> None:
 
 @pytest.mark.parametrize("name", sorted(COUNTS))
 def test_leaving_a_row_out_equals_learning_without_it(name: str) -> None:
-    """Up to what is held: N_t as divisor, and the level of shrinkage (here of a fixed trace)."""
+    """Up to what is held: N_t as divisor, the spread of images, and the level of shrinkage (here of
+    a fixed trace)."""
     knowledge, known = Knowledge(TASKS, BASIS, shrinkage=1e-14), TASKS[name]
     features, labels = data(name, COUNTS[name])
     found, mask = knowledge.left_out_log_shares(name)
@@ -80,7 +106,7 @@ def test_leaving_a_row_out_equals_learning_without_it(name: str) -> None:
         x = known.rows.compact[row : row + 1]
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(globals(), "SHRINKAGE", 1e-14)
-            shares, _ = _reference(tasks, x, knowledge.tau, knowledge.beta)
+            shares, _ = _reference(tasks, x, knowledge.tau, knowledge.beta, _spreads(TASKS))
         np.testing.assert_allclose(found[position], shares[0], atol=1e-9)
 
 
@@ -155,7 +181,8 @@ def test_slope_and_midpoint_are_those_of_the_rows() -> None:
             fewer = Sums.of(features[kept], labels[kept], len(COUNTS[name]))
             object.__setattr__(fewer, "divisor", known.sums.total)
             tasks = {**TASKS, name: KnownTask(fewer, known.rows)}
-            seen.append(_reference(tasks, known.rows.compact[row : row + 1], 1.0, 0.1)[1][0])
+            x = known.rows.compact[row : row + 1]
+            seen.append(_reference(tasks, x, 1.0, 0.1, _spreads(TASKS))[1][0])
     u = np.concatenate(unseen)
     slope = (u.mean() - np.mean(seen)) / (0.5 * (np.var(seen) + u.var()))
     # The reference shrinks by the trace without the row, the closed form by that with it.
