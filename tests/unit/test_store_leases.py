@@ -273,7 +273,7 @@ def test_an_s3_store_that_ignores_conditions_is_not_trusted(
     monkeypatch.setattr(module, "_client", lambda _: client)
     bucket.write("probe", b"there")
 
-    def ignores(IfNoneMatch: str = "", IfMatch: str = "", **rest: object) -> object:  # noqa: N803
+    def ignores(IfNoneMatch: str = "", IfMatch: str = "", **rest: object) -> object:
         return whole(**rest)
 
     monkeypatch.setattr(client, "put_object", ignores)
