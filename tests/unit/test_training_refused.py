@@ -117,7 +117,8 @@ def test_a_diverging_rate_on_a_worker_is_refused_in_one_attempt(
 ) -> None:
     broken_at(monkeypatch, 2)
     ended = fits(monkeypatch, spec, attempts=4)
-    with pytest.raises(UserError, match=r"^stage 0 apples: training diverged at step 2, ") as caught:
+    words = r"^stage 0 apples: training diverged at step 2, "
+    with pytest.raises(UserError, match=words) as caught:
         launch._on_ray(spec, launch.stage_folder(launch.RunFolder(spec.run), spec))
     assert ended == [""] and "training.learning_rate" in str(caught.value)
 
