@@ -8,7 +8,6 @@ import os
 import resource
 import shlex
 import socket
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -28,8 +27,6 @@ from pipeline.errors import UserError
 from pipeline.store import Folder
 from tests.helpers import TINY, parquet_domain
 from tests.running import IN_PROCESS
-
-ROOT = Path(__file__).resolve().parents[2]
 
 WORDS = [*TINY, *IN_PROCESS, "identifier=prototype", "method=gda_per_task", "stream=parquet"]
 
@@ -383,25 +380,3 @@ def test_the_hint_for_an_unquoted_value_works_when_pasted(value: str) -> None:
 def test_text_that_no_file_can_hold_is_refused(value: str, domains: Path) -> None:
     for words in ([f"run_dir={value}"], [f"stream.root={value}"]):
         assert sequence.main([*WORDS, f"stream.root={domains}", *words]) == 2
-
-
-def test_what_ray_uploads_is_as_documented(tmp_path: Path) -> None:
-    from ray._private import ray_constants
-    from ray._private.runtime_env import packaging
-
-    text = " ".join((ROOT / "docs" / "robustness.md").read_text().split())
-    assert f"{ray_constants.DASHBOARD_CLIENT_MAX_SIZE >> 20} MiB at most" in text
-    assert f"below {packaging.GCS_STORAGE_MAX_SIZE >> 20} MiB" in text
-    place = tmp_path / "work"
-    for name in ("data/big", "code.py", "sub/kept", "sub/dropped", "gone"):
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_text("x")
-    (place / ".rayignore").write_text("data/\n")
-    (place / "sub" / ".rayignore").write_text("dropped\n")
-    (place / ".gitignore").write_text("gone\n")
-    for honoured in (True, False):
-        package = tmp_path / f"{honoured}.zip"
-        packaging.create_package(str(place), package, include_gitignore=honoured)
-        names = set(zipfile.ZipFile(package).namelist())
-        files = {name for name in names if "ignore" not in name}
-        assert files == {"code.py", "sub/kept"} | (set() if honoured else {"gone"})
