@@ -16,6 +16,7 @@ from pipeline.errors import (
     EXIT_LOCKED,
     EXIT_STOPPED,
     EXIT_USER,
+    IntegrityError,
     LockedError,
     UserError,
 )
@@ -32,7 +33,8 @@ def exit_codes(
 ) -> Callable[[Main], Main]:
     """Decorator of a job's `main`, which returns its own code when nothing is raised.
 
-    What the operating system refuses (a full disk, a name that is too long) is told like a mistake.
+    What the operating system refuses (a full disk, a name that is too long) and what is stored
+    and damaged are told like a mistake.
 
     Args:
         job: its name, before what is said.
@@ -41,7 +43,7 @@ def exit_codes(
         stopped: errors that say the job was stopped and can go on.
     """
 
-    wrong: Kinds = (UserError, *mistakes)
+    wrong: Kinds = (UserError, IntegrityError, *mistakes)
 
     def around(main: Main) -> Main:
         @functools.wraps(main)

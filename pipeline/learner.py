@@ -27,6 +27,7 @@ from pipeline.methods import Fitted, Neighbour, StageData
 from pipeline.model.kernels import Kernels
 from pipeline.planning import stages_of
 from pipeline.records import GroupRecord, TaskRecord
+from pipeline.records.evaluation import read_evaluation
 from pipeline.settings import Settings
 from pipeline.store import GroupRef, RunFolder
 from pipeline.streams import ImageTable, PreparedDomain, stratified_fold
@@ -122,10 +123,8 @@ class Learner:
         return {stage for stage, event in last.items() if event in ("refined", "remixed")}
 
     def _measured(self, stage: int) -> bool:
-        name = f"evaluation/{stage:03d}.json"
-        if not self.run.folder.exists(name):
-            return False
-        return self.run.folder.read_json(name)["tasks"] == [d.name for d in self.domains]
+        record = read_evaluation(self.run.folder, stage)
+        return record is not None and record["tasks"] == [d.name for d in self.domains]
 
     def _admit(self, record: GroupRecord) -> None:
         """A stage is learned: its functions may answer from now on."""
@@ -264,10 +263,8 @@ class Learner:
 
     def evaluate(self, stage: int) -> dict[str, Any]:
         """Measure all tasks after a stage."""
-        folder, name = self.run.folder, "evaluation/zero-shot.json"
-        if not folder.exists(name) or folder.read_json(name)["tasks"] != list(
-            self.evaluator.domains
-        ):
+        frozen = read_evaluation(self.run.folder, None)
+        if frozen is None or frozen["tasks"] != list(self.evaluator.domains):
             self.evaluator.zero_shot(self.method)
         record = self.evaluator.stage(stage, self.state)
         self.run.journal.append("evaluated", stage=stage, task=self.stages[stage].name)

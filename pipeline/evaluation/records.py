@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load
 
+from pipeline.records.evaluation import read_correct, read_evaluation
 from pipeline.records.group import read_card
 from pipeline.store import GroupRef, RunFolder, names
 from pipeline.streams import Stage
@@ -105,7 +105,7 @@ def recorded_stages(facts: dict[str, Any]) -> list[Stage]:
 
 
 def read_records(run: RunFolder) -> Records | None:
-    """Read a run folder; None if there is no run in it yet."""
+    """Read a run folder; None if there is no run in it yet. Raises: IntegrityError by file."""
     folder = run.folder
     if not run.exists():
         return None
@@ -113,20 +113,16 @@ def read_records(run: RunFolder) -> Records | None:
     tasks = list(facts["stream"]["tasks"])
     evaluations, correct = {}, {}
     for stage in range(len(recorded_stages(facts))):
-        name = f"evaluation/{stage:03d}"
-        if folder.exists(f"{name}.json"):
-            evaluations[stage] = folder.read_json(f"{name}.json")
-        if folder.exists(f"{name}.safetensors"):
-            correct[stage] = load(folder.read(f"{name}.safetensors"))
+        if (record := read_evaluation(folder, stage)) is not None:
+            evaluations[stage] = record
+        if (right := read_correct(folder, stage)) is not None:
+            correct[stage] = right
     zero_shot: dict[str, np.ndarray] = {}
-    zero_correct: dict[str, np.ndarray] = {}
-    if folder.exists("evaluation/zero-shot.json"):
-        stored = folder.read_json("evaluation/zero-shot.json")
+    if (stored := read_evaluation(folder, None)) is not None:
         for kind, row in stored["settings"].items():
             known = dict(zip(stored["tasks"], row, strict=True))
             zero_shot[kind] = _floats([known.get(task) for task in tasks])
-    if folder.exists("evaluation/zero-shot.safetensors"):
-        zero_correct = load(folder.read("evaluation/zero-shot.safetensors"))
+    zero_correct = read_correct(folder, None) or {}
     groups = [(ref, read_card(run, ref)) for ref in run.current_groups()]
     experts = {
         ref.stage: json.loads(run.groups.read(ref, names.EXPERTS))

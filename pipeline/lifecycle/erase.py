@@ -50,11 +50,18 @@ def erase_files(
 
 
 def _erase_calls(folder: Folder, task: str) -> None:
-    """Recorded calls about a domain among those of a later evaluation; the others keep theirs."""
+    """Recorded calls about a domain among those of a later evaluation; the others keep theirs.
+
+    A file that cannot be read is removed whole.
+    """
     traces = folder.child("identifier/traces")
     for name in traces.list():
-        calls = traces.read_json(name)
-        kept = [None if call and call.get("task") == task else call for call in calls]
+        try:
+            calls = traces.read_json(name)
+            kept = [None if call and call["task"] == task else call for call in calls]
+        except (ValueError, TypeError, KeyError):  # damaged: nobody can tell whom it is about
+            traces.delete(name)
+            continue
         if kept != calls:
             traces.write_json(name, kept)
 

@@ -68,6 +68,11 @@ class Folder:
             folder.uri = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
         return folder
 
+    @property
+    def place(self) -> tuple[pafs.FileSystem, str]:
+        """The file system it lies on, and its path there."""
+        return self._fs, self._path
+
     def read(self, name: str) -> bytes:
         """Bytes of a file. Raises: FileNotFoundError."""
         with self._fs.open_input_stream(self._at(name), compression=None) as stream:
@@ -90,6 +95,11 @@ class Folder:
     def exists(self, name: str) -> bool:
         """Whether a file or folder `name` is there."""
         return self._fs.get_file_info(self._at(name)).type != pafs.FileType.NotFound
+
+    def modified(self, name: str) -> float | None:
+        """When a file was written, by the store's own clock; None where it tells no time."""
+        at = self._fs.get_file_info(self._at(name)).mtime_ns
+        return None if at is None else at / 1e9
 
     def list(self, prefix: str = "") -> Names:
         """Names that start with `prefix`, files and folders, sorted; one level deep.

@@ -8,11 +8,37 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from pipeline.store import GroupRef, Manifest, RunFolder, names, sha256
+import jsonschema
+
+from pipeline.errors import IntegrityError
+from pipeline.records.evaluation import read_evaluation
+from pipeline.store import Folder, GroupRef, Manifest, RunFolder, documents, names, sha256
 
 FILES = ("run.json", "report.json", "report.html", "matrix.parquet", "confusion.parquet")
 
 POINTER = "serving.json"  # the publisher's
+_NUMBER = {"type": ["number", "null"]}
+# What is read of these files; they hold more.
+REPORT = {
+    "type": "object",
+    "properties": {
+        **dict.fromkeys(
+            ("transfer", "average", "last", "forgetting", "bwt", "last_oracle", "delta_m"), _NUMBER
+        ),
+        "seconds": {"type": "object", "additionalProperties": _NUMBER},
+    },
+}
+CALLS = {
+    "type": "array",
+    "items": {
+        "type": ["object", "null"],
+        "required": ["began", "kind", "task", "asked", "model", "seconds", "answer"],
+        "properties": {
+            **{key: {"type": "number"} for key in ("began", "seconds")},
+            **{key: {"type": "string"} for key in ("kind", "task")},
+        },
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +59,10 @@ class Snapshot:
 
     @classmethod
     def take(cls, run: RunFolder) -> Snapshot:
-        """Read everything but the large files. Raises UserError where there is no run."""
+        """Read everything but the large files.
+
+        Raises: UserError where there is no run; IntegrityError, naming a file that is damaged.
+        """
         facts = run.read()
         stored = [(ref, json.loads(run.groups.read(ref, names.TASK))) for ref in run.groups.list()]
         current = {(ref.stage, ref.sha256) for ref in run.current_groups()}
@@ -41,9 +70,8 @@ class Snapshot:
         superseded = [(r, card) for r, card in stored if (r.stage, r.sha256) not in current]
         evaluations = {}
         for stage in range(len(facts["stream"]["tasks"])):
-            name = f"evaluation/{stage:03d}.json"
-            if run.folder.exists(name):
-                evaluations[stage] = run.folder.read_json(name)
+            if (record := read_evaluation(run.folder, stage)) is not None:
+                evaluations[stage] = record
         manifests = [run.models.read(version) for version in run.models.versions()]
         return cls(run, facts, run.journal.events(), groups, superseded, evaluations, manifests)
 
@@ -95,14 +123,35 @@ class Snapshot:
         return {
             f"{name.removesuffix('.json')}/{index}": call
             for name in sorted(folder.list())
-            for index, call in enumerate(folder.read_json(name))
+            for index, call in enumerate(self._listed(folder, name))
             if call  # null: it was about a domain that is erased
         }
 
     @property
     def report(self) -> dict[str, Any]:
         """report.json, or nothing where none was written yet."""
-        return json.loads(self.files["report.json"]) if "report.json" in self.files else {}
+        if "report.json" not in self.files:
+            return {}
+        try:
+            document = documents.loads(self.files["report.json"])
+            jsonschema.validate(document, REPORT)
+        except (ValueError, jsonschema.ValidationError):
+            shown = self.run.folder.shown("report.json")
+            raise IntegrityError(
+                f"{shown} is damaged: delete it; the same run writes it again"
+            ) from None
+        return document
+
+    @staticmethod
+    def _listed(folder: Folder, name: str) -> list[dict[str, Any] | None]:
+        try:
+            calls = folder.read_json(name)
+            jsonschema.validate(calls, CALLS)
+        except (ValueError, jsonschema.ValidationError):
+            raise IntegrityError(
+                f"{folder.shown(name)} is damaged: delete it; the calls it held are lost"
+            ) from None
+        return calls
 
     @property
     def status(self) -> str:

@@ -6,6 +6,7 @@ A checkpoint folder is complete when `state.json` names the sha256 of `state.saf
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from pipeline.store import Folder, sha256
 from pipeline.store.tensors import dump, load
 from pipeline.training.loop import TrainingState
 
+log = logging.getLogger(__name__)
+
 TENSORS, FACTS = "state.safetensors", "state.json"
+KINDS: dict[str, tuple[type, ...]] = {
+    "step": (int,), "best_step": (int,), "best_accuracy": (int, float), "best_loss": (int, float),
+    "groups": (list,), "sha256": (str,),
+}  # fmt: skip
 
 
 def save(folder: Path, state: TrainingState) -> None:
@@ -46,12 +53,9 @@ def restore(folder: Folder) -> TrainingState:
         IntegrityError: the folder is incomplete or damaged.
     """
     try:
-        facts = json.loads(folder.read(FACTS))
-        data = folder.read(TENSORS)
-    except (FileNotFoundError, ValueError) as error:
-        raise IntegrityError(f"{folder.uri} is no complete checkpoint") from error
-    if sha256(data) != facts["sha256"]:
-        raise IntegrityError(f"{folder.uri}/{TENSORS} does not match its sha256")
+        facts, data = _read(folder)
+    except FileNotFoundError:
+        raise IntegrityError(f"{folder.shown()} is no complete checkpoint") from None
     parts: dict[str, Any] = {"adapter": {}, "best": {}, "optimizer": {}}
     for name, tensor in load(data, TENSORS).items():
         kind, _, rest = name.partition("/")
@@ -70,20 +74,53 @@ def restore(folder: Folder) -> TrainingState:
 
 
 def newest(folder: Folder) -> Folder | None:
-    """The complete checkpoint with the most steps in `folder/<attempt>/<checkpoint>/`."""
+    """The complete checkpoint with the most steps in `folder/<attempt>/<checkpoint>/`.
+
+    One that is damaged is told of and passed over; training goes on from an older one.
+    """
     best: tuple[int, str] | None = None
     for attempt in folder.list():
         for name in folder.list(f"{attempt}/"):
-            step = _complete_step(folder, name)
+            step = _complete_step(folder.child(name))
             if step is not None and (best is None or step >= best[0]):
                 best = (step, name)
     return None if best is None else folder.child(best[1])
 
 
-def _complete_step(folder: Folder, name: str) -> int | None:
+def _complete_step(folder: Folder) -> int | None:
     try:
-        facts = json.loads(folder.read(f"{name}/{FACTS}"))
-        intact = sha256(folder.read(f"{name}/{TENSORS}")) == facts["sha256"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return int(facts["step"]) if intact else None
+        return int(_read(folder)[0]["step"])
+    except IntegrityError as error:
+        log.warning("%s; it is passed over", error)
+    except OSError:  # not a folder, or its writer was killed before it was complete
+        pass
+    return None
+
+
+def _read(folder: Folder) -> tuple[dict[str, Any], bytes]:
+    """Facts and tensors of a checkpoint. Raises: IntegrityError where it is damaged; OSError."""
+    try:
+        facts = json.loads(folder.read(FACTS))
+    except (ValueError, RecursionError):
+        raise IntegrityError(f"{folder.shown(FACTS)} is not JSON") from None
+    if wrong := _misshapen(facts):
+        raise IntegrityError(f"{folder.shown(FACTS)} has another shape at {wrong}")
+    data = folder.read(TENSORS)
+    if sha256(data) != facts["sha256"]:
+        raise IntegrityError(f"{folder.shown(TENSORS)} does not match its sha256")
+    return facts, data
+
+
+def _misshapen(facts: Any) -> str | None:
+    """The first fact that is not what `save` writes."""
+    if not isinstance(facts, dict):
+        return "the document"
+    for key, kinds in KINDS.items():
+        value = facts.get(key)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            return key
+    if facts["step"] < 0 or any(facts[key] != facts[key] for key in ("best_accuracy", "best_loss")):
+        return "step, best_accuracy or best_loss"
+    groups = facts["groups"]
+    sound = all(isinstance(g, dict) and isinstance(g.get("params"), list) for g in groups)
+    return None if sound else "groups"

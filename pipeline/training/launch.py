@@ -22,8 +22,10 @@ from pipeline.training.stage import (
     FACTS,
     GROUP,
     PROBE,
+    REFUSED,
     Outcome,
     StageSpec,
+    refusals,
     run_stage,
     stage_folder,
 )
@@ -42,6 +44,7 @@ def train_stage(spec: StageSpec) -> Outcome:
 
     Raises:
         RuntimeError: the workers failed more often than `cluster.max_failures`.
+        UserError: no attempt could succeed: training diverged, or a setting does not fit.
     """
     run = RunFolder(spec.run, read_only=True)
     workers = spec.settings.cluster.train.num_workers
@@ -129,18 +132,24 @@ def _on_ray(spec: StageSpec, folder: Folder) -> Folder:
     try:
         result = _fit(trainer)
     except (rt.WorkerGroupError, rt.ControllerError) as error:
+        _refuse(spec)
         reason = str(error).strip().splitlines()[-1]
-        _, mistake, words = reason.partition(f"{UserError.__name__}: ")
-        if mistake:
-            raise UserError(f"stage {spec.stage} {spec.name}: {words}") from None
         raise RuntimeError(
             f"stage {spec.stage} {spec.name}: the workers failed"
             f" {cluster.max_failures + 1} times, last: {reason}"
         ) from error
+    _refuse(spec)
     checkpoint = result.checkpoint
     if checkpoint is None:
         raise RuntimeError(f"stage {spec.stage} {spec.name}: no checkpoint was reported")
     return Folder(checkpoint.path, checkpoint.filesystem)
+
+
+def _refuse(spec: StageSpec) -> None:
+    """Raise what a worker found that no other attempt could mend."""
+    reasons = refusals(spec)
+    if reasons.exists(REFUSED):
+        raise UserError(f"stage {spec.stage} {spec.name}: {reasons.read_json(REFUSED)}")
 
 
 def _fit(trainer: TorchTrainer) -> Result:

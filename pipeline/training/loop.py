@@ -143,7 +143,7 @@ def train(
         (ties: lower loss).
 
     Raises:
-        UserError: the loss or the weights are no finite numbers any more.
+        UserError: the loss or the weights are no finite numbers any more; on all ranks alike.
     """
     settings, backbone = method.settings.training, method.backbone
     local = settings.batch_size // world
@@ -161,6 +161,7 @@ def train(
     model = wrap(adapter)
     clock, seen, losses = time.perf_counter(), 0, []
     gates = GateLog(count)
+    diverged = False  # as far as this rank knows
     for step in range(state.step, steps):
         chosen = [
             batch_rows(method.settings.seed, seeding, rank, task.rows, step, local, number, count)
@@ -183,7 +184,8 @@ def train(
             ]
         )
         losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
+        diverged |= not math.isfinite(losses[-1])
+        if diverged and world == 1:  # else the others would wait for this rank
             raise _diverged(step, peak)
         shared = step_loss.shared_information(watch)
         if shared is not None:
@@ -197,14 +199,16 @@ def train(
         seen += local * world
         done = step + 1
         last = done == steps
-        if done % settings.validate_every == 0 or last:
-            if not all(torch.isfinite(parameter).all() for parameter in parameters):
-                raise _diverged(done, peak)
+        judged = done % settings.validate_every == 0 or last
+        kept = done % settings.checkpoint_every == 0 or last
+        if (judged or kept) and _anybody(diverged, parameters, world):
+            raise _diverged(done, peak)
+        if judged:
             accuracy, nll = judge(adapter, objectives, rank, world)
             if (accuracy, -nll) > (state.best_accuracy, -state.best_loss):
                 state.best = _copy(adapter.state_dict())
                 state.best_step, state.best_accuracy, state.best_loss = done, accuracy, nll
-        if done % settings.checkpoint_every == 0 or last:
+        if kept:
             state.step = done
             state.adapter = _copy(adapter.state_dict())
             state.optimizer = optimizer.state_dict()
@@ -234,6 +238,16 @@ def held_out(state: TrainingState, objectives: Sequence[Objective]) -> dict[str,
     if any(task.scored for task in objectives):
         found["held_out_accuracy"] = 100.0 * state.best_accuracy
     return found
+
+
+def _anybody(diverged: bool, parameters: Sequence[Tensor], world: int) -> bool:
+    """Whether a rank has met a loss, or holds a weight, that is no finite number."""
+    diverged = diverged or not all(torch.isfinite(weight).all() for weight in parameters)
+    if world == 1:
+        return diverged
+    ranks = torch.tensor(float(diverged), device=parameters[0].device)
+    dist.all_reduce(ranks)
+    return bool(ranks > 0)
 
 
 def _diverged(step: int, peak: float) -> UserError:

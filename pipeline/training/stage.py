@@ -26,7 +26,7 @@ from pipeline.model.backbone import load_backbone
 from pipeline.model.kernels import Kernels
 from pipeline.model.watch import Watch, describe_experts
 from pipeline.settings import Settings
-from pipeline.store import GroupRef, RunFolder, names
+from pipeline.store import Folder, GroupRef, RunFolder, names
 from pipeline.store.tensors import dump, load
 from pipeline.streams import DenseTable, ImageTable, PreparedDomain, Stage, stratified_fold
 from pipeline.streams.folds import check_held_out
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 GROUP, PROBE = names.GROUP, names.PROBE
 CLASSES, FACTS = "classes.safetensors", "facts.json"
+REFUSED = "refused.json"  # of an attempt: why it cannot succeed
 PROBES, DENSE_PROBES = 8, 2
 TEMPERATURES = np.geomspace(0.25, 4.0, 33)
 
@@ -117,9 +118,14 @@ class Outcome:
 Save = Callable[[dict[str, Any], TrainingState | None, Outcome | None], None]
 
 
-def stage_folder(run: RunFolder, spec: StageSpec) -> Any:
+def stage_folder(run: RunFolder, spec: StageSpec) -> Folder:
     """Where all attempts of a stage keep their checkpoints until the stage is done."""
     return run.folder.child(f"train/{spec.stage:03d}-{spec.name}")
+
+
+def refusals(spec: StageSpec) -> Folder:
+    """Where workers of this attempt leave in `REFUSED` why it cannot succeed."""
+    return stage_folder(RunFolder(spec.run, read_only=True), spec).child(f"attempt-{spec.attempt}")
 
 
 def run_stage(

@@ -13,18 +13,40 @@ import torch
 from ray.train.torch import get_device
 from ray.util.metrics import Gauge
 
+from pipeline.errors import UserError
 from pipeline.methods import Adapter
 from pipeline.store import RunFolder
 from pipeline.training import checkpoints
 from pipeline.training.loop import TrainingState
-from pipeline.training.stage import Outcome, StageSpec, run_stage, stage_folder
+from pipeline.training.stage import (
+    REFUSED,
+    Outcome,
+    StageSpec,
+    refusals,
+    run_stage,
+    stage_folder,
+)
 
 log = logging.getLogger(__name__)
 
 
 def work(config: dict[str, Any]) -> None:
-    """Train the stage that `config` describes, on this rank."""
+    """Train the stage that `config` describes, on this rank.
+
+    What no other attempt could mend ends it without an error, since Ray Train would try an error
+    again: the reason is stored for the driver, and for ranks that start anew.
+    """
     spec = StageSpec.of(config)
+    reasons = refusals(spec)
+    if reasons.exists(REFUSED):
+        return
+    try:
+        _train(spec)
+    except UserError as error:
+        reasons.write_json(REFUSED, str(error))
+
+
+def _train(spec: StageSpec) -> None:
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train has set it to INFO
     logging.getLogger("pipeline").setLevel(logging.INFO)
     context = rt.get_context()

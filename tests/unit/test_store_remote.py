@@ -163,8 +163,8 @@ def test_a_live_lease_is_refused_by_name(objects: ObjectStore) -> None:
 def test_an_expired_lease_is_taken_over_after_the_skew(objects: ObjectStore) -> None:
     foreign(objects, time.time() - 1)
     with pytest.raises(LockedError):
-        Lease(folder(objects), settle_s=0, skew_s=5).acquire()
-    lease = Lease(folder(objects), settle_s=0, skew_s=0.5)
+        Lease(folder(objects), ttl_s=0.3, settle_s=0, skew_s=5).acquire()
+    lease = Lease(folder(objects), ttl_s=0.3, settle_s=0, skew_s=0.5)
     lease.acquire()
     lease.check()
     lease.release()

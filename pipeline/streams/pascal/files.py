@@ -1,6 +1,7 @@
 """Files of PASCAL-Context to targets: label maps, people's parts, normals, saliency.
 
-Shapes: H, W the image's pixels. What cannot be read or does not fit raises `BadTarget`.
+Shapes: H, W the image's pixels. What cannot be read or does not fit raises `BadTarget`. Sizes are
+read from headers first: a target that does not fit its image costs nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.streams.containers import without_metadata
 from pipeline.streams.files import one_line
+from pipeline.streams.pascal import matfiles
 from pipeline.streams.pascal.labels import NORMAL_LABELS, PART_OF, PERSON
 from pipeline.streams.targets import to_stored
 from pipeline.streams.thinning import thin
+
+NUMBER = 8  # bytes of the widest number of a label map
+SLACK = 1 << 16  # bytes of a .mat file beside its largest variable: names, and its creator's notes
+ROWS = 256  # of normals that become vectors of floats at a time
 
 
 class BadTarget(Exception):
@@ -23,7 +30,7 @@ class BadTarget(Exception):
 
 def label_map(data: bytes, high: int, wide: int) -> np.ndarray:
     """`LabelMap` of a .mat file of PASCAL-Context: (H, W) integers, 0 = unlabelled, 1..459."""
-    found = np.asarray(_mat(data).get("LabelMap"))
+    found = np.asarray(_mat(data, NUMBER * high * wide + SLACK).get("LabelMap"))
     if found.dtype.kind not in "ui" or found.shape != (high, wide):
         raise BadTarget(f"LabelMap is {found.dtype} {found.shape}, the image {(high, wide)}")
     return found.astype(np.int64)
@@ -43,7 +50,9 @@ def normals(data: bytes, labels: np.ndarray) -> np.ndarray:
     """(H, W, 3) int8 of a colour PNG, `2 v / 255 - 1`; none where no indoor label is."""
     high, wide = labels.shape
     pixels = png(data, high, wide, "RGB")
-    vectors = to_stored(2.0 * pixels / 255.0 - 1.0)
+    vectors = np.empty(pixels.shape, np.int8)
+    for at in range(0, high, ROWS):
+        vectors[at : at + ROWS] = to_stored(2.0 * pixels[at : at + ROWS] / 255.0 - 1.0)
     vectors[~np.isin(labels, list(NORMAL_LABELS.values()))] = 0
     return vectors
 
@@ -58,11 +67,14 @@ def labels(data: bytes, high: int, wide: int) -> np.ndarray:
     return png(data, high, wide, None)
 
 
-def parts(data: bytes, high: int, wide: int) -> np.ndarray:
-    """(H, W) uint8: six parts of all people in a PASCAL-Part .mat file, 0 where there is none."""
+def parts(data: bytes, high: int, wide: int, limit: int) -> np.ndarray:
+    """(H, W) uint8: six parts of all people in a PASCAL-Part .mat file, 0 where there is none.
+
+    Its masks are as many as there are pieces: they may unpack to `limit` bytes.
+    """
     out = np.zeros((high, wide), np.uint8)
     try:
-        things = np.atleast_1d(_mat(data)["anno"].objects)
+        things = np.atleast_1d(_mat(data, limit)["anno"].objects)
         for thing in things:
             if int(thing.class_ind) != PERSON:
                 continue
@@ -75,6 +87,16 @@ def parts(data: bytes, high: int, wide: int) -> np.ndarray:
 
 def png(data: bytes, high: int, wide: int, mode: str | None) -> np.ndarray:
     """Pixels of a PNG whose header states the image's size, (H, W) or (H, W, 3) uint8."""
+    try:
+        return _pixels(data, high, wide, mode)
+    except BadTarget:
+        plain = without_metadata(data)
+        if plain is None:
+            raise
+    return _pixels(plain, high, wide, mode)
+
+
+def _pixels(data: bytes, high: int, wide: int, mode: str | None) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG",))
         if image.size != (wide, high):
@@ -104,15 +126,8 @@ def _mask(mask: Any, high: int, wide: int) -> np.ndarray:
     return mask.astype(bool)
 
 
-def _mat(data: bytes) -> dict[str, Any]:
-    from scipy.io import loadmat  # only who reads this layout pays for it
-
+def _mat(data: bytes, limit: int) -> dict[str, Any]:
     try:
-        found = loadmat(io.BytesIO(data), squeeze_me=True, struct_as_record=False)
-    except NotImplementedError:
-        raise BadTarget(
-            "a MATLAB 7.3 (HDF5) file; write it again with save(file, '-struct', 's', '-v7')"
-        ) from None
-    except Exception as error:  # the parser raises nearly everything on damaged files
-        raise BadTarget(f"not a readable .mat file: {one_line(error)}") from None
-    return dict(found)
+        return matfiles.load(data, limit)
+    except matfiles.BadMat as error:
+        raise BadTarget(str(error)) from None

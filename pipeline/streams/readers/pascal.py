@@ -29,6 +29,8 @@ from pipeline.streams.registry import read_options, register
 from pipeline.streams.targets import Target, Unusable
 
 CHUNK_ROWS = 64
+# Bytes a pixel that masks may unpack to: what the dearest image takes while it is decoded.
+DEAREST = 32
 LISTS, IMAGES, MAPS = "ImageSets/Context", "JPEGImages", "pascal-context/trainval"
 OPTIONS = {"train": "train", "test": "val"}
 TASKS = {
@@ -50,12 +52,16 @@ PLACES = {
 
 @dataclass(frozen=True)
 class PascalChunk:
-    """Images as (row, id), and by task the file of each, None where there is none."""
+    """Images as (row, id), and by task the file of each, None where there is none.
+
+    Targets of images that have more than `max_pixels` are not read.
+    """
 
     root: Root
     ids: tuple[tuple[int, str], ...]
     places: dict[str, tuple[str | None, ...]]
     maps: tuple[str | None, ...]
+    max_pixels: int
 
     def rows(self) -> Iterator[RawRow]:
         """Read one image and its targets at a time."""
@@ -72,6 +78,8 @@ class PascalChunk:
         if header is None:
             return {}  # the image is quarantined as a whole
         high, wide, upright = header
+        if high * wide > self.max_pixels:
+            return {}  # so is this one, undecoded
         if not upright:
             turned = Unusable("the image is stored turned (EXIF); its targets are not")
             return dict.fromkeys(self.places, turned)
@@ -88,8 +96,9 @@ class PascalChunk:
             if task == "sal":
                 return files.saliency(data, high, wide)
             if task == "human_parts":
-                read = files.parts if path.endswith(".mat") else files.labels
-                return read(data, high, wide)
+                if path.endswith(".mat"):
+                    return files.parts(data, high, wide, DEAREST * self.max_pixels)
+                return files.labels(data, high, wide)
             if task == "normals":
                 return files.normals(data, self._labels(at, high, wide))
             return files.edges(files.label_map(data, high, wide))
@@ -110,6 +119,7 @@ class PascalReader:
     def __init__(self, settings: StreamSettings, seed: int) -> None:
         self.options = read_options(settings.options, OPTIONS)
         self.root = Root.open(settings.root)
+        self.max_pixels = settings.max_pixels
         wanted = settings.order or [t for stage in settings.stages or () for t in stage]
         self.tasks = sorted(set(wanted or TASKS) & set(TASKS))
         self._splits: dict[str, Split] = {}
@@ -150,6 +160,7 @@ class PascalReader:
                 *(self.root, rows[i : i + CHUNK_ROWS]),
                 {task: column[i : i + CHUNK_ROWS] for task, column in places.items()},
                 maps[i : i + CHUNK_ROWS],
+                self.max_pixels,
             )
             for i in range(0, len(ids), CHUNK_ROWS)
         )
