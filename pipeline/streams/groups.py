@@ -19,13 +19,14 @@ import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.streams.domain import Domain
+from pipeline.streams.walk import some
 
 log = logging.getLogger(__name__)
 
 BY_COLUMN, BY_PATTERN = "group", "group_pattern"
 LACKING = {
-    BY_COLUMN: "rows of this reader have no columns; leave it out",
-    BY_PATTERN: "rows of this reader have no names; leave it out",
+    BY_COLUMN: "this reader has no columns to group rows by; leave it out",
+    BY_PATTERN: "this reader has no names of rows to match; leave it out",
 }
 """What a reader lacks that does not offer one of the options."""
 
@@ -115,26 +116,23 @@ def check_groups(domains: Sequence[Domain], options: Mapping[str, Any]) -> None:
     """Refuse options that group nothing, and say of which domains they group nothing.
 
     Raises:
-        UserError: a dense task, or no domain has the column or a name that matches.
+        UserError: no domain has the column, or a name that matches.
     """
     chosen = grouping(options)
     if chosen == Grouping():
         return
-    for domain in domains:
-        if domain.kind is not None:
-            raise UserError(f"{chosen.key}: {domain.name!r} is a dense task; leave it out")
     lacking = [domain.name for domain in domains if domain.splits["train"].groups is None]
-    by_column = chosen.column is not None
+    wanted = f"a column {chosen.column!r}"
+    if chosen.pattern is not None:
+        wanted = f"a name that matches {chosen.pattern.pattern!r}"
     if len(lacking) == len(domains):
-        what = (
-            f"no column {chosen.column!r} in the training rows"
-            if chosen.pattern is None
-            else f"no name of a training row matches {chosen.pattern.pattern!r}"
+        where = some(lacking)
+        raise UserError(
+            f"{chosen.key}: no training row of {where} has {wanted}; mend it, or give null"
         )
-        raise UserError(f"{chosen.key}: {what} of {', '.join(lacking)}; mend it, or give null")
     for domain in domains:
         if domain.name in lacking:
-            why = f"no column {chosen.column!r}" if by_column else "no name matches"
+            why = f"no training row has {wanted}"
         elif shared(domain.splits["train"].groups) is None:
             why = "no two rows belong together"
         else:
