@@ -5,7 +5,9 @@ Shapes: n probe images, C classes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from pipeline.records import Probe, TaskRecord
 from pipeline.streams import ImageTable, PreparedDomain
 from pipeline.training.stage import PROBES, Outcome
 
+log = logging.getLogger(__name__)
+
 
 def task_record(domain: PreparedDomain) -> TaskRecord:
     """What a record says of a task's data."""
@@ -30,6 +34,46 @@ def task_record(domain: PreparedDomain) -> TaskRecord:
         dict(domain.counts),
         domain.kind,
     )
+
+
+def looked_at(
+    record: TaskRecord, domain: PreparedDomain, encoder: Encoder, held: np.ndarray
+) -> TaskRecord:
+    """The record with sums and calibration rows of its training images.
+
+    Where images belong together, the held-out ones stay out of the sums and are those that
+    calibrate: one that is left out alone would be told by its near-copies.
+
+    Args:
+        record: of the task.
+        domain: its decoded images.
+        encoder: forms the sums.
+        held: rows of its held-out fold, whole groups where there are groups.
+
+    Raises:
+        RuntimeError: the encoder lost a row.
+    """
+    table = ImageTable.open(domain.tables["train"])
+    out = None if table.groups is None else held
+    sums, rows = encoder.statistics(
+        domain.tables["train"], np.arange(len(table)), len(domain.classes), out
+    )
+    expected = len(table) - (0 if out is None else len(out))
+    if int(sums.total) != expected:
+        raise RuntimeError(
+            f"{domain.name}: statistics of {int(sums.total)} training images, not {expected}"
+        )
+    facts = dict(record.facts)
+    if table.groups is not None:
+        groups, without = len(np.unique(table.groups)), len(np.unique(table.groups[held]))
+        facts["correlated"] = {"groups": groups, "held_out": without, "images": len(held)}
+        log.info(
+            "%s: %d groups of images that belong together; %d of them, %d of %d images, are kept "
+            "out of the sums and calibrate", domain.name, groups, without, len(held), len(table),
+        )  # fmt: skip
+        if not len(held):
+            log.warning("%s: no class has two groups of images: none calibrate", domain.name)
+    return replace(record, sums=sums, rows=rows, facts=facts)
 
 
 def fitted_of(outcome: Outcome, tasks: Sequence[str]) -> Fitted:

@@ -19,7 +19,7 @@ from pipeline.closedform import Basis
 from pipeline.evaluation.evaluator import Evaluator, shown
 from pipeline.evaluation.prequential import prequential
 from pipeline.evaluation.views import Encoder
-from pipeline.fitting import fitted_of, probe_of, task_record
+from pipeline.fitting import fitted_of, looked_at, probe_of, task_record
 from pipeline.identifiers import Looker
 from pipeline.identifiers.describer import Describer
 from pipeline.learned.state import State, build_state
@@ -281,21 +281,18 @@ class Learner:
         record = replace(record, text_CF=self.encoder.texts(record.listed, None))
         if not self._identified(domain):
             return record
-        sums, rows = self.encoder.statistics(
-            domain.tables["train"], np.arange(len(table)), len(domain.classes)
-        )
-        if int(sums.total) != len(table):
-            raise RuntimeError(f"{domain.name}: statistics of {int(sums.total)} training images")
-        curve = None
-        if self.method.fuses:
-            _, held = stratified_fold(
-                table.labels, self.settings.stream.held_out, self.settings.seed, domain.name
-            )
-            curve = prequential(
-                self.state, self.encoder, self.evaluator.texts, self.evaluator.store.versions,
-                domain, held,
-            )  # fmt: skip
-        return replace(record, sums=sums, rows=rows, lambda_accuracy=curve)
+        _, held = stratified_fold(
+            table.labels, self.settings.stream.held_out, self.settings.seed, domain.name,
+            table.groups,
+        )  # fmt: skip
+        record = looked_at(record, domain, self.encoder, held)
+        if not self.method.fuses:
+            return record
+        curve = prequential(
+            self.state, self.encoder, self.evaluator.texts, self.evaluator.store.versions,
+            domain, held,
+        )  # fmt: skip
+        return replace(record, lambda_accuracy=curve)
 
     def _trained(self, stage: int, attempt: int, records: Sequence[TaskRecord]) -> Fitted:
         """Train the method's adapter on the stage's images."""
@@ -363,7 +360,7 @@ class Learner:
             looker=self.looker,
         )  # fmt: skip
         table = ImageTable.open(domain.tables["train"])
-        if looks and state.identifier is not None and record.rows is not None:
+        if looks and state.identifier is not None and record.rows:
             seen = shown(table, domain.digests["train"], domain.name, record.rows.places)
             study = state.identifier.study(record, seen)
             self._note_work(group.stage, record, state.identifier.looker)

@@ -18,7 +18,9 @@ from pipeline.streams import ImageTable, PreparedDomain, stratified_fold
 def sample_of(domain: PreparedDomain, settings: Settings) -> Sample:
     """A few images of a task's training fold, chosen by the seed; none of the held-out fold."""
     table = ImageTable.open(domain.tables["train"])
-    rows, _ = stratified_fold(table.labels, settings.stream.held_out, settings.seed, domain.name)
+    rows, _ = stratified_fold(
+        table.labels, settings.stream.held_out, settings.seed, domain.name, table.groups
+    )
     order = np.random.default_rng(settings.seed).permutation(rows)
     chosen = np.sort(order[: settings.identifier.samples])
     return Sample(domain.name, domain.classes, table.images(chosen), settings.seed)

@@ -120,7 +120,7 @@ class Archipelago(ClosedForm, Trge):
         """Train a group; what is not worth keeping is dropped, and what was found is noted."""
         (record,) = stage.tasks
         assert record.sums is not None
-        if not (record.sums.counts >= 2).any():  # no image to judge a group by
+        if not _can_judge(record):
             facts = {**record.facts, "group": {"kept": False, "gain": None, "fold": None}}
             return Fitted(tasks={record.name: {"facts": facts}})
         fitted = stage.train()
@@ -165,17 +165,21 @@ class Archipelago(ClosedForm, Trge):
     ) -> tuple[Blend, dict[str, Any]]:
         """How head and group are blended, and what that gains on the held-out fold.
 
-        The head is fitted without these images, which the group did not train on either.
+        The head is fitted without these images, which the group did not train on either. Where
+        images belong together, the record's own head is: they are not in the sums, and what they
+        set of it, a few numbers, is as little as each side's temperature below.
         """
         assert record.sums is not None and record.rows is not None and record.text_CF is not None
         if not len(rows):
             return Blend(), {"gain": [0.0, 0.0], "images": 0}
         compact, frozen, labels = stage.look(record.name, rows)
-        fold = Sums.of(compact, labels, len(record.classes))
-        left = ~np.isin(record.rows.places, rows)
-        head = self._discriminant(
-            parted(record.sums, fold), record.rows.where(left), self.row_scores(record)[left]
-        )
+        head = self.head(record)
+        if record.rows.counted.any():
+            fold = Sums.of(compact, labels, len(record.classes))
+            left = ~np.isin(record.rows.places, rows)
+            head = self._discriminant(
+                parted(record.sums, fold), record.rows.where(left), self.row_scores(record)[left]
+            )
         clip_mC = self.scale * self.debiased(frozen) @ record.text_CF.astype(np.float64).T
         alone = head.log_probabilities(compact, clip_mC)
         known = np.isfinite(alone[np.arange(len(labels)), labels])
@@ -256,3 +260,12 @@ class Archipelago(ClosedForm, Trge):
             found["group"] = self._group_scores(view, function)
             found["both"] = self._blend(function.task)(found["head"], found["group"])
         return found
+
+
+def _can_judge(record: TaskRecord) -> bool:
+    """Whether an image can be held out to judge a group by: one that is not in the sums, or one of
+    a class with two."""
+    assert record.sums is not None and record.rows is not None
+    return not record.rows.counted.all() or bool(
+        len(record.rows) and (record.sums.counts >= 2).any()
+    )

@@ -42,6 +42,8 @@ LATER: dict[str, Any] = {
     "stream.options.templates": ["a photo of a {}."],
     "stream.options.shots": None,
     "stream.options.steps": None,
+    "stream.options.group": None,
+    "stream.options.group_pattern": None,
 }
 """Options of readers that runs of earlier versions did not store, with their defaults."""
 

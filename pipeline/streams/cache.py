@@ -175,8 +175,8 @@ def _prepared(
         tables[name], counts[name] = str(entries.path(key)), marker["rows"] - len(lacking)
         digests[name] = split.digest
         bad += quarantine_rows(domain, split, [(row, reason) for row, reason in rows + lacking])
-        chosen = domain.part and select(domain.part, split, ImageTable.open(tables[name]))
-        if chosen:
+        chosen = select(domain, split, ImageTable.open(tables[name]))
+        if chosen is not None:
             tables[name] = str(chosen.store(entries.path(key)))
             counts[name], digests[name] = len(chosen.rows), chosen.digest
     if bad and tell:

@@ -36,12 +36,14 @@ def check_coverage(
     for domain in domains:
         if domain.kind is not None:
             continue
-        labels = {split: ImageTable.open(path).labels for split, path in domain.tables.items()}
+        tables = {split: ImageTable.open(path) for split, path in domain.tables.items()}
+        labels = {split: table.labels for split, table in tables.items()}
         _name_lacking(domain, labels)
         if not holds_out:
             continue
-        rows, held = stratified_fold(labels["train"], held_out, seed, domain.name)
-        check_held_out(domain.name, rows, held)
+        groups = tables["train"].groups
+        rows, held = stratified_fold(labels["train"], held_out, seed, domain.name, groups)
+        check_held_out(domain.name, rows, held, groups)
 
 
 def _name_lacking(domain: PreparedDomain, labels: Mapping[str, np.ndarray]) -> None:

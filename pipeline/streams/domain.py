@@ -63,7 +63,8 @@ class Split:
     """The rows of one split. `digest` is a sha256 of their content, not of where they lie.
 
     `targets` are the dense tasks for which the rows hold something; domains that share the rows
-    share the split, and so the cache.
+    share the split, and so the cache. `groups` has a number for each row: rows of one number belong
+    together (`streams/groups.py`); None where nothing says so.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Split:
     count: int
     digest: str
     targets: tuple[Target, ...] = ()
+    groups: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

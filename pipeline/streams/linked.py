@@ -58,6 +58,19 @@ def paths_without_bytes(file: pq.ParquetFile, column: str) -> Iterator[str | Non
                 yield path
 
 
+def stated_paths(file: pq.ParquetFile, column: str) -> Iterator[str | None]:
+    """The path of every row, None where it has none; bytes are not read."""
+    kind = file.schema_arrow.field(column).type
+    if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
+        column = f"{column}.path"
+    elif not is_text_type(kind):
+        yield from [None] * file.metadata.num_rows
+        return
+    for batch in file.iter_batches(BATCH, columns=[column]):
+        for value in batch.column(0):
+            yield bytes_and_path(value.as_py())[1]
+
+
 def bytes_and_path(value: Any) -> tuple[bytes | None, str | None]:
     """What a value of an image column holds: {bytes, path}, bytes, or a path."""
     if isinstance(value, dict):

@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.settings import StreamSettings
 from pipeline.streams.domain import Domain, Part, Split
 from pipeline.streams.draws import draws, rank_in_class
+from pipeline.streams.groups import shared
 from pipeline.streams.selection import Selection
 from pipeline.streams.table import ImageTable
 
@@ -127,18 +128,29 @@ def _part(
     )
 
 
-def select(part: Part, split: Split, table: ImageTable) -> Selection | None:
-    """The rows of a decoded split that a part has; None = all of them.
+def select(domain: Domain, split: Split, table: ImageTable) -> Selection | None:
+    """The rows of a decoded split that a task has, with their groups; None = all, each alone.
 
     Where there are more than `shots` training images of a class, those with the smallest random
     keys are taken; a row's key is its own, so a row that cannot be used changes no other choice.
     """
+    classes = tuple(range(domain.labels)) if domain.part is None else domain.part.classes
+    taken = _taken(domain.part, split, table)
+    numbers = shared(split.groups)
+    if numbers is None and taken.all() and len(classes) == domain.labels:
+        return None
+    rows = np.sort(table.rows[taken])
+    groups = None if numbers is None else tuple(numbers[rows].tolist())
+    return Selection(split.digest, tuple(rows.tolist()), classes, groups)
+
+
+def _taken(part: Part | None, split: Split, table: ImageTable) -> np.ndarray:
+    """(N,) bool."""
+    if part is None:
+        return np.ones(len(table), bool)
     taken = np.isin(table.labels, part.classes)
     if part.shots is not None and split.name == "train":
         count = int(table.rows.max(initial=-1)) + 1
         keys = draws(count, f"shots/{part.seed}/{part.domain}")[table.rows]
         taken &= rank_in_class(table.labels, keys) < part.shots
-    if taken.all() and len(part.classes) == part.of:
-        return None
-    rows = np.sort(table.rows[taken])
-    return Selection(split.digest, tuple(rows.tolist()), part.classes)
+    return taken

@@ -9,6 +9,7 @@ from pipeline.errors import UserError
 from pipeline.registry import Registry
 from pipeline.settings import StreamSettings
 from pipeline.streams.domain import Reader
+from pipeline.streams.groups import LACKING
 
 Factory = Callable[[StreamSettings, int], Reader]
 readers: Registry[Factory] = Registry("pipeline.streams.readers", "stream.reader")
@@ -22,6 +23,8 @@ def read_options(options: dict[str, Any], defaults: dict[str, Any]) -> dict[str,
     for key, value in options.items():
         if key in PROTOCOL:
             continue
+        if key in LACKING and key not in defaults:
+            raise UserError(f"stream.options.{key}: {LACKING[key]}")
         if key not in defaults:
             known = ", ".join(sorted(defaults | PROTOCOL))
             raise UserError(f"stream.options.{key}: unknown option; known are {known}")

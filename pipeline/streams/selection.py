@@ -1,4 +1,5 @@
-"""Some rows of a decoded table under a class list of their own, named by the hash of its content.
+"""Some rows of a decoded table under a class list of their own, or which of its rows belong
+together, named by the hash of its content.
 
 A selection is a small file in the table's folder; `ImageTable.open` takes its path for that of a
 table. So tasks that share a domain share its decoded images, and go with them.
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -34,16 +35,19 @@ class Selection:
         base: content digest of the split that they are taken from.
         rows: rows of the source split, ascending.
         classes: labels of the split that become 0, 1, ..., ascending; all rows have one of them.
+        groups: of each row, those of one number belong together; None where nothing says so.
     """
 
     base: str
     rows: tuple[int, ...]
     classes: tuple[int, ...]
+    groups: tuple[int, ...] | None = None
 
     @cached_property
     def content(self) -> bytes:
         """The file."""
-        return json.dumps(asdict(self)).encode()
+        facts = {"base": self.base, "rows": self.rows, "classes": self.classes}
+        return json.dumps(facts | ({} if self.groups is None else {"groups": self.groups})).encode()
 
     @cached_property
     def digest(self) -> str:
@@ -53,6 +57,12 @@ class Selection:
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """(n,) where the selected rows are among those of the table (N,)."""
         return np.flatnonzero(np.isin(rows, self.rows))
+
+    def groups_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """(n,) int64 groups of selected rows (n,); None where there are none."""
+        if self.groups is None:
+            return None
+        return np.array(self.groups, np.int64)[np.searchsorted(self.rows, rows)]
 
     def places(self, labels: np.ndarray) -> np.ndarray:
         """(n,) labels of the split to those of the selection."""
@@ -85,4 +95,8 @@ class Selection:
         if file_name(hashlib.sha256(content).hexdigest()) != path.name:
             raise IntegrityError(f"{path}: damaged selection of images")
         facts = json.loads(content)
-        return cls(facts["base"], tuple(facts["rows"]), tuple(facts["classes"]))
+        groups = facts.get("groups")
+        return cls(
+            facts["base"], tuple(facts["rows"]), tuple(facts["classes"]),
+            None if groups is None else tuple(groups),
+        )  # fmt: skip

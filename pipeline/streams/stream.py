@@ -9,6 +9,7 @@ from pipeline.errors import UserError
 from pipeline.settings import StreamSettings
 from pipeline.streams.domain import SPLITS, Domain
 from pipeline.streams.files import is_text
+from pipeline.streams.groups import check_groups
 from pipeline.streams.names import composed
 from pipeline.streams.parts import tasks_of, whole_domains
 from pipeline.streams.registry import readers
@@ -59,6 +60,7 @@ def open_stream(settings: StreamSettings, seed: int, dense: bool = False) -> lis
                 f"stream.reader: {domain.name!r} of reader {settings.reader!r} is a dense task "
                 f"({domain.kind}); the chosen method learns classes of images, take method=ase"
             )
+    check_groups(domains, settings.options)
     return tasks_of(domains, order, settings, seed)
 
 

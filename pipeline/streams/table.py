@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import IntegrityError, UserError
+from pipeline.streams.groups import shared
 from pipeline.streams.selection import SUFFIX, Selection
 from pipeline.streams.targets import Target
 
@@ -46,6 +47,7 @@ class ImageTable:
     Attributes:
         labels: (N,) int64 class of each image.
         rows: (N,) int64 row of the source split (quarantined rows are missing).
+        groups: (N,) int64, rows of one number belong together; None where every row is alone.
         digest: content digest of the source split, or of the selection.
         size: S, images are S x S.
     """
@@ -77,6 +79,7 @@ class ImageTable:
         self._ends = np.cumsum([len(part) for part in self._parts])
         if len(self.labels) != marker["rows"]:
             raise IntegrityError(f"{path}: {len(self.labels)} images, expected {marker['rows']}")
+        self.groups: np.ndarray | None = None
         self._taken: np.ndarray | None = None
         if folder != file:
             self._select(Selection.read(file))
@@ -89,6 +92,7 @@ class ImageTable:
         self.digest = selection.digest
         self.labels = selection.places(self.labels[self._taken])
         self.rows = self.rows[self._taken]
+        self.groups = shared(selection.groups_of(self.rows))
 
     @classmethod
     def open(cls, path: str) -> ImageTable:

@@ -216,7 +216,9 @@ def _folds(spec: StageSpec, domain: PreparedDomain) -> tuple[ImageTable, np.ndar
     """A task's training split: its table, the rows to train on, the held-out rows."""
     settings = spec.settings
     table = ImageTable.open(domain.tables["train"])
-    rows, held = stratified_fold(table.labels, settings.stream.held_out, settings.seed, domain.name)
+    rows, held = stratified_fold(
+        table.labels, settings.stream.held_out, settings.seed, domain.name, table.groups
+    )
     return table, rows, held
 
 
@@ -256,7 +258,7 @@ def _classification(
 ) -> Classification:
     settings, backbone = spec.settings, method.backbone
     table, rows, held = _folds(spec, domain)
-    check_held_out(domain.name, rows, held)
+    check_held_out(domain.name, rows, held, table.groups)
     mine = rows[rank::world]
     views = Views(settings.training, settings.seed, domain.name, len(table))
     first_image, first_text = method.first_blocks

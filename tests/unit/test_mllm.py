@@ -24,12 +24,13 @@ from pipeline.identifiers.description import Description
 from pipeline.identifiers.folds import Rule
 from pipeline.identifiers.places import Places, said
 from pipeline.identifiers.scorer import Scores
+from pipeline.learned import LearnedModel
 from pipeline.learned.consult import doubts_of, settle
 from pipeline.learned.engine import Engine, EngineSpec
 from pipeline.learner import Learner
 from pipeline.model.kernels import Kernels
 from pipeline.records.group import read_card
-from pipeline.settings import IdentifierSettings, Settings
+from pipeline.settings import IdentifierSettings, MethodSettings, Settings
 from pipeline.store import RunFolder
 from tests.unit.tiny_run import (
     TASKS,
@@ -354,3 +355,15 @@ def test_the_job_refuses_what_it_cannot_do(
     assert identify.main([word.format(run=run.uri) for word in words]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("identify: ") and said in line
+
+
+def test_without_calibration_rows_nothing_is_scored(tmp_path: Path) -> None:
+    """All images belong together: none says how well the model is to be believed."""
+    world = make_world(tmp_path, TASKS[:2], group_pattern="^train")
+    scorer, run = Colours(), RunFolder(tmp_path / "run")
+    chosen = _settings(world, "mllm").model_copy(
+        update={"method": MethodSettings(name="archipelago", options={"group": "off"})}
+    )
+    learn_stream(_learner(world, run, chosen, scorer))
+    tasks = LearnedModel.open(run.uri).tasks
+    assert len(tasks) == 2 and all(record.study is None for record in tasks.values())

@@ -209,7 +209,10 @@ def test_a_selection_is_what_its_name_says(root: Path, tmp_path: Path) -> None:
         ({"steps": 0}, "stream.options.steps: 0 is no number of steps of classes; give 1 or more"),
         ({"steps": 2.0}, "stream.options.steps: 2.0 is no number of steps of classes"),
         ({"steps": 11}, "stream.options.steps=11: 'many' has 10 classes; a step needs one or more"),
-        ({"shot": 1}, "stream.options.shot: unknown option; known are image, label, shots, steps,"),
+        (
+            {"shot": 1},
+            "stream.options.shot: unknown option; known are group, group_pattern, image,",
+        ),
         (
             {"steps": 2, "order": ["many", "few"]},
             "stream.options.steps=2: cuts one domain into tasks, and stream.order holds "
@@ -244,6 +247,7 @@ def test_dense_tasks_have_no_parts(key: str) -> None:
         ({"steps": 5}, {"steps": 10}, r"stream\.options\.steps was 5 and is now 10"),
         ({"steps": 10}, {"steps": 5}, r"stream\.options\.steps was 10 and is now 5"),
         ({"steps": None}, {"steps": 5}, r"stream\.options\.steps was None and is now 5"),
+        ({}, {"group_pattern": "train"}, r"stream\.options\.group_pattern was 'unset' and is now"),
     ],
 )
 def test_a_run_keeps_its_parts(
@@ -258,5 +262,5 @@ def test_a_run_keeps_its_parts(
 
     with pytest.raises(UserError, match=words):
         resume.merge(document(old), document(new))
-    unset = resume.merge(document({}), document({"shots": None, "steps": None}))
+    unset = resume.merge(document({}), document({"shots": None, "steps": None, "group": None}))
     assert unset["stream"]["tasks"] == ["many"], "runs of before there were parts go on"

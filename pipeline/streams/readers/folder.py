@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from pipeline.settings import StreamSettings
 from pipeline.streams.domain import SPLITS, Domain, LeftOut, RawRow, Split
 from pipeline.streams.files import Root, combine, one_line, shown
 from pipeline.streams.folds import stratified_fold
+from pipeline.streams.groups import BY_PATTERN, grouping, shared
 from pipeline.streams.layout import FACTS, Layout, read_layout
 from pipeline.streams.names import composed
 from pipeline.streams.registry import read_options, register
@@ -38,6 +39,7 @@ OPTIONS = {
     "test": "test",
     "test_fraction": 0.2,  # of each class, where there are no such folders
     "split_seed": 0,  # of that rule; not the run's seed, so that runs share one test split
+    "group_pattern": None,  # searched for in paths below the domain's folder
 }
 
 
@@ -77,6 +79,7 @@ class FolderReader:
             raise UserError("stream.options.test_fraction: must lie between 0 and 1")
         if self.options["train"] == self.options["test"]:
             raise UserError("stream.options.test: is the same folder as stream.options.train")
+        self.grouping = grouping(self.options)
         self.root = Root.open(settings.root)
 
     def names(self) -> list[str]:
@@ -106,6 +109,7 @@ class FolderReader:
             found = self._split(folder, name, found[""], left_out)
         _tell(name, layout, left_out)
         splits = {split: _make_split(folder, split, found[split], classes) for split in SPLITS}
+        splits["train"] = replace(splits["train"], groups=self._groups(found["train"]))
         templates = facts.get("templates", self.options["templates"])
         if not isinstance(templates, list) or not all(isinstance(t, str) for t in templates):
             raise UserError(f"{folder.shown()}: templates must be a list of strings")
@@ -123,13 +127,21 @@ class FolderReader:
             raise UserError(f"{where}: its class folders hold no files that can be read{why}")
         labels = np.array([file.label for file in files])
         fraction, seed = self.options["test_fraction"], self.options["split_seed"]
-        parts = stratified_fold(labels, fraction, seed, name)
+        groups = shared(self._groups(files))
+        parts = stratified_fold(labels, fraction, seed, name, groups)
         if not len(parts[1]):
+            one = "image" if groups is None else f"group of images (stream.options.{BY_PATTERN})"
             raise UserError(
-                f"{where}: one image a class leaves nothing for a test; add images, or give "
+                f"{where}: one {one} a class leaves nothing for a test; add images, or give "
                 "train/ and test/ folders"
             )
         return {split: [files[i] for i in part] for split, part in zip(SPLITS, parts, strict=True)}
+
+    def _groups(self, files: list[File]) -> tuple[int, ...] | None:
+        """Which files belong together, by their paths; None where nothing says so."""
+        if self.grouping.pattern is None:
+            return None
+        return self.grouping.of_names(shown(file.path) for file in files)
 
 
 def _classes(folder: Root, stated: Any, layout: Layout) -> tuple[list[str], tuple[str, ...]]:

@@ -12,18 +12,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import UserError
 from pipeline.settings import StreamSettings
 from pipeline.streams.domain import SPLITS, Domain, RawRow, Split
 from pipeline.streams.files import combine, one_line, shown
+from pipeline.streams.groups import grouping, of_column
 from pipeline.streams.registry import read_options, register
 
 CHUNK_ROWS = 256
-OPTIONS: dict[str, Any] = {"sets": {}, "templates": ["a photo of a {}."]}
+OPTIONS: dict[str, Any] = {
+    "sets": {},
+    "templates": ["a photo of a {}."],
+    "group": None,  # column whose equal values belong together
+    "group_pattern": None,  # searched for in the paths that rows state
+}
 DEFAULTS: dict[str, Any] = {
     "path": None,
     "config": None,
@@ -80,6 +89,7 @@ class HubReader:
         options = read_options(settings.options, OPTIONS)
         self.sets = {**PRESETS, **options["sets"]}
         self.templates = options["templates"]
+        self.grouping = grouping(options)
         self.root = settings.root
 
     def names(self) -> list[str]:
@@ -108,10 +118,24 @@ class HubReader:
         key = tuple(str(c) for c in stated) if named else None
         classes = tuple(str(c).replace("_", " ") for c in stated)
         splits = {split: _split(split, data[split], columns, classes, key) for split in SPLITS}
+        groups = self._groups(name, data["train"].data, entry["image"])
+        splits["train"] = replace(splits["train"], groups=groups)
         info = data["train"].info
         source, licence = f"Hugging Face {entry['path']}", info.license or "not stated"
         templates = tuple(entry["templates"] or self.templates)
         return Domain(name, classes, templates, splits, source, str(licence))
+
+    def _groups(self, name: str, table: Any, image: str) -> tuple[int, ...] | None:
+        """Which rows belong together; None where nothing says so."""
+        column = self.grouping.column
+        if self.grouping.pattern is not None:
+            stored = table.column(image)
+            if not pa.types.is_struct(stored.type) or stored.type.get_field_index("path") < 0:
+                return None
+            return self.grouping.of_names(pc.struct_field(stored, "path").to_pylist())
+        if column is None or column not in table.column_names:
+            return None
+        return of_column(name, column, [table.column(column)])
 
     def _entry(self, name: str) -> dict[str, Any]:
         entry = self.sets[name]

@@ -34,7 +34,14 @@ from pipeline.streams.columns import (
 )
 from pipeline.streams.domain import SPLITS, Domain, RawRow, Split
 from pipeline.streams.files import Root, combine, one_line, shown
-from pipeline.streams.linked import NoFile, bytes_and_path, paths_without_bytes, resolve
+from pipeline.streams.groups import grouping, of_column
+from pipeline.streams.linked import (
+    NoFile,
+    bytes_and_path,
+    paths_without_bytes,
+    resolve,
+    stated_paths,
+)
 from pipeline.streams.names import composed
 from pipeline.streams.registry import read_options, register
 
@@ -47,6 +54,8 @@ OPTIONS = {
     "train": "train",
     "test": "test",
     "templates": ["a photo of a {}."],  # where there is no domain.json
+    "group": None,  # column whose equal values belong together
+    "group_pattern": None,  # searched for in the paths that rows state
 }
 
 
@@ -122,6 +131,7 @@ class ParquetReader:
 
     def __init__(self, settings: StreamSettings, seed: int) -> None:
         self.options = read_options(settings.options, OPTIONS)
+        self.grouping = grouping(self.options)
         self.root = Root.open(settings.root)
 
     def names(self) -> list[str]:
@@ -229,7 +239,32 @@ class ParquetReader:
                         )
                     count += rows
         parts = [split, folder.sha256(files), self._columns, classes]
-        return Split(split, tuple(chunks), count, combine(*parts, *([linked] if linked else [])))
+        digest = combine(*parts, *([linked] if linked else []))
+        groups = self._groups(folder, files) if split == "train" else None
+        return Split(split, tuple(chunks), count, digest, groups=groups)
+
+    def _groups(self, folder: Root, files: list[str]) -> tuple[int, ...] | None:
+        """Which rows belong together, over the files of a split; None where nothing says so."""
+        column, found, lacking = self.grouping.column, [], []
+        if self.grouping.pattern is not None:
+            for path in files:
+                with _open(folder, path) as file:
+                    found += list(stated_paths(file, self._columns[0]))
+            return self.grouping.of_names(found)
+        if column is None:
+            return None
+        for path in files:
+            with _open(folder, path) as file:
+                if column in file.schema_arrow.names:
+                    found.append(file.read([column]).column(0))
+                else:
+                    lacking.append(path)
+        if found and lacking:
+            raise UserError(
+                f"{self.grouping.key}: {folder.shown(lacking[0])} has no column {column!r}, which "
+                "other files of the split have; add it"
+            )
+        return of_column(folder.shown(), column, found) if found else None
 
     def _check(
         self, name: str, split: str, files: list[str], classes: tuple[str, ...]
