@@ -30,9 +30,7 @@ from pipeline.store import RunFolder
 from pipeline.tracking import Tracker, locate, sync
 from pipeline.tracking.aliases import note_serving
 from tests.unit.synthetic_run import TASKS, write_run
-from tests.unit.tiny_run import TASKS as TINY_TASKS
-from tests.unit.tiny_run import World
-from tests.unit.tiny_serving import learned_run, point
+from tests.unit.tiny_serving import point
 
 NAME = "growing"
 
@@ -296,22 +294,6 @@ def test_sync_goes_on_with_the_run(tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", stages=1)  # same folder, hence the same database
     assert sync(other, _settings())
     assert len(_sequences(client)) == 2 and len(client.search_model_versions()) == 5
-
-
-@pytest.mark.parametrize("method", ["gda_per_task", "archipelago"])
-def test_closed_forms_and_groups_that_follow_them_are_tracked(
-    served_world: World, tmp_path: Path, method: str
-) -> None:
-    run = learned_run(served_world, tmp_path / "run", method={"name": method})
-    write_report(run, pictures=False)
-    assert sync(run, _settings())
-    client = _client(run)
-    (sequence,) = _sequences(client)
-    children = _children(client, sequence)
-    assert [child.data.tags["archipelago.task"] for child in children] == list(TINY_TASKS)
-    trained = method == "archipelago"
-    assert all(("train/loss" in child.data.metrics) == trained for child in children)
-    assert len(client.search_model_versions()) == len(run.models.versions())
 
 
 def test_interrupted_sync_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
