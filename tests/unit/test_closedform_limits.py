@@ -142,3 +142,29 @@ def test_wider_than_there_are_images() -> None:
         assert rows.frozen.shape[1] == EMBEDDING
         tasks[name] = KnownTask(Sums.of(features, labels, len(counts)), rows)
     _check(Knowledge(tasks, wide), tasks)
+
+
+def test_a_task_of_one_image_a_class_is_recognised_beside_full_ones() -> None:
+    """The means of few images are far from everything by their own error alone."""
+    rng, width, classes = np.random.default_rng(1), 200, 20
+    wide, names = basis(width=width, images=2000, raw=width), ("full", "other", "small")
+    means = {
+        name: 0.15 * rng.normal(size=width) + 0.5 * rng.normal(size=(classes, width))
+        for name in names
+    }
+
+    def images(name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.repeat(np.arange(classes), count)
+        features = means[name][labels] + rng.normal(size=(len(labels), width))
+        return features.astype(np.float16).astype(np.float32), labels
+
+    tasks = {}
+    for name, count in zip(names, (30, 30, 1), strict=True):
+        features, labels = images(name, count)
+        tasks[name] = KnownTask(Sums.of(features, labels, classes), rows_of(features, labels))
+    knowledge = Knowledge(tasks, wide)
+    own = {
+        name: (knowledge.log_shares(images(name, 10)[0]).argmax(axis=1) == place).mean()
+        for place, name in enumerate(knowledge.names)
+    }
+    assert own["small"] > 0.7 and min(own["full"], own["other"]) > 0.9, own
