@@ -16,6 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
+from pipeline.closedform.threads import one_thread
 from pipeline.closedform.triangle import packed, shrunk, unpacked
 from pipeline.errors import UserError
 
@@ -54,6 +55,7 @@ class Basis:
         """K."""
         return self.projection.shape[1]
 
+    @one_thread
     def compact(self, features_BS: np.ndarray) -> np.ndarray:
         """Compact features (B, K), float32.
 

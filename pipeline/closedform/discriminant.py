@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.linalg.lapack import dpotri
 
 LEAST = 1e-3  # smallest denominator of a downdate
 
@@ -70,8 +71,10 @@ class Discriminant:
     @cached_property
     def precision(self) -> np.ndarray:
         """Inverse covariance, (K, K)."""
-        inverse = cho_solve((self.factor, True), np.eye(len(self.covariance)), check_finite=False)
-        return 0.5 * (inverse + inverse.T)
+        lower, failed = dpotri(self.factor, lower=True)
+        if failed:
+            raise np.linalg.LinAlgError("the covariance is not positive definite")
+        return np.tril(lower) + np.tril(lower, -1).T
 
     @cached_property
     def weights(self) -> np.ndarray:

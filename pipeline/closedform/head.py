@@ -23,6 +23,7 @@ from pipeline.closedform.ridge import RidgeFit
 from pipeline.closedform.rows import CalibrationRows
 from pipeline.closedform.sums import Sums
 from pipeline.closedform.tempering import blend, log_softmax, sharpen
+from pipeline.closedform.threads import one_thread
 
 RIDGES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 RIDGE, SHARPNESS = 300.0, 0.3  # where no row can be left out
@@ -57,6 +58,7 @@ class Head:
     ridge: float
     rule: Literal["background", "identity", "ridge"]
 
+    @one_thread
     def log_probabilities(
         self, compact_BK: np.ndarray, clip_BC: np.ndarray | None = None
     ) -> np.ndarray:
@@ -77,6 +79,7 @@ class Head:
         return log_softmax(np.where(self.known, scores, -np.inf))
 
 
+@one_thread
 def fit_head(
     sums: Sums,
     rows: CalibrationRows,
@@ -129,6 +132,7 @@ def fit_head(
     return _head(sums, model.weights, bias, sharpness, weight, ridge, prior)
 
 
+@one_thread
 def fit_ridge(
     sums: Sums,
     rows: CalibrationRows,
@@ -161,6 +165,7 @@ def fit_ridge(
     return _head(sums, fit.weights, fit.bias, sharpness, 0.0, strength, "ridge")
 
 
+@one_thread
 def left_out_head_scores(
     head: Head, sums: Sums, rows: CalibrationRows, clip_RC: np.ndarray | None, basis: Basis
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from pipeline.closedform.basis import Basis
 from pipeline.closedform.evidence import Evidence, Kind
 from pipeline.closedform.novelty import Novelty
 from pipeline.closedform.taskset import KnownTask, TaskSet
+from pipeline.closedform.threads import one_thread
 
 SHRINKAGE = 0.003
 MOST_ROWS = 8192  # calibration rows over all tasks
@@ -58,11 +59,13 @@ class Knowledge:
         return self._tasks.names
 
     @property
+    @one_thread
     def tau(self) -> float:
         """Temperature of the evidence of tasks; infinite = not used."""
         return self._evidence.tau
 
     @property
+    @one_thread
     def beta(self) -> float:
         """Sharpness of the evidence of classes; 0 = not used."""
         return self._evidence.beta
@@ -73,6 +76,7 @@ class Knowledge:
         or of their `tasks`."""
         return self._tasks.regime
 
+    @one_thread
     def judge(self, compact_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`log p(t|x)` (B, T) and `r(x)` (B,), from the same scores of all classes."""
         by_class = self._tasks.by_class.scores(compact_BK)
@@ -80,10 +84,12 @@ class Knowledge:
             self._evidence.log_shares(compact_BK, by_class), self._novelty(compact_BK, by_class),
         )  # fmt: skip
 
+    @one_thread
     def log_shares(self, compact_BK: np.ndarray) -> np.ndarray:
         """`log p(t|x)`, (B, T)."""
         return self._evidence.log_shares(compact_BK)
 
+    @one_thread
     def left_out_log_shares(self, task: str) -> tuple[np.ndarray, np.ndarray]:
         """`log p(t|x)` of a task's calibration rows, each as if it had not been learned.
 
@@ -93,6 +99,7 @@ class Knowledge:
         number = self.names.index(task)
         return self._evidence.left_out(number, self._tasks.tasks[number].rows)
 
+    @one_thread
     def class_scores(self, compact_BK: np.ndarray) -> np.ndarray:
         """J of all classes, task after task, up to what all share: (B, M); `-inf` without
         images."""
@@ -100,16 +107,19 @@ class Knowledge:
         scores[:, self._tasks.known] = self._tasks.by_class.scores(compact_BK)
         return scores
 
+    @one_thread
     def novelty(self, compact_BK: np.ndarray) -> np.ndarray:
         """`r(x)`, (B,): above `midpoint` it is likelier that no task has seen such an image."""
         return self._novelty(compact_BK)
 
     @property
+    @one_thread
     def slope(self) -> float:
         """`a` of `unseen`; 0 where the rows do not say."""
         return self._novelty.fit.slope
 
     @property
+    @one_thread
     def midpoint(self) -> float:
         """`r_0` of `unseen`."""
         return self._novelty.fit.midpoint
@@ -118,6 +128,7 @@ class Knowledge:
         """`sigma(a (r - r_0))`, (B,)."""
         return expit(self.slope * (self.novelty(compact_BK) - self.midpoint))
 
+    @one_thread
     def refusal_threshold(self, share: float) -> float:
         """The r above which `share` of left-out rows lie; infinite where there are none.
 

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from pipeline.closedform.threads import one_thread
 from pipeline.closedform.triangle import packed, unpacked
 
 _CHUNK = 4096  # rows held in double precision at once
@@ -31,6 +32,7 @@ class Sums:
     scatter: np.ndarray
 
     @classmethod
+    @one_thread
     def of(cls, compact_NK: np.ndarray, labels_N: np.ndarray, classes: int) -> Sums:
         """Sums of training rows.
 

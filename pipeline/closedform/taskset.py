@@ -6,7 +6,7 @@ Shapes: T tasks, M known classes of all tasks, R calibration rows, K compact wid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -100,19 +100,19 @@ class TaskSet:
         covariance = unpacked(self._total) / len(self)
         least = float(np.trace(self.basis.covariance))
         model = Discriminant(self.task_means, shrunk(covariance, self.shrinkage, least))
-        return model.corrected(self._excess_of_tasks(model, range(len(self))))
+        return model.corrected(self._excess_of_tasks(model))
 
     @cached_property
     def by_class(self) -> Discriminant:
         """J: class means under `(sum_t S_t / N_t + 2 C_0) / (T + 2)`."""
         model = self._with_background(self.class_means, self._within, len(self))
-        return model.corrected(self._excess_of_classes(model, range(len(self))))
+        return model.corrected(self._excess_of_classes(model))
 
     @cached_property
     def by_total(self) -> Discriminant:
         """J with task means and total scatter, where no row can be left out of its class."""
         model = self._with_background(self.task_means, self._total, len(self))
-        return model.corrected(self._excess_of_tasks(model, range(len(self))))
+        return model.corrected(self._excess_of_tasks(model))
 
     @cached_property
     def background(self) -> Discriminant:
@@ -122,38 +122,30 @@ class TaskSet:
 
     def without(self, task: int) -> Discriminant:
         """What measures novelty, `by_class` or `by_total`, of the set without one task."""
-        own, others = self.tasks[task].sums, [t for t in range(len(self)) if t != task]
+        own = self.tasks[task].sums
         if self.novel_by == "class":
-            means = np.delete(self.class_means, np.s_[self.starts[task] : self.starts[task + 1]], 0)
+            gone, whole = np.s_[self.starts[task] : self.starts[task + 1]], self.by_class
             scatter = self._within - own.scatter / own.total
-            model = self._with_background(means, scatter, len(self) - 1)
-            return model.corrected(self._excess_of_classes(model, others))
-        means = np.delete(self.task_means, task, axis=0)
-        scatter = self._total - (own.scatter + packed(own.between)) / own.total
-        model = self._with_background(means, scatter, len(self) - 1)
-        return model.corrected(self._excess_of_tasks(model, others))
+        else:
+            gone, whole = np.s_[task : task + 1], self.by_total
+            scatter = self._total - (own.scatter + packed(own.between)) / own.total
+        model = self._with_background(np.delete(whole.means, gone, 0), scatter, len(self) - 1)
+        assert whole.excess is not None
+        return model.corrected(np.delete(whole.excess, gone))
 
-    def _excess_of_classes(self, model: Discriminant, tasks: Sequence[int]) -> np.ndarray:
-        """`v_t/n_c` of the known classes of some tasks; v_t where a task does not tell it (one
-        image a class) is that of the others."""
-        sums = [self.tasks[t].sums for t in tasks]
+    def _excess_of_classes(self, model: Discriminant) -> np.ndarray:
+        """`v_t/n_c` of the known classes; v_t where a task does not tell it (one image a class) is
+        that of the others."""
+        sums = [task.sums for task in self.tasks]
         spare = np.array([s.total - s.known.sum() for s in sums], dtype=np.float64)
-        scatter = np.array([float(inner(model.precision, s.scatter)) for s in sums])
-        spread = _known_or_mean(scatter, spare)
-        return np.concatenate(
-            [v / s.counts[s.known] for v, s in zip(spread, sums, strict=True)] or [np.zeros(0)]
-        )
+        spread = _known_or_mean(inner(model.precision, [s.scatter for s in sums]), spare)
+        return np.concatenate([v / s.counts[s.known] for v, s in zip(spread, sums, strict=True)])
 
-    def _excess_of_tasks(self, model: Discriminant, tasks: Sequence[int]) -> np.ndarray:
-        """`v_t/N_t` of some tasks, v_t the spread of all their images."""
-        sums = [self.tasks[t].sums for t in tasks]
-        scatter = np.array(
-            [
-                float(inner(model.precision, s.scatter))
-                + float(((s.spread @ model.precision) * s.spread).sum())
-                for s in sums
-            ]
-        )
+    def _excess_of_tasks(self, model: Discriminant) -> np.ndarray:
+        """`v_t/N_t`, v_t the spread of all images of a task."""
+        sums = [task.sums for task in self.tasks]
+        scatter = inner(model.precision, [s.scatter for s in sums])
+        scatter += [((s.spread @ model.precision) * s.spread).sum() for s in sums]
         totals = np.array([s.total for s in sums], dtype=np.float64)
         return _known_or_mean(scatter, totals - 1.0) / totals
 

@@ -6,6 +6,7 @@ Shapes: K width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -33,11 +34,12 @@ def unpacked(triangle: np.ndarray) -> np.ndarray:
     return full
 
 
-def inner(matrix_KK: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """`tr(A S)` of a symmetric matrix and packed ones (..., K (K + 1) / 2): (...)."""
+def inner(matrix_KK: np.ndarray, triangles: Sequence[np.ndarray]) -> np.ndarray:
+    """`tr(A S)` of a symmetric matrix with each of some packed ones, (n,)."""
     weights = 2.0 * matrix_KK
     weights[np.diag_indices(len(weights))] *= 0.5
-    return triangles @ packed(weights)
+    row = packed(weights)
+    return np.array([float(row @ triangle) for triangle in triangles])
 
 
 def shrunk(covariance_KK: np.ndarray, amount: float, least: float = 0.0) -> np.ndarray:

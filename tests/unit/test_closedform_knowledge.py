@@ -175,7 +175,9 @@ def test_slope_and_midpoint_are_those_of_the_rows() -> None:
         features, labels = data(name, COUNTS[name])
         possible = known.rows.labels != 4 if name == "c" else np.ones(len(labels), bool)
         others = {other: TASKS[other] for other in TASKS if other != name}
-        unseen.append(Knowledge(others, BASIS).novelty(known.rows.compact[possible]))
+        place = sorted(TASKS).index(name)
+        spreads = np.delete(_spreads(TASKS)[0], place), np.delete(_spreads(TASKS)[1], place)
+        unseen.append(_reference(others, known.rows.compact[possible], 1.0, 0.1, spreads)[1])
         for row in np.flatnonzero(possible):
             kept = np.arange(len(labels)) != known.rows.places[row]
             fewer = Sums.of(features[kept], labels[kept], len(COUNTS[name]))
