@@ -34,7 +34,7 @@ from pipeline.benchmark.probe import Speed, estimate, in_words, measure_speed
 from pipeline.benchmark.summary import tables
 from pipeline.config import known_options, redacted
 from pipeline.errors import EXIT_DONE, UserError
-from pipeline.evaluation.records import read_records
+from pipeline.evaluation.records import Records, read_records
 from pipeline.evaluation.report import write_report
 from pipeline.methods import method_class, method_options
 from pipeline.planning import stages_of
@@ -216,7 +216,8 @@ class Comparison:
 
     def write(self) -> dict[str, Any]:
         """Everything that can be said so far, in the comparison's folder."""
-        rows, runs = [], {}
+        rows: list[dict[str, Any]] = []
+        runs: dict[str, list[tuple[str, int, Records]]] = {}
         for world in self.plan.worlds():
             for rival in self.plan.rivals_in(world):
                 home = self.home(world, rival)

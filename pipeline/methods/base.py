@@ -187,6 +187,18 @@ class Method(ABC):
         record = self.records.get(function.task)
         return log_softmax(logits / (record.temperature if record is not None else 1.0))
 
+    def choose(
+        self, options: Sequence[str], log_shares_BT: np.ndarray, compact_BK: np.ndarray
+    ) -> np.ndarray:
+        """Log-shares (B, T) of the learned tasks as this method takes them from an identifier.
+
+        Args:
+            options: the T tasks.
+            log_shares_BT: what the identifier says.
+            compact_BK: compact features of the images.
+        """
+        return log_shares_BT
+
     def clip_scores(self, view: View, text_CF: np.ndarray) -> np.ndarray:
         """CLIP's scores (B, C) of classes, `exp(s) <v - delta m_f, u>` (method 7.5)."""
         if not len(text_CF):

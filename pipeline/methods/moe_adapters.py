@@ -5,10 +5,13 @@ width `rank`; the task's router reads the CLS (end-of-text) token and the `activ
 its logits get noise while it trains. When a stage ends, the `freeze` experts of each block that
 were chosen most often are frozen for good, and later stages train the others.
 
-Differences from the paper: the identifier says, of each image by itself, whose router chooses,
-where the paper's autoencoders let a batch vote; the noise has a fixed size, not a learned one;
-blocks begin with the groups' first one (`experts.first_block`). An expert that is not frozen yet
-goes on changing, so that older tasks that use it forget.
+Differences from the paper: the identifier says, of each image by itself, whose router chooses.
+`selector: batch` is the paper's way, for comparison alone: an autoencoder for each task, and the
+one that restores `BATCH` images in a row best chooses for all of them. It is right only where a
+batch is of one domain, as in an evaluation domain by domain, and an answer then depends on the
+other images. The autoencoders are linear and follow from the tasks' sums. Else: the noise has a
+fixed size, not a learned one; blocks begin with the groups' first one (`experts.first_block`). An
+expert that is not frozen yet goes on changing, so that older tasks that use it forget.
 
 Shapes: N adapted blocks, E experts, R rank, D width, T tasks, B batch, L tokens.
 """
@@ -17,7 +20,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -32,16 +37,20 @@ from pipeline.model.backbone import Backbone
 from pipeline.model.experts import ROUTER_STD, ExpertShape, expert_shapes
 from pipeline.settings import Settings
 
+BATCH = 64  # images that vote
+CODE = 32  # width of an autoencoder
+
 
 class MoeOptions(MethodOptions):
     """Shape of the pool: `experts` a block of width `rank`, `active` at work, `freeze` a task;
-    `noise` on routers."""
+    `noise` on routers; `selector`: who says whose router chooses."""
 
     experts: int = Field(22, ge=1)
     rank: int = Field(64, ge=1)
     active: int = Field(2, ge=1)
     freeze: int = Field(2, ge=0)
     noise: float = Field(0.5, ge=0.0)
+    selector: Literal["identifier", "batch"] = "identifier"
 
 
 class RoutedPool(PoolAdapter):
@@ -71,12 +80,12 @@ class RoutedPool(PoolAdapter):
     def router(self, encoder: str, task: int) -> Tensor:
         """The new one while a stage trains, else that of a task."""
         if self._training:
-            return self.experts[encoder].W
+            return self.own(encoder).W
         return getattr(self, f"routers_{encoder}")[task]
 
     def note(self, encoder: str, block: int, h_BLD: Tensor, q_BD: Tensor) -> None:
         """Count which experts are chosen."""
-        logits = q_BD @ self.experts[encoder].W[block].T
+        logits = q_BD @ self.own(encoder).W[block].T
         chosen = logits.topk(min(self.shapes[encoder].gating.active, logits.shape[-1])).indices
         count = getattr(self, f"{PASSING}count_{encoder}")
         count[block] += torch.bincount(chosen.flatten(), minlength=count.shape[1])
@@ -87,7 +96,7 @@ class RoutedPool(PoolAdapter):
         self._training = True
         generator = torch.Generator().manual_seed(self.seed)
         for name in self.shapes:
-            W = self.experts[name].W
+            W = self.own(name).W
             W.data.copy_(torch.randn(W.shape, generator=generator) * ROUTER_STD)
             getattr(self, f"{PASSING}count_{name}").zero_()
 
@@ -95,7 +104,7 @@ class RoutedPool(PoolAdapter):
         """Frozen experts get no gradient."""
         for name, shape in self.shapes.items():
             live = 1.0 - getattr(self, f"frozen_{name}").repeat_interleave(shape.rank, dim=1)
-            own = self.experts[name]
+            own = self.own(name)
             if own.A.grad is not None and own.B.grad is not None:
                 own.A.grad *= live[:, :, None]
                 own.B.grad *= live[:, None, :]
@@ -118,7 +127,7 @@ class RoutedPool(PoolAdapter):
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over a finished stage; the next one draws a router of its own."""
-        own = {f"experts.{name}.W": self.experts[name].W.detach() for name in self.shapes}
+        own = {f"experts.{name}.W": self.own(name).W.detach() for name in self.shapes}
         super().load({**tensors, **own})
 
 
@@ -158,3 +167,29 @@ class MoeAdapters(Sequential):
     def function(self, task: str | None, learned: Sequence[str]) -> Function | None:
         """The pool as the newest stage left it, by the router of the task."""
         return Function(task, learned[-1]) if task is not None and task in learned else None
+
+    def choose(
+        self, options: Sequence[str], log_shares_BT: np.ndarray, compact_BK: np.ndarray
+    ) -> np.ndarray:
+        """The identifier's word, or a batch's vote, see the module's text."""
+        if self.options.selector == "identifier" or not options:
+            return log_shares_BT
+        errors = np.stack([self._restoring(name, compact_BK) for name in options], axis=1)
+        shares = np.full(log_shares_BT.shape, -np.inf)
+        for start in range(0, len(errors), BATCH):
+            rows = slice(start, start + BATCH)
+            shares[rows, errors[rows].mean(axis=0).argmin()] = 0.0
+        return shares
+
+    def _restoring(self, task: str, compact_BK: np.ndarray) -> np.ndarray:
+        """(B,) squared error of a task's linear autoencoder: what its main directions leave."""
+        record = self.records[task]
+        assert record.sums is not None
+        key = (self.name, CODE)
+        if key not in record.derived:
+            width = min(CODE, record.sums.width - 1)
+            _, vectors = np.linalg.eigh(record.sums.within + record.sums.between)
+            record.derived[key] = vectors[:, -width:]
+        centred = compact_BK.astype(np.float64) - record.sums.mean
+        code = centred @ record.derived[key]
+        return np.square(centred).sum(axis=1) - np.square(code).sum(axis=1)

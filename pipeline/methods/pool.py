@@ -48,7 +48,13 @@ class PoolAdapter(Continuing):
 
     def router(self, encoder: str, task: int) -> Tensor:
         """Which router chooses, (N, E, D)."""
-        return self.experts[encoder].W
+        return self.own(encoder).W
+
+    def own(self, encoder: str) -> Experts:
+        """The pool of one encoder."""
+        found = self.experts[encoder]
+        assert isinstance(found, Experts)
+        return found
 
     def note(self, encoder: str, block: int, h_BLD: Tensor, q_BD: Tensor) -> None:
         """Look at what enters an adapted block in a training pass."""
@@ -57,7 +63,7 @@ class PoolAdapter(Continuing):
         if encoder not in self.shapes:
             return None
         assert isinstance(task, int), "a pool is trained on one task at a time"
-        shape, own, W = self.shapes[encoder], self.experts[encoder], self.router(encoder, task)
+        shape, own, W = self.shapes[encoder], self.own(encoder), self.router(encoder, task)
         if self.watch is not None:
             self.watch.enter(encoder, 0)
 

@@ -94,7 +94,7 @@ class SparingPool(PoolAdapter):
     def correct(self) -> None:
         """Spare what earlier inputs used."""
         for name in self.shapes:
-            own = self.experts[name]
+            own = self.own(name)
             for kind, tensor in (("router", own.W), ("input", own.A)):
                 if tensor.grad is not None and (kind, name) in self._maps:
                     tensor.grad = tensor.grad @ self._maps[kind, name].to(tensor.device)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.closedform import Basis
 from pipeline.methods.adapter import Adapter, StageContext, read_tasks
-from pipeline.methods.base import Method
+from pipeline.methods.base import Method, Policy
 from pipeline.methods.view import Function
 from pipeline.model.backbone import Backbone
 from pipeline.model.experts import trunk_blocks
@@ -49,7 +49,7 @@ class Sequential(Method):
     A subclass may leave `continues` off, so that each stage starts from frozen CLIP.
     """
 
-    policy = "one"
+    policy: Policy = "one"
     continues = True
 
     def __init__(

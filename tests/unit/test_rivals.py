@@ -15,7 +15,8 @@ import torch
 from pipeline.evaluation.report import write_report
 from pipeline.learned import LearnedModel
 from pipeline.learned.texts import Texts
-from pipeline.methods import Function, method_class
+from pipeline.lifecycle.forget import forget_task
+from pipeline.methods import Function, build_method, method_class
 from pipeline.records import ClassList
 from pipeline.settings import Settings
 from pipeline.store import Folder, RunFolder, sha256
@@ -34,6 +35,7 @@ from tests.unit.tiny_run import (
     run_settings,
     stage_spec,
 )
+from tests.unit.tiny_serving import SERVING
 
 TASKS = ("apples", "boats", "cats")
 # Rates at which eight steps on the tiny world change something without blowing up.
@@ -126,6 +128,43 @@ def test_classes_of_older_tasks_are_read_by_the_newest_weights(runs: Runs) -> No
     assert np.array_equal(
         texts.get(newest.listed, function, state.versions["cats"]), newest.own_CF
     ) and asked == [4]
+
+
+def test_ridge_forgets_exactly(world: World, tmp_path: Path) -> None:
+    """Sums of the other domains are those of a model that never met the forgotten one."""
+    whole, _ = _run(world, tmp_path / "whole", "rail")
+    forget_task(whole.uri, "boats", SERVING).finish(erase=True)
+    apples, _, cats = world.domains
+    never, _ = _run(World([cats, apples], world.backbone), tmp_path / "never", "rail")
+    images = np.concatenate(
+        [ImageTable.open(d.tables["test"]).images(np.arange(8)) for d in world.domains]
+    )
+    asked = ["apples 1", "cats 0", "apples 3", "zebra"]
+    said = [
+        [a.classes for a in LearnedModel.open(run.uri).answer(images, asked)]
+        for run in (whole, never)
+    ]
+    assert said[0] == said[1]
+
+
+def test_a_batch_votes_only_where_it_is_asked_for(runs: Runs, world: World) -> None:
+    run, _ = runs("moe_adapters")
+    model = LearnedModel.open(run.uri)
+    tasks = tuple(sorted(TASKS))
+    looked = {}
+    for domain in world.domains:
+        images = ImageTable.open(domain.tables["train"]).images(np.arange(40))
+        looked[domain.name] = model.runtime.view(model.state, images, model._texts).compact
+    said = np.log(np.full((40, 3), 1 / 3))
+    method, chosen = model.state.method, _settings(world, "moe_adapters", selector="batch")
+    assert method.choose(tasks, said, looked["boats"]) is said
+    voting = build_method(chosen, model.runtime.basis)
+    voting.know(model.state.records)
+    for name, compact in looked.items():
+        assert (voting.choose(tasks, said, compact).argmax(axis=1) == tasks.index(name)).all()
+    mixed = np.concatenate([looked["apples"][:40], looked["boats"][:4]])
+    votes = voting.choose(tasks, np.zeros((44, 3)), mixed).argmax(axis=1)
+    assert (votes == tasks.index("apples")).all(), "a minority of the batch is taken for others"
 
 
 class Killed(Exception):
