@@ -30,7 +30,7 @@ from pipeline.benchmark.cells import CELL, image_gradients, learning_seconds, pa
 from pipeline.benchmark.memory import PeakMemory
 from pipeline.benchmark.plan import Plan, Rival, World, claim, ordered, read_plan, shared
 from pipeline.benchmark.presets import PRESETS, check_sets, name_deviations
-from pipeline.benchmark.probe import Speed, estimate, in_words, measure_speed
+from pipeline.benchmark.probe import Probe, Speed, estimate, in_words
 from pipeline.benchmark.summary import tables
 from pipeline.config import known_options, redacted
 from pipeline.errors import EXIT_DONE, UserError
@@ -40,8 +40,8 @@ from pipeline.methods import method_class, method_options
 from pipeline.planning import stages_of
 from pipeline.settings import Settings
 from pipeline.store import Folder, RunFolder
-from pipeline.streams import open_stream
-from pipeline.streams.coverage import check_coverage
+from pipeline.streams import ImageTable, open_stream, stratified_fold
+from pipeline.streams.folds import check_held_out
 
 log = logging.getLogger("archipelago")
 
@@ -59,6 +59,7 @@ class Comparison:
     def __init__(self, plan: Plan, words: Sequence[str]) -> None:
         self.plan = plan
         self.words = ["tracking=off", *words]
+        self._composed: dict[tuple[str, Rival, int], Settings] = {}
         first = self._loaded("", BASE, 0)
         given = any(word.startswith("run_dir=") for word in words)
         if not given or first.run_dir is None:
@@ -80,6 +81,12 @@ class Comparison:
     # -- settings ----------------------------------------------------------------------------
 
     def _loaded(self, stream: str, rival: Rival, seed: int) -> Settings:
+        key = (stream, rival, seed)
+        if key not in self._composed:
+            self._composed[key] = self._compose(stream, rival, seed)
+        return self._composed[key]
+
+    def _compose(self, stream: str, rival: Rival, seed: int) -> Settings:
         chosen = []
         if stream:
             known = stream in known_options("stream")
@@ -165,7 +172,7 @@ class Comparison:
                     with peak:
                         learn_stream(other)
                     self._keep(world, rival, other, peak, write_report(other.run, pictures=False))
-                self.write()
+                self.write(pictures=False)
             session.finish()
 
     def _keep(
@@ -184,29 +191,28 @@ class Comparison:
 
     def _check(self, session: Session, world: World) -> None:
         """Refuse a method that cannot learn this stream before any other has begun."""
-        for rival in self.plan.rivals:
-            settings = self.settings(world, rival)
+        needing = [r for r in self.plan.rivals if method_class(r.method).holds_out]
+        held_out = session.settings.stream.held_out
+        for domain in session.learner.domains if needing else ():
+            labels = ImageTable.open(domain.tables["train"]).labels
+            rows, held = stratified_fold(labels, held_out, world.seed, domain.name)
             try:
-                check_coverage(
-                    session.learner.domains, settings.stream.held_out, world.seed,
-                    holds_out=method_class(rival.method).holds_out,
-                )  # fmt: skip
+                check_held_out(domain.name, rows, held)
             except UserError as error:
                 raise UserError(
-                    f"methods: {rival.label} cannot learn this stream: {error}"
+                    f"methods: {needing[0].label} cannot learn this stream: {error}"
                 ) from None
 
     def _estimate(self, session: Session) -> None:
         """Say how long all that is pending will take."""
         learner, total, count = session.learner, 0.0, 0
         speeds: dict[str, Speed] = {}
+        probe = Probe(session.settings, learner.kernels, learner.domains[0])
         for world in self.plan.worlds():
             for rival in self.pending(world):
                 settings = self.settings(world, rival)
                 if rival.label not in speeds:
-                    speeds[rival.label] = measure_speed(
-                        settings, learner.kernels, learner.domains[0]
-                    )
+                    speeds[rival.label] = probe.speed(settings)
                 total += estimate(settings, speeds[rival.label], learner.domains)
                 count += 1
         self.estimated_s = total
@@ -214,7 +220,7 @@ class Comparison:
 
     # -- results -----------------------------------------------------------------------------
 
-    def write(self) -> dict[str, Any]:
+    def write(self, *, pictures: bool = True) -> dict[str, Any]:
         """Everything that can be said so far, in the comparison's folder."""
         rows: list[dict[str, Any]] = []
         runs: dict[str, list[tuple[str, int, Records]]] = {}
@@ -232,7 +238,7 @@ class Comparison:
             self.plan, rows, runs, samples=samples, versions=versions(),
             estimated_s=self.estimated_s,
         )  # fmt: skip
-        document.write(self.folder, found)
+        document.write(self.folder, found, pictures=pictures)
         return found
 
 

@@ -55,12 +55,15 @@ def build(
     )
 
 
-def write(folder: Folder, document: dict[str, Any]) -> None:
-    """compare.json, compare.md, compare.html, compare.parquet and plots, each atomically."""
+def write(folder: Folder, document: dict[str, Any], *, pictures: bool = True) -> None:
+    """compare.json, compare.md, compare.html, compare.parquet and plots, each atomically.
+
+    `pictures=False` leaves out the plots (after a run that is not the last).
+    """
     rows = document["rows"]
     if rows:
         folder.write("compare.parquet", summary.parquet(rows))
-        for name, data in page.plots(document).items():
+        for name, data in page.plots(document).items() if pictures else ():
             folder.write(f"plots/compare-{name}.png", data)
     folder.write("compare.md", summary.markdown(document).encode())
     folder.write("compare.html", page.render(document).encode())

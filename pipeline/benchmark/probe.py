@@ -22,7 +22,7 @@ from pipeline.streams import ImageTable, PreparedDomain
 from pipeline.training.loop import planned_steps
 from pipeline.training.objectives import text_activations
 
-BATCH, TIMES = 32, 2
+BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -40,46 +40,55 @@ class Speed:
     share: float
 
 
-def measure_speed(settings: Settings, kernels: Kernels, domain: PreparedDomain) -> Speed:
-    """Time a method on one domain: frozen passes over its images, steps on activations of them."""
-    backbone = load_backbone(settings.backbone, kernels.device, kernels)
-    method = build_method(settings, None, backbone)
-    table = ImageTable.open(domain.tables["train"])
-    rows = np.resize(np.arange(len(table)), BATCH)
-    images = backbone.normalise(table.images(np.unique(rows))[rows % len(np.unique(rows))])
+class Probe:
+    """Frozen CLIP with a few images of one domain, on which methods are timed one by one.
 
-    def look() -> None:
-        with torch.no_grad(), backbone.kernels.exact():
-            method.frozen_features(method.trunk(images))
+    Args:
+        settings: name the backbone.
+        kernels: those of the runs.
+        domain: its training images and class names are used.
+    """
 
-    image = _seconds(look) / BATCH
-    if not method.trains:
-        return Speed(image, 0.0, 0.0)
-    first = max(0, method.first_blocks[0])
-    share = 1.0 - first / backbone.image.depth
-    context = StageContext(0, domain.name, (), (domain.name,), (len(domain.classes),))
-    adapter = method.adapter(context)
-    with torch.no_grad():
-        x_BLD = method.trunk(images)
-    prompts = text_activations(
-        backbone, method.first_blocks[1], list(domain.classes), list(domain.templates)[:1]
-    )
+    def __init__(self, settings: Settings, kernels: Kernels, domain: PreparedDomain) -> None:
+        self.backbone = load_backbone(settings.backbone, kernels.device, kernels)
+        self.domain = domain
+        table = ImageTable.open(domain.tables["train"])
+        self.images = self.backbone.normalise(table.images(np.arange(min(BATCH, len(table)))))
 
-    def step() -> None:
-        with backbone.kernels.training():
-            similar = adapter.image(x_BLD) @ adapter.text(*prompts[0]).T
-        similar.float().square().sum().backward()
+        def look() -> None:
+            with torch.no_grad(), self.backbone.kernels.exact():
+                self.backbone.encode_image(self.images)
 
-    return Speed(image, _seconds(step) * settings.training.batch_size / BATCH, share)
+        self.image = _seconds(look) / len(self.images)
+
+    def speed(self, settings: Settings) -> Speed:
+        """How fast a method is."""
+        method = build_method(settings, None, self.backbone)
+        if not method.trains:
+            return Speed(self.image, 0.0, 0.0)
+        name, classes = self.domain.name, list(self.domain.classes)
+        adapter = method.adapter(StageContext(0, name, (), (name,), (len(classes),)))
+        first_image, first_text = method.first_blocks
+        with torch.no_grad():
+            x_BLD = method.trunk(self.images)
+        templates = list(self.domain.templates)[:1]
+        (prompts,) = text_activations(self.backbone, first_text, classes, templates)
+
+        def step() -> None:
+            with self.backbone.kernels.training():
+                similar = adapter.image(x_BLD) @ adapter.text(*prompts).T
+            similar.float().square().sum().backward()
+
+        seconds = _seconds(step) * settings.training.batch_size / len(self.images)
+        return Speed(self.image, seconds, 1.0 - max(0, first_image) / self.backbone.image.depth)
 
 
 def _seconds(work: Callable[[], None]) -> float:
-    """Mean of a few repetitions, after one to warm up."""
+    """Of one repetition, after one to warm up."""
     work()
     clock = time.perf_counter()
-    for _ in range(TIMES):
-        work()
-    return (time.perf_counter() - clock) / TIMES
+    work()
+    return time.perf_counter() - clock
 
 
 def estimate(settings: Settings, speed: Speed, domains: Sequence[PreparedDomain]) -> float:

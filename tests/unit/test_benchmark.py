@@ -22,12 +22,14 @@ from pipeline.benchmark.plan import (
     read_plan,
     shared,
 )
-from pipeline.benchmark.probe import Speed, estimate, in_words
+from pipeline.benchmark.probe import Probe, Speed, estimate, in_words
 from pipeline.errors import UserError
 from pipeline.evaluation.records import Records
+from pipeline.model.kernels import Kernels
 from pipeline.store import Folder
 from pipeline.streams import PreparedDomain
 from tests.unit.tiny_clip import settings
+from tests.unit.tiny_run import make_world, run_settings
 
 # -- the plan ------------------------------------------------------------------------------------
 
@@ -249,3 +251,20 @@ def test_worlds_of_several_streams_lie_apart() -> None:
         "worlds/reverse-0", "worlds/atlas/reverse-0", "worlds/data-a-b/reverse-0",
         "worlds/data-c/reverse-0",
     }  # fmt: skip
+
+
+def test_a_probe_times_what_a_method_does(tmp_path: Path) -> None:
+    world = make_world(tmp_path, ("a",))
+    base = run_settings(world, method={"name": "zero_shot"})
+    probe = Probe(base, Kernels(), world.domains[0])
+    found = {
+        name: probe.speed(run_settings(world, method={"name": name}))
+        for name in ("ridge_per_task", "trge", "finetune_per_task")
+    }
+    assert probe.image > 0 and {speed.image for speed in found.values()} == {probe.image}
+    assert (
+        found["ridge_per_task"].step
+        == 0.0
+        < min(found[name].step for name in ("trge", "finetune_per_task"))
+    )
+    assert (found["trge"].share, found["finetune_per_task"].share) == (0.5, 1.0)
