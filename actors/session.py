@@ -144,8 +144,8 @@ class Session:
         )
         stored = self.run.read() if self.run.exists() else None
         kernels = self._kernels(stored)
-        spec = EngineSpec(settings, self.run.uri, kernels)
-        engine = self.pool.engine(spec)
+        self._spec = EngineSpec(settings, self.run.uri, kernels)
+        engine = self.pool.engine(self._spec)
         facts = engine.facts()
         basis = self._basis(engine, int(facts["image_size"]), tasks)
         document = self.run.open_run(
@@ -303,6 +303,8 @@ class Session:
                 if self.parent is None:
                     self.tracker.close()
         finally:
+            if self.parent is not None and kind is None:
+                self.pool.forget(self._spec)
             self._stack.close()
         if stopped and isinstance(error, Exception):
             raise Stopped(stopped) from error

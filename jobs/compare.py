@@ -67,6 +67,7 @@ class Comparison:
         self.root = first.run_dir
         self.folder = Folder(self.root)
         self.estimated_s: float | None = None
+        self._floor: float | None = None  # MiB of this process before the first run
         self._names = {
             (stream, seed): self._tasks(stream, seed)
             for stream in plan.streams
@@ -163,6 +164,7 @@ class Comparison:
             peak = PeakMemory()
             with peak:
                 learn_stream(session)
+            self._peak_mib(peak)
             if BASE in self.pending(world):
                 self._keep(world, BASE, session, peak, write_report(session.run))
             for rival in [r for r in self.pending(world) if r != BASE]:
@@ -184,20 +186,30 @@ class Comparison:
             rival, world, report,
             gradients=image_gradients(session.settings, learner.domains),
             per_prediction=passes(learner.state, learner.evaluator),
-            peak_mib=peak.mib,
+            peak_mib=self._peak_mib(peak),
             learned_s=learning_seconds(session.run),
         )  # fmt: skip
         session.run.folder.write_json(CELL, row)
+
+    def _peak_mib(self, peak: PeakMemory) -> float | None:
+        """What a run added to the process, on top of what this was before the first one."""
+        if peak.mib is None or peak.before is None:
+            return None
+        if self._floor is None:
+            self._floor = peak.before
+        return self._floor + peak.mib - peak.before
 
     def _check(self, session: Session, world: World) -> None:
         """Refuse a method that cannot learn this stream before any other has begun."""
         needing = [r for r in self.plan.rivals if method_class(r.method).holds_out]
         held_out = session.settings.stream.held_out
         for domain in session.learner.domains if needing else ():
-            labels = ImageTable.open(domain.tables["train"]).labels
-            rows, held = stratified_fold(labels, held_out, world.seed, domain.name)
+            table = ImageTable.open(domain.tables["train"])
+            rows, held = stratified_fold(
+                table.labels, held_out, world.seed, domain.name, table.groups
+            )
             try:
-                check_held_out(domain.name, rows, held)
+                check_held_out(domain.name, rows, held, table.groups)
             except UserError as error:
                 raise UserError(
                     f"methods: {needing[0].label} cannot learn this stream: {error}"

@@ -36,9 +36,9 @@ def image_gradients(settings: Settings, domains: Sequence[PreparedDomain]) -> in
         return 0
     rows = []
     for domain in domains:
-        labels = ImageTable.open(domain.tables["train"]).labels
-        held_out = settings.stream.held_out
-        rows.append(len(stratified_fold(labels, held_out, settings.seed, domain.name)[0]))
+        table, held_out = ImageTable.open(domain.tables["train"]), settings.stream.held_out
+        kept, _ = stratified_fold(table.labels, held_out, settings.seed, domain.name, table.groups)
+        rows.append(len(kept))
     return settings.training.batch_size * planned_steps(settings.training, *rows)
 
 

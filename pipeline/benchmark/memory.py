@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from pathlib import Path
@@ -19,17 +20,21 @@ class PeakMemory:
 
     Attributes:
         mib: the largest sample, MiB; None where the system does not say.
+        before: the first one.
     """
 
     def __init__(self, every_s: float = EVERY_S) -> None:
         self.mib: float | None = None
+        self.before: float | None = None
         self._every_s = every_s
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> PeakMemory:
         """Begin to look."""
+        gc.collect()  # what ran before is no part of this
         self._sample()
+        self.before = self.mib
         self._thread.start()
         return self
 
