@@ -43,12 +43,20 @@ class Encoder:
         self, spec: EngineSpec, refs: Sequence[GroupRef], method: str, args: tuple[Any, ...]
     ) -> Any:
         """Run one method of the engine that `spec` describes, with these groups installed."""
-        key = spec.settings.model_dump_json() + spec.run
+        key = _key(spec)
         if key not in self._engines:
             self._engines[key] = Engine(spec)
         engine = self._engines[key]
         engine.install(refs)
         return getattr(engine, method)(*args)
+
+    def forget(self, spec: EngineSpec) -> None:
+        """Let go of an engine, its functions and activations."""
+        self._engines.pop(_key(spec), None)
+
+
+def _key(spec: EngineSpec) -> str:
+    return spec.settings.model_dump_json() + spec.run
 
 
 class EncoderPool:
@@ -93,6 +101,13 @@ class EncoderPool:
     def engine(self, spec: EngineSpec) -> PooledEngine:
         """An engine-like view of the pool for one method's functions."""
         return PooledEngine(self, spec)
+
+    def forget(self, spec: EngineSpec) -> None:
+        """Let go of what a run that is over has left in the encoders."""
+        if self._local is not None:
+            self._local.forget(spec)
+        for actor in self._actors:
+            actor.forget.remote(spec).future().result()
 
     def call_each(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """One call per encoder, answers in order."""

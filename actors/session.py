@@ -69,7 +69,9 @@ class Session:
 
     learner: Learner
 
-    def __init__(self, settings: Settings, parent: Session | None = None) -> None:
+    def __init__(
+        self, settings: Settings, parent: Session | None = None, name: str | None = None
+    ) -> None:
         method_options(settings.method)
         self.settings = settings
         self.parent = parent
@@ -77,7 +79,7 @@ class Session:
             assert settings.run_dir is not None
             self.run = RunFolder(settings.run_dir)
         else:
-            self.run = parent.run.reference(settings.method.name)
+            self.run = parent.run.reference(name or settings.method.name)
         self.tracker = Tracker(self.run, self._tracking())
         self._stack = contextlib.ExitStack()
         self._signal: str | None = None  # that asked this run to stop
@@ -93,9 +95,12 @@ class Session:
         place = {"uri": where.uri, "artifacts": where.artifacts}
         return self.settings.tracking.model_copy(update=place)
 
-    def reference(self, settings: Settings) -> Session:
-        """A session of another method on this session's stream, encoders and lock."""
-        return Session(settings, self)
+    def reference(self, settings: Settings, name: str | None = None) -> Session:
+        """A session of another method on this session's stream, encoders and lock.
+
+        `name` is that of its folder, by default the method's.
+        """
+        return Session(settings, self, name)
 
     # -- begin -------------------------------------------------------------------------------
 
@@ -139,8 +144,8 @@ class Session:
         )
         stored = self.run.read() if self.run.exists() else None
         kernels = self._kernels(stored)
-        spec = EngineSpec(settings, self.run.uri, kernels)
-        engine = self.pool.engine(spec)
+        self._spec = EngineSpec(settings, self.run.uri, kernels)
+        engine = self.pool.engine(self._spec)
         facts = engine.facts()
         basis = self._basis(engine, int(facts["image_size"]), tasks)
         document = self.run.open_run(
@@ -298,6 +303,8 @@ class Session:
                 if self.parent is None:
                     self.tracker.close()
         finally:
+            if self.parent is not None and kind is None:
+                self.pool.forget(self._spec)
             self._stack.close()
         if stopped and isinstance(error, Exception):
             raise Stopped(stopped) from error

@@ -15,7 +15,7 @@ Shapes: B images, T domains, C classes, N known candidates, O candidates outside
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class Question:
     ) -> None:
         self.state, self.candidates, self.view = state, candidates, view
         self.task = task
-        self.found = found
+        self.found = found if found is None or task is not None else _chosen(state, found, view)
         method = state.method
         self.s_BO = method.clip_scores(view, view.text(candidates.listed, None))
         self.log_shares = self._shares()
@@ -252,7 +252,7 @@ def blind(
     frozen = log_softmax(state.method.clip_scores(view, view.text(listed, None)))
     if not found.options:
         return frozen
-    taken, best = outside > 0.5, found.closed
+    taken, best = outside > 0.5, _chosen(state, found, view).closed
     answer = frozen.copy()
     pairs: list[Pair] = []
     for column, task in enumerate(found.options):
@@ -275,6 +275,11 @@ def blind(
     if len(rows):
         answer[rows] = state.fused(view.take(rows), found.rows(rows), listed, frozen[rows])[0]
     return answer
+
+
+def _chosen(state: State, found: Identification, view: View) -> Identification:
+    shares = state.method.choose(found.options, found.log_shares, view.compact)
+    return found if shares is found.log_shares else replace(found, log_shares=shares)
 
 
 def _texts(text_CF: np.ndarray | None, index: np.ndarray) -> np.ndarray:

@@ -199,14 +199,15 @@ class Engine:
             self._trunks.move_to_end(table)
             return True
         tower = self.backbone.image
-        size = 4 * len(images) * tower.tokens * tower.width
+        shape = (len(images), tower.tokens, tower.trunk_width(self.method.first_blocks[0]))
+        size = 4 * int(np.prod(shape))
         if size > self._budget:
             return False
         while (
             self._trunks and size + sum(4 * t.numel() for t in self._trunks.values()) > self._budget
         ):
             self._trunks.popitem(last=False)
-        self._trunks[table] = torch.full((len(images), tower.tokens, tower.width), float("nan"))
+        self._trunks[table] = torch.full(shape, float("nan"))
         return True
 
     def _trunk(self, table: str, rows: np.ndarray) -> Tensor:

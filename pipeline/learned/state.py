@@ -152,6 +152,7 @@ def build_state(
     if backbone is not None:
         for group in (group for group in ordered if group.tensors):
             method.install(group.name, group.tensors)
+    method.hold(ordered)
     method.know(records)
     identifier = None
     if method.identifies():

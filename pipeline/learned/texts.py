@@ -44,13 +44,18 @@ class Texts:
         self._kept.update(zip(keys, features_CF, strict=True))
 
     def remember(self, state: State) -> None:
-        """Take in what records hold; of two records with a name in common, the first by name."""
+        """Take in what records hold; of two records with a name in common, the first by name.
+
+        A task's own class features are those of the weights that its own stage left: where newer
+        weights answer for it, its classes are read anew.
+        """
         for name in sorted(state.records, reverse=True):
             record, function = state.records[name], state.function(name)
             if record.text_CF is not None:
                 self.keep(record.listed, None, record.text_CF)
-            if record.own_CF is not None and function is not None and function.weights is not None:
-                version = state.versions.get(function.weights)
+            own = function is not None and function.weights == name == function.task
+            if record.own_CF is not None and function is not None and own:
+                version = state.versions.get(name)
                 self.keep(record.listed, function, record.own_CF, version)
 
     def get(

@@ -91,6 +91,24 @@ class Adapter(nn.Module, ABC):
         """While it lasts, these neighbours are silent."""
         return nullcontext()
 
+    def penalty(self, inputs: Sequence[Tensor], step: int) -> Tensor | None:
+        """What a step's loss gets beside those of the tasks, after they were predicted.
+
+        Args:
+            inputs: activations (B, L, D) of each task of the stage.
+            step: number of the step, from 0.
+        """
+        return None
+
+    def correct(self) -> None:
+        """Change the gradients of a step before they are clipped and taken."""
+
+    def stepped(self, done: int, steps: int) -> None:
+        """After an optimiser's step, `done` of `steps`; what is kept is kept in buffers."""
+
+    def settle(self) -> None:
+        """After the last step, with the best weights back: turn them into what the stage leaves."""
+
     def forward(self, compute: Callable[[Adapter], Any]) -> Any:
         """`compute(self)`: one pass, whatever it holds, as data-parallel training needs it."""
         return compute(self)

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -28,13 +27,12 @@ from pipeline.methods.adapter import Adapter, StageContext
 from pipeline.methods.base import Fitted, MethodOptions, StageData, log_softmax, register
 from pipeline.methods.blend import Blend, fit_blend
 from pipeline.methods.closed import ClosedForm
+from pipeline.methods.means import class_means
 from pipeline.methods.trge import GroupAdapter, Trge
 from pipeline.methods.view import Function, View
 from pipeline.model.backbone import Backbone
 from pipeline.records import ClassList, GroupRecord, Probe, TaskRecord
 from pipeline.settings import Settings
-
-BATCH = 128  # images whose frozen features are averaged at once
 
 
 class ArchipelagoOptions(MethodOptions):
@@ -209,16 +207,8 @@ class Archipelago(ClosedForm, Trge):
         """Class vectors start at the class means of frozen CLIP's features."""
         assert isinstance(adapter, IslandAdapter)
         (task,) = objectives
-        sums, x_NLD = torch.zeros_like(adapter.vectors.data), task.trunk.view(None)
-        for start in range(0, len(x_NLD), BATCH):
-            x_BLD = x_NLD[start : start + BATCH].to(self.backbone.device, torch.float32)
-            with self.backbone.kernels.exact():
-                v_BF = self.frozen_features(x_BLD)
-            labels = task.labels[start : start + BATCH].to(v_BF.device)
-            sums.index_add_(0, labels, v_BF.to(sums.dtype))
-        if world > 1:
-            dist.all_reduce(sums)
-        adapter.vectors.data.copy_(F.normalize(sums, dim=-1))
+        vectors = class_means(self, task, adapter.vectors.data, world)
+        adapter.vectors.data.copy_(vectors)
 
     # -- answers -----------------------------------------------------------------------------
 

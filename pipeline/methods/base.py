@@ -163,6 +163,13 @@ class Method(ABC):
         """Fit a stage better than `fit` did, once it answers already; only where `refines`."""
         raise NotImplementedError(f"{self.name} fits a stage once")
 
+    def hold(self, groups: Sequence[GroupRecord]) -> None:
+        """Answer with what exactly these stages stored, in their order; called before `know`.
+
+        Only for closed forms whose stages leave numbers of their own in `Fitted.tensors`.
+        """
+        del groups  # what most stages train runs in the encoders, see `install`
+
     def know(self, records: Mapping[str, TaskRecord]) -> None:
         """Answer with exactly these records from now on, in the order of learning."""
         self.records = dict(records)
@@ -179,6 +186,18 @@ class Method(ABC):
         logits = self.scale * view.features(function) @ view.text(listed, function).T
         record = self.records.get(function.task)
         return log_softmax(logits / (record.temperature if record is not None else 1.0))
+
+    def choose(
+        self, options: Sequence[str], log_shares_BT: np.ndarray, compact_BK: np.ndarray
+    ) -> np.ndarray:
+        """Log-shares (B, T) of the learned tasks as this method takes them from an identifier.
+
+        Args:
+            options: the T tasks.
+            log_shares_BT: what the identifier says.
+            compact_BK: compact features of the images.
+        """
+        return log_shares_BT
 
     def clip_scores(self, view: View, text_CF: np.ndarray) -> np.ndarray:
         """CLIP's scores (B, C) of classes, `exp(s) <v - delta m_f, u>` (method 7.5)."""
@@ -214,7 +233,8 @@ class Method(ABC):
     def first_blocks(self) -> tuple[int, int]:
         """First block that a stage may change, in the image and in the text encoder.
 
-        By default nothing is changed: all but the last block, whose pooling ends a pass.
+        By default nothing is changed: all but the last block, whose pooling ends a pass. -1 = what
+        comes before the blocks is changed too.
         """
         return self.backbone.image.depth - 1, self.backbone.text.depth - 1
 
@@ -275,8 +295,7 @@ class Method(ABC):
 
     def trunk(self, image_BCHW: Tensor, record: Callable | None = None) -> Tensor:
         """Activations (B, L, D) at the first adapted image block: shared by all functions."""
-        tower = self.backbone.image
-        return tower.run(tower.embed(image_BCHW), 0, self.first_blocks[0], record=record)
+        return self.backbone.image.trunk(image_BCHW, self.first_blocks[0], record)
 
     def frozen_features(self, x_BLD: Tensor, record: Callable | None = None) -> Tensor:
         """Normalised features of frozen CLIP (B, F) from trunk activations."""

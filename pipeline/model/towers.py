@@ -2,7 +2,8 @@
 
 Shapes: B batch, L tokens, D width, H heads, F embedding of CLIP.
 
-A forward is cut at any block, so that a frozen trunk runs once for all tasks. What a group adds to
+A forward is cut at any block, so that a frozen trunk runs once for all tasks; cut at -1, it begins
+with what comes before the embedding, so that this can be trained too. What a group adds to
 a block comes in as `delta(block, h_BLD, q_BD)`: `h` is LN2's output, `q` the token a router reads
 (CLS for images, end of text for captions).
 """
@@ -118,6 +119,8 @@ class Tower(nn.Module):
         The same numbers as `run` to the end followed by picking the token, up to rounding: other
         tokens of the last block reach nothing. Saves most of that block, forward and backward.
         """
+        if start < 0:
+            x_BLD, start = self.embed_parts(x_BLD), 0
         last = self.depth - 1
         assert start <= last, "the last block would run twice"
         x_BLD = self.run(x_BLD, start, last, delta, position_B, record)
@@ -129,6 +132,10 @@ class Tower(nn.Module):
         x_BD = x_BD + block.ls_2(block.mlp(h_BD))
         added = None if delta is None else delta(last, h_BD.unsqueeze(1), h_BD)
         return x_BD if added is None else x_BD + added.squeeze(1)
+
+    def embed_parts(self, x_BLP: Tensor) -> Tensor:
+        """The input of block 0 from what lies before the embedding, see the subclasses' `trunk`."""
+        raise NotImplementedError
 
     def depths(self, start: int) -> list[int]:
         """Blocks passed where token maps are read: the trunk's end, half of the rest, the end."""
@@ -167,16 +174,46 @@ class ImageTower(Tower):
         """Side of the square of tokens that follow the CLS token."""
         return round((self.tokens - 1) ** 0.5)
 
+    def trunk(
+        self,
+        image_BCHW: Tensor,
+        first: int,
+        record: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Normalised pixels to the input of block `first`; of -1, the pixels of each patch
+        (B, L, 3 P P), zeros in the place of the CLS token."""
+        if first >= 0:
+            return self.run(self.embed(image_BCHW), 0, first, record=record)
+        side = self.visual.conv1.kernel_size
+        return F.pad(F.unfold(image_BCHW, side, stride=side).transpose(1, 2), (0, 0, 1, 0))
+
+    def trunk_width(self, first: int) -> int:
+        """Numbers a token has at the input of block `first`."""
+        return self.width if first >= 0 else int(self.visual.conv1.weight[0].numel())
+
     def embed(self, image_BCHW: Tensor) -> Tensor:
         """Normalised pixels to the input of block 0, (B, L, D)."""
+        return self._embedded(self.visual.conv1(image_BCHW).flatten(2).transpose(1, 2))
+
+    def embed_parts(self, x_BLP: Tensor) -> Tensor:
+        """Pixels of patches, as `trunk` gives them, to the input of block 0."""
+        conv = self.visual.conv1
+        return self._embedded(F.linear(x_BLP[:, 1:], conv.weight.flatten(1), conv.bias))
+
+    def _embedded(self, x: Tensor) -> Tensor:
         visual = self.visual
-        x = visual.conv1(image_BCHW).flatten(2).transpose(1, 2)
         cls = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         return visual.ln_pre(torch.cat([cls, x], dim=1) + visual.positional_embedding.to(x.dtype))
 
     def finish(self, x_BD: Tensor) -> Tensor:
         """The CLS token after the last block to features (B, F), not normalised."""
         return self.visual.ln_post(x_BD) @ self.visual.proj
+
+    def embedding(self) -> Iterable[nn.Parameter]:
+        """Parameters that come before block 0."""
+        visual = self.visual
+        own = [*visual.conv1.parameters(), *visual.ln_pre.parameters()]
+        return [*own, visual.class_embedding, visual.positional_embedding]
 
     def head(self) -> Iterable[nn.Parameter]:
         """Parameters that follow the last block."""
@@ -203,6 +240,20 @@ class TextTower(Tower):
     def trim(self, tokens_BL: Tensor) -> Tensor:
         """Cut the padding after the longest caption: exact, since attention is causal."""
         return tokens_BL[:, : int(self.positions(tokens_BL).max()) + 1]
+
+    def trunk(self, tokens_BL: Tensor, first: int) -> Tensor:
+        """Token ids to the input of block `first`; of -1, the ids themselves, (B, L, 1)."""
+        if first < 0:
+            return tokens_BL.unsqueeze(-1).float()
+        return self.run(self.embed(tokens_BL), 0, first, None, self.positions(tokens_BL))
+
+    def embed_parts(self, x_BLP: Tensor) -> Tensor:
+        """Token ids, as `trunk` gives them, to the input of block 0."""
+        return self.embed(x_BLP.squeeze(-1).long())
+
+    def embedding(self) -> Iterable[nn.Parameter]:
+        """Parameters that come before block 0."""
+        return [*self.text.token_embedding.parameters(), self.text.positional_embedding]
 
     def embed(self, tokens_BL: Tensor) -> Tensor:
         """Token ids to the input of block 0, (B, L, D)."""

@@ -175,7 +175,9 @@ def train(
             group["lr"] = learning_rate(step, steps, settings.warmup, peak)
         watch = adapter.watch = step_loss.watch(seeding, step)
         with backbone.kernels.training():
-            outputs = model(lambda a, x=inputs, at=step: predict_all(a, objectives, x, at))
+            outputs, penalty = model(
+                lambda a, x=inputs, at=step: (predict_all(a, objectives, x, at), a.penalty(x, at))
+            )
         adapter.watch = None
         loss = step_loss.total(
             [
@@ -187,17 +189,21 @@ def train(
         diverged |= not math.isfinite(losses[-1])
         if diverged and world == 1:  # else the others would wait for this rank
             raise _diverged(step, peak)
+        if penalty is not None:
+            loss = loss + penalty
         shared = step_loss.shared_information(watch)
         if shared is not None:
             loss = loss - step_loss.information * world * shared
         gates.add(watch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        adapter.correct()
         if settings.clip_norm > 0:
             torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         optimizer.step()
         seen += local * world
         done = step + 1
+        adapter.stepped(done, steps)
         last = done == steps
         judged = done % settings.validate_every == 0 or last
         kept = done % settings.checkpoint_every == 0 or last
@@ -224,6 +230,8 @@ def train(
             losses = []
             report(metrics, state)
     adapter.load_state_dict(state.best, strict=True)
+    with torch.no_grad():
+        adapter.settle()
     return state
 
 

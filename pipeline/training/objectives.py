@@ -154,7 +154,7 @@ def text_activations(
         tokens = backbone.tokenize([template.format(name) for name in classes])
         position = tower.positions(tokens)
         with backbone.kernels.exact():
-            pairs.append((tower.run(tower.embed(tokens), 0, first, None, position), position))
+            pairs.append((tower.trunk(tokens, first), position))
     return pairs
 
 

@@ -27,7 +27,7 @@ class TrunkCache:
 
     Args:
         backbone: frozen CLIP.
-        first: first adapted image block; 0 caches the embedding of the image.
+        first: first adapted image block; 0 caches the embedding of the image, -1 its pixels.
         images: reads uint8 (n, S, S, 3) by row.
         rows: the rank's rows.
         views: augmentation.
@@ -51,7 +51,8 @@ class TrunkCache:
         self.rows = rows
         self.views = views
         self.count = count
-        size = len(rows) * backbone.image.tokens * backbone.image.width * CACHE_DTYPE.itemsize
+        self.shape = (len(rows), backbone.image.tokens, backbone.image.trunk_width(first))
+        size = int(np.prod(self.shape)) * CACHE_DTYPE.itemsize
         self.capacity = max(1, min(count, int(budget_gib * 2**30 / max(size, 1))))
         self.seconds = 0.0  # spent computing activations
         self._kept: dict[int, Tensor] = {}
@@ -72,14 +73,14 @@ class TrunkCache:
         clock = time.perf_counter()
         tower = self.backbone.image
         boxes = None if number is None else self.views.boxes(number)[self.rows]
-        out = torch.empty(len(self.rows), tower.tokens, tower.width, dtype=CACHE_DTYPE)
+        out = torch.empty(self.shape, dtype=CACHE_DTYPE)
         for start in range(0, len(self.rows), CHUNK):
             rows = self.rows[start : start + CHUNK]
             pixels = self.backbone.normalise(self.images(rows))
             if boxes is not None:
                 pixels = self.views.apply(pixels, boxes[start : start + CHUNK])
             with self.backbone.kernels.exact():
-                x_BLD = tower.run(tower.embed(pixels), 0, self.first)
+                x_BLD = tower.trunk(pixels, self.first)
             out[start : start + CHUNK] = x_BLD.to("cpu", CACHE_DTYPE)
         self.seconds += time.perf_counter() - clock
         return out

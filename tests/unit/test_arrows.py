@@ -50,6 +50,7 @@ ALLOWED = {
     # They join all of these; nobody imports them.
     "fitting": COMMON | ANSWERING | {"evaluation", "training", "store", "streams"},
     "borrowing": COMMON | ANSWERING,
+    "benchmark": COMMON | ANSWERING | {"evaluation", "training", "store", "streams"},
     "planning": COMMON | {"methods", "streams"},
     "learner": COMMON
     | ANSWERING

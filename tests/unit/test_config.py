@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from pydantic import BaseModel
 
 from pipeline import config
+from pipeline.benchmark.presets import PRESETS
 from pipeline.config import flatten, load, redacted, validate
 from pipeline.errors import UserError
 from pipeline.methods import method_class
@@ -23,7 +24,8 @@ from pipeline.streams.registry import PROTOCOL
 
 REQUIRED = {
     "stream": {
-        name: ["stream.root=/data"] for name in ("parquet", "folder", "pascal", "torchvision")
+        name: ["stream.root=/data"]
+        for name in ("parquet", "folder", "pascal", "torchvision", *PRESETS)
     },
     "backbone": {
         "local-dir": ["backbone.name=local-dir:/models/clip"],
@@ -152,7 +154,10 @@ def test_a_reader_s_options_are_those_of_its_file(name: str) -> None:
             ["neighbours.cont: unknown key", "neighbours.count?"],
         ),
         ("hydra.run.dir=x", ["hydra.run.dir: unknown key"]),
-        ("stream=parqet", ["stream=parqet: unknown", "atlas, folder", "did you mean parquet?"]),
+        (
+            "stream=parqet",
+            ["stream=parqet: unknown", "atlas, cil-cifar100", "did you mean parquet?"],
+        ),
         ("training=fast", ["training=fast: unknown", "choose one of default"]),
         ("method={name: trge}", ["method=", "choose one of archipelago, ase"]),
         ("cluster=local@x", ["cluster=local@x"]),
