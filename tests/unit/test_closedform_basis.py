@@ -9,7 +9,7 @@ from pipeline.closedform import Basis, BasisSums, make_basis
 from pipeline.errors import UserError
 from pipeline.store.tensors import dump, load
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 RAW, FROZEN = 10, 4
 
 

@@ -19,7 +19,7 @@ from pipeline.closedform.head import RIDGE, SHARPNESS
 from pipeline.closedform.tempering import log_softmax
 from tests.unit.tiny_closedform import WIDTH, basis, data, rows_of, task
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 COUNTS = (9, 6, 0, 1, 7, 5)
 BASIS = basis()
 

@@ -11,7 +11,7 @@ from pipeline.closedform import Knowledge, KnownTask, Sums, evidence
 from pipeline.closedform.tempering import log_softmax
 from tests.unit.tiny_closedform import WIDTH, basis, data, rows_of, task
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 BASIS = basis()
 COUNTS = {"a": (12, 9, 10), "b": (15, 15), "c": (6, 0, 7, 8, 1), "d": (30,)}
 TASKS = {name: task(name, counts) for name, counts in COUNTS.items()}

@@ -10,7 +10,7 @@ import pytest
 from pipeline.closedform import Knowledge, KnownTask, Sums
 from tests.unit.tiny_closedform import EMBEDDING, WIDTH, basis, data, rows_of, task
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 BASIS = basis()
 
 

@@ -13,7 +13,7 @@ from pipeline.closedform.triangle import packed, unpacked
 from pipeline.store.tensors import dump, load
 from tests.unit.tiny_closedform import WIDTH, data, pictures, rows_of
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 COUNTS = (40, 25, 0, 1, 14)
 
 

@@ -159,7 +159,7 @@ def test_many_classes_are_no_advantage() -> None:
     assert np.exp(shares).std() > 0.1
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("evidence", EVIDENCE)
 @pytest.mark.parametrize("tasks", [1, 3])
 @pytest.mark.parametrize("counts", [(1, 1, 1), (1,), (0, 5, 1), (40, 40, 40)])
