@@ -16,9 +16,10 @@ import numpy as np
 from pipeline.closedform import Basis
 from pipeline.errors import UserError
 from pipeline.evaluation import metrics
-from pipeline.evaluation.evaluator import Evaluator
+from pipeline.evaluation.evaluator import Evaluator, identifier_record
 from pipeline.evaluation.protocol import SETTINGS
 from pipeline.evaluation.views import Encoder
+from pipeline.identifiers import Identification
 from pipeline.learned.state import build_state
 from pipeline.methods import method_options
 from pipeline.records import GroupRecord
@@ -120,25 +121,22 @@ class Ablation:
             state = build_state(known, settings, self.basis, scale=self.scale)
             self.evaluator.know(state)
             right: dict[str, Images] = {setting: [] for setting in SETTINGS}
-            seen: list[np.ndarray] = []
-            novelty: dict[bool, list[np.ndarray]] = {True: [], False: []}
+            told: dict[str, Identification] = {}
+            outside: dict[str, np.ndarray] = {}
             for task in self.evaluator.domains:
-                identified = None
                 if state.identifier is not None:
-                    identified = state.identifier.identify(self.evaluator.evidence(task))
-                measured = self.evaluator.measured(state, task, identified)
+                    told[task] = state.identifier.identify(self.evaluator.evidence(task))
+                measured = self.evaluator.measured(state, task, told.get(task))
                 for setting in SETTINGS:
                     right[setting].append(measured.right.get(setting))
-                if identified is not None and measured.outside is not None:
-                    novelty[task in state.records].append(identified.novelty)
-                    if task in state.records:
-                        seen.append(measured.outside < 0.5)
+                if measured.outside is not None:
+                    outside[task] = measured.outside
             for setting, row in right.items():
                 found.right.setdefault(setting, []).append(row)
-            if novelty[False] and seen:
-                found.acceptance.append(100.0 * float(np.mean([s.mean() for s in seen])))
-                new, old = (np.concatenate(novelty[kind]) for kind in (False, True))
-                found.auroc.append(100.0 * metrics.auroc(new, old))
+            figures = identifier_record(told, outside, state.learned)
+            if figures is not None and figures["unseen_auroc"] is not None:
+                found.acceptance.append(figures["seen_acceptance"])
+                found.auroc.append(figures["unseen_auroc"])
         return found
 
     def row(self, title: str, found: Answers, base: Answers) -> dict[str, Any]:
@@ -151,7 +149,10 @@ class Ablation:
                 figures["settings"][setting] = None
                 continue
             last = metrics.row_gain(found.right[setting][-1], base.right[setting][-1])
-            every = metrics.row_gain(_mean(found.right[setting]), _mean(base.right[setting]))
+            every = metrics.row_gain(
+                metrics.mean_over_stages(found.right[setting]),
+                metrics.mean_over_stages(base.right[setting]),
+            )
             figures["settings"][setting] = {
                 "transfer": _defined(metrics.transfer(matrix, self._columns()).mean),
                 "average": _defined(metrics.average(matrix).mean),
@@ -178,15 +179,6 @@ def _changed(settings: Settings, changes: Changes) -> Settings:
             at = at[section]
         at[name] = value
     return Settings.model_validate(tree)
-
-
-def _mean(rows: Sequence[Images]) -> Images:
-    """Per task, how often each image was right over the stages."""
-    found: Images = []
-    for column in zip(*rows, strict=True):
-        measured = [np.asarray(images, np.float64) for images in column if images is not None]
-        found.append(np.mean(measured, axis=0) if measured else None)
-    return found
 
 
 def _defined(value: float) -> float | None:

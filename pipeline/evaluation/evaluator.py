@@ -189,7 +189,7 @@ class Evaluator:
             "metrics": dense,
             "own": {task: next(iter(figures)) for task, figures in dense.items()},
             "images": [len(table) for table in self._tables.values()],
-            "identifier": _identifier_record(found, outside, state.learned),
+            "identifier": identifier_record(found, outside, state.learned),
             "work": self._work(stage, state),
             "lambda": state.weight,
             "parts": {task: self._parts(state, task) for task in self.stages[stage].tasks},
@@ -228,7 +228,7 @@ class Evaluator:
         return work.asdict()
 
 
-def _identifier_record(
+def identifier_record(
     found: dict[str, Identification], outside: dict[str, np.ndarray], learned: list[str]
 ) -> dict[str, Any] | None:
     """Who was taken for what; columns in the order of learning, the last one is none."""

@@ -142,6 +142,15 @@ def row_gain(
     ]
 
 
+def mean_over_stages(rows: Sequence[Sequence[np.ndarray | None]]) -> list[np.ndarray | None]:
+    """Per task, how often each image was right over the measured stages."""
+    found: list[np.ndarray | None] = []
+    for column in zip(*rows, strict=True):
+        measured = [np.asarray(row, np.float64) for row in column if row is not None]
+        found.append(np.mean(measured, axis=0) if measured else None)
+    return found
+
+
 def paired_bootstrap(
     gains: Sequence[np.ndarray], samples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:

@@ -131,7 +131,7 @@ def _setting_figures(records: Records, name: str) -> dict[str, Any] | None:
         "seen_acceptance": [answer.get("seen_acceptance") for answer in answers],
         "unseen_auroc": [answer.get("unseen_auroc") for answer in answers],
         "intervals": {
-            "average": _interval(records, _mean_over_stages(rows)),
+            "average": _interval(records, metrics.mean_over_stages(rows)),
             "last": _interval(records, rows[last]),
         },
     }
@@ -167,15 +167,6 @@ def _calibration(records: Records) -> dict[str, float | None]:
         "ece": float(np.mean(after)) if after else None,
         "ece_before": float(np.mean(before)) if before else None,
     }
-
-
-def _mean_over_stages(rows: list[list[np.ndarray | None]]) -> list[np.ndarray | None]:
-    """Per task, how often each image was right over the measured stages."""
-    found: list[np.ndarray | None] = []
-    for column in zip(*rows, strict=True):
-        measured = [np.asarray(row, np.float64) for row in column if row is not None]
-        found.append(np.mean(measured, axis=0) if measured else None)
-    return found
 
 
 def _interval(records: Records, row: list[np.ndarray | None]) -> list[float] | None:
