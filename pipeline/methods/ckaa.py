@@ -62,11 +62,8 @@ class MixedAdapters(Continuing):
         seed: int,
         options: CkaaOptions,
     ) -> None:
-        super().__init__()
-        self._backbone = (backbone,)  # a tuple hides the frozen model from state_dict
+        super().__init__(backbone, first_blocks)
         self.shape, self.options = shape, options
-        self.first_image, self.first_text = first_blocks
-        self.tasks: list[str] = []
         self._training = False
         n, r, d = shape.blocks, shape.count * shape.rank, shape.width
         drawn = torch.rand(n, r, d, generator=torch.Generator().manual_seed(seed))

@@ -34,11 +34,8 @@ class LoraAdapter(Continuing):
         first_blocks: tuple[int, int],
         seed: int,
     ) -> None:
-        super().__init__()
-        self._backbone = (backbone,)  # a tuple hides the frozen model from state_dict
+        super().__init__(backbone, first_blocks)
         self.shapes = dict(shapes)
-        self.first_image, self.first_text = first_blocks
-        self.tasks: list[str] = []
         self.A, self.B = nn.ParameterDict(), nn.ParameterDict()
         generator = torch.Generator().manual_seed(seed)
         for name, shape in shapes.items():

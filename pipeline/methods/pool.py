@@ -36,11 +36,8 @@ class PoolAdapter(Continuing):
         first_blocks: tuple[int, int],
         seed: int,
     ) -> None:
-        super().__init__()
-        self._backbone = (backbone,)  # a tuple hides the frozen model from state_dict
+        super().__init__(backbone, first_blocks)
         self.shapes = dict(shapes)
-        self.first_image, self.first_text = first_blocks
-        self.tasks: list[str] = []
         self.known: list[str] = []
         self.seed = seed
         generator = torch.Generator().manual_seed(seed)

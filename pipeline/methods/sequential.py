@@ -26,9 +26,14 @@ class Continuing(Adapter):
 
     Attributes:
         tasks: of the stage, in its order.
+        first_image, first_text: first adapted block of each encoder.
     """
 
-    tasks: list[str]
+    def __init__(self, backbone: Backbone, first_blocks: tuple[int, int]) -> None:
+        super().__init__()
+        self._backbone = (backbone,)  # a tuple hides the frozen model from state_dict
+        self.first_image, self.first_text = first_blocks
+        self.tasks: list[str] = []
 
     @abstractmethod
     def load(self, tensors: Mapping[str, Tensor]) -> None:

@@ -36,9 +36,7 @@ class TunedTowers(Continuing):
     passing: str = "passing_"
 
     def __init__(self, backbone: Backbone, first_blocks: tuple[int, int]) -> None:
-        super().__init__()
-        self.first_image, self.first_text = first_blocks
-        self._backbone = (backbone,)  # a tuple hides the frozen model from state_dict
+        super().__init__(backbone, first_blocks)
         towers: list[Any] = []
         self.names: list[str] = []
         self.origin: list[Tensor] = []
@@ -60,7 +58,6 @@ class TunedTowers(Continuing):
                     tensors.append(parameter.requires_grad_(True))
             towers.append(tower)
         self._towers: tuple[ImageTower, TextTower] = (towers[0], towers[1])
-        self.tasks: list[str] = []
         self.tuned = nn.ParameterList(tensors)
 
     def image(self, x_BLD: Tensor, task: int | Tensor = 0) -> Tensor:
