@@ -3,10 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+LINKS  := .mypy_cache/installed/archipelago
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all style clean
+.PHONY: help setup demo test test-all style types clean
 
 help:
 	@echo "make setup   create .venv with the tested versions (quick when done)"
@@ -19,14 +20,14 @@ help:
 setup: $(STAMP)
 
 # torch first: what depends on it then finds the tested build in place.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch torchvision
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: setup
-	$(BIN)/python -m jobs.demo $(ARGS)
+	$(BIN)/python -m archipelago.jobs.demo $(ARGS)
 
 # Two at a time: most of the running system's tests wait for Ray's processes. Slow files come first.
 test: setup
@@ -35,9 +36,14 @@ test: setup
 test-all: test
 	$(PYTEST) -m slow $(ARGS)
 
-style: setup
+style: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# mypy knows packages by their folders: links show it what an installation looks like.
+types: setup
+	mkdir -p $(LINKS)
+	ln -sfn $(addprefix $(CURDIR)/,archipelago/__init__.py pipeline actors jobs) $(LINKS)
 	$(BIN)/mypy
 
 clean:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import load
-from pipeline.errors import UserError
-from pipeline.settings import Settings
-from pipeline.streams import Domain
+from archipelago.pipeline.config import load
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.streams import Domain
 
 
 def load_settings(arguments: Sequence[str]) -> Settings:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from actors.arguments import cache_dir
-from pipeline.closedform import Basis, make_basis
-from pipeline.config import load
-from pipeline.settings import Settings
-from pipeline.store import RunFolder
-from pipeline.streams import ImageTable, open_stream, prepare
+from archipelago.actors.arguments import cache_dir
+from archipelago.pipeline.closedform import Basis, make_basis
+from archipelago.pipeline.config import load
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.streams import ImageTable, open_stream, prepare
 
 log = logging.getLogger("archipelago")
 

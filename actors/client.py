@@ -1,6 +1,6 @@
 """A client of a served model. Needs httpx2 and nothing else of the product.
 
-    from actors.client import Client
+    from archipelago.actors.client import Client
 
     with Client("http://localhost:8000") as client:
         for result in client.classify(["seven.png", "rose.jpg"]):

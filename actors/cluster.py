@@ -12,11 +12,11 @@ from typing import Any
 
 import ray
 
-from actors.environment import NO_IDLE_WORKERS
-from actors.local_ray import start_local
-from actors.logs import SETUP_HOOK
-from pipeline.errors import UserError
-from pipeline.settings import Settings
+from archipelago.actors.environment import NO_IDLE_WORKERS
+from archipelago.actors.local_ray import start_local
+from archipelago.actors.logs import SETUP_HOOK
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import Settings
 
 JOIN_S = 10.0  # for a cluster to accept a connection
 ADDRESS = "RAY_ADDRESS"

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from actors.identify import PooledScorer, in_pool, pool_name
-from pipeline.identifiers import identifiers
-from pipeline.identifiers.scorer import Scorer, Scores, build_scorer
-from pipeline.learned.consult import Doubt, Shares, settle
-from pipeline.settings import ServingSettings, Settings
+from archipelago.actors.identify import PooledScorer, in_pool, pool_name
+from archipelago.pipeline.identifiers import identifiers
+from archipelago.pipeline.identifiers.scorer import Scorer, Scores, build_scorer
+from archipelago.pipeline.learned.consult import Doubt, Shares, settle
+from archipelago.pipeline.settings import ServingSettings, Settings
 
 log = logging.getLogger("ray.serve.archipelago")
 

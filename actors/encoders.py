@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import ray
 
-from pipeline.closedform import CalibrationRows, Sums
-from pipeline.learned.engine import Engine, EngineSpec, merged, parts_of
-from pipeline.methods import Function
-from pipeline.model.kernels import Kernels, choose, resolve_device
-from pipeline.records import ClassList
-from pipeline.settings import Settings
-from pipeline.store import GroupRef
+from archipelago.pipeline.closedform import CalibrationRows, Sums
+from archipelago.pipeline.learned.engine import Engine, EngineSpec, merged, parts_of
+from archipelago.pipeline.methods import Function
+from archipelago.pipeline.model.kernels import Kernels, choose, resolve_device
+from archipelago.pipeline.records import ClassList
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import GroupRef
 
 log = logging.getLogger(__name__)
 

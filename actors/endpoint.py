@@ -16,12 +16,12 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from actors.http.admin import TOKEN, token_hash
-from actors.identify import POOL
-from actors.ingress import Ingress
-from actors.publisher import MODEL, Publisher
-from actors.replica import Replica
-from pipeline.settings import ServingSettings, TrackingSettings
+from archipelago.actors.http.admin import TOKEN, token_hash
+from archipelago.actors.identify import POOL
+from archipelago.actors.ingress import Ingress
+from archipelago.actors.publisher import MODEL, Publisher
+from archipelago.actors.replica import Replica
+from archipelago.pipeline.settings import ServingSettings, TrackingSettings
 
 PUBLISHER = "Publisher"
 POOLS_GO_S = 15.0

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from actors.environment import be_somebody
-from actors.loopback import spare_loopback
-from actors.mishaps import in_words, one_line
-from pipeline.errors import (
+from archipelago.actors.environment import be_somebody
+from archipelago.actors.loopback import spare_loopback
+from archipelago.actors.mishaps import in_words, one_line
+from archipelago.pipeline.errors import (
     EXIT_FAILURE,
     EXIT_LOCKED,
     EXIT_STOPPED,
@@ -20,7 +20,7 @@ from pipeline.errors import (
     LockedError,
     UserError,
 )
-from pipeline.redact import discreet_text
+from archipelago.pipeline.redact import discreet_text
 
 log = logging.getLogger("archipelago")
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from actors.arguments import cache_dir
-from pipeline.closedform import Basis
-from pipeline.learned.engine import Engine, EngineSpec
-from pipeline.methods import method_class
-from pipeline.model.kernels import Kernels
-from pipeline.records.basis import read_basis
-from pipeline.settings import Settings
-from pipeline.store import RunFolder
-from pipeline.streams import PreparedDomain, open_stream, prepare
+from archipelago.actors.arguments import cache_dir
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.learned.engine import Engine, EngineSpec
+from archipelago.pipeline.methods import method_class
+from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.records.basis import read_basis
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.streams import PreparedDomain, open_stream, prepare
 
 
 class Finished(NamedTuple):

@@ -29,12 +29,18 @@ from typing import Any
 import numpy as np
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from actors.lease import Lease
-from pipeline import identifiers
-from pipeline.errors import UserError
-from pipeline.identifiers.processor import EMBEDDED, folder_digest
-from pipeline.identifiers.scorer import Scorer, ScorerError, Scores, build_scorer, check_driver
-from pipeline.settings import IdentifierSettings, IdentifyPoolSettings, Settings
+from archipelago.actors.lease import Lease
+from archipelago.pipeline import identifiers
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifiers.processor import EMBEDDED, folder_digest
+from archipelago.pipeline.identifiers.scorer import (
+    Scorer,
+    ScorerError,
+    Scores,
+    build_scorer,
+    check_driver,
+)
+from archipelago.pipeline.settings import IdentifierSettings, IdentifyPoolSettings, Settings
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from actors.http.app import create_app
-from actors.http.backend import Reply
-from actors.http.observe import Meter
-from actors.http.problems import Problem, busy, not_ready
-from pipeline.learned.asking import Ask
-from pipeline.settings import ServingSettings
+from archipelago.actors.http.app import create_app
+from archipelago.actors.http.backend import Reply
+from archipelago.actors.http.observe import Meter
+from archipelago.actors.http.problems import Problem, busy, not_ready
+from archipelago.pipeline.learned.asking import Ask
+from archipelago.pipeline.settings import ServingSettings
 
 ATTEMPTS = 3  # a request is sent again when its replica died under it
 AGAIN_S = 0.05

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from pipeline.errors import UserError
+from archipelago.pipeline.errors import UserError
 
 log = logging.getLogger("archipelago")
 

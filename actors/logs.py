@@ -9,7 +9,7 @@ import sys
 import ray
 from rich.logging import RichHandler
 
-from pipeline.redact import discreet_text
+from archipelago.pipeline.redact import discreet_text
 
 OWN = ("archipelago", "pipeline", "actors")
 TIME = "%H:%M:%S"

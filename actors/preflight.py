@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 import ray
 
-from pipeline.errors import UserError
-from pipeline.methods.base import method_class
-from pipeline.records.group import read_card
-from pipeline.settings import ClusterSettings, Settings, WorkerSettings
-from pipeline.store import RunFolder
-from pipeline.streams import PreparedDomain
-from pipeline.streams.changed import check_unchanged
-from pipeline.streams.coverage import check_coverage
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.methods.base import method_class
+from archipelago.pipeline.records.group import read_card
+from archipelago.pipeline.settings import ClusterSettings, Settings, WorkerSettings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.streams import PreparedDomain
+from archipelago.pipeline.streams.changed import check_unchanged
+from archipelago.pipeline.streams.coverage import check_coverage
 
 
 def check_batch(settings: Settings) -> None:

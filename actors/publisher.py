@@ -16,23 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 from ray.serve.handle import DeploymentHandle
 
-from actors.arguments import cache_dir
-from pipeline.errors import IntegrityError, LockedError, UserError
-from pipeline.serving.pointer import (
+from archipelago.actors.arguments import cache_dir
+from archipelago.pipeline.errors import IntegrityError, LockedError, UserError
+from archipelago.pipeline.serving.pointer import (
     Pointer,
     Refused,
     newest_pointer,
     next_pointer,
     write_pointer,
 )
-from pipeline.settings import ServingSettings, TrackingSettings
-from pipeline.store import RunFolder
-from pipeline.tracking.aliases import note_serving
-from pipeline.tracking.erase import forget_tracked
-from pipeline.tracking.location import of_run
+from archipelago.pipeline.settings import ServingSettings, TrackingSettings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.tracking.aliases import note_serving
+from archipelago.pipeline.tracking.erase import forget_tracked
+from archipelago.pipeline.tracking.location import of_run
 
 if TYPE_CHECKING:
-    from pipeline.lifecycle.forget import Forgetting
+    from archipelago.pipeline.lifecycle.forget import Forgetting
 
 log = logging.getLogger("ray.serve.archipelago")
 
@@ -71,9 +71,9 @@ class Publisher:
 
     def _hold(self) -> None:
         """Keep the multimodal model up while the endpoint is; without it signatures decide."""
-        from actors.consult import consults  # torch: only where it is needed
-        from actors.identify import IdentifierPool, in_pool
-        from pipeline.serving.model import run_settings
+        from archipelago.actors.consult import consults  # torch: only where it is needed
+        from archipelago.actors.identify import IdentifierPool, in_pool
+        from archipelago.pipeline.serving.model import run_settings
 
         settings = run_settings(self.run.read())
         if not (consults(settings, self.serving) and in_pool(settings)):
@@ -101,7 +101,9 @@ class Publisher:
 
     async def forget(self, task: str, erase: bool, test: bool = False) -> dict[str, Any]:
         """Publish a manifest without a domain, then measure dependents and erase, as asked."""
-        from pipeline.lifecycle.forget import forget_task  # the model is loaded only for this
+        from archipelago.pipeline.lifecycle.forget import (
+            forget_task,  # the model is loaded only for this
+        )
 
         async with self._turn:
             try:
@@ -128,8 +130,8 @@ class Publisher:
                 return _problem(422, str(error))
 
     def _retest(self, plan: Forgetting) -> str | None:
-        from pipeline.lifecycle.retest import retest
-        from pipeline.serving.model import run_settings
+        from archipelago.pipeline.lifecycle.retest import retest
+        from archipelago.pipeline.serving.model import run_settings
 
         settings = run_settings(self.run.read()).model_copy(update={"run_dir": self.run.uri})
         return retest(plan, settings, cache_dir(settings))

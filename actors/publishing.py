@@ -11,10 +11,10 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from actors.http.admin import TOKEN, clean_token
-from pipeline.errors import UserError
-from pipeline.settings import ServingSettings, Settings
-from pipeline.store import RunFolder
+from archipelago.actors.http.admin import TOKEN, clean_token
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import ServingSettings, Settings
+from archipelago.pipeline.store import RunFolder
 
 log = logging.getLogger("archipelago")
 
@@ -61,7 +61,7 @@ def _publish(serving: ServingSettings, manifest: int) -> dict[str, Any]:
 
     if not ray.is_initialized():
         raise UserError("serving.url: this run uses no Ray; name the endpoint it publishes to")
-    from actors.endpoint import publisher_of
+    from archipelago.actors.endpoint import publisher_of
 
     call = publisher_of(serving.name).publish.remote(manifest)
     return dict(call.result(timeout_s=serving.publish_timeout_s + MARGIN_S))

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from ray import serve
 
-from actors.consult import SecondOpinion, consults
-from actors.http.backend import Reply
-from actors.http.local import describe, example, lineage
-from pipeline.errors import IntegrityError
-from pipeline.learned.asking import Ask
-from pipeline.learned.consult import Doubt, Shares
-from pipeline.serving.model import ServedModel, single_thread
-from pipeline.serving.pointer import Pointer, Refused, read_pointer
-from pipeline.settings import ServingSettings
+from archipelago.actors.consult import SecondOpinion, consults
+from archipelago.actors.http.backend import Reply
+from archipelago.actors.http.local import describe, example, lineage
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.learned.asking import Ask
+from archipelago.pipeline.learned.consult import Doubt, Shares
+from archipelago.pipeline.serving.model import ServedModel, single_thread
+from archipelago.pipeline.serving.pointer import Pointer, Refused, read_pointer
+from archipelago.pipeline.settings import ServingSettings
 
 log = logging.getLogger("ray.serve.archipelago")
 

@@ -19,33 +19,33 @@ from typing import Any
 
 import ray
 
-from actors.arguments import cache_dir, without_words
-from actors.basis import basis_of_atlas
-from actors.cluster import connect, uses_ray
-from actors.encoders import EncoderPool, worker_threads
-from actors.identify import IdentifierPool, in_pool
-from actors.logs import show_logs
-from actors.preflight import check_batch, check_data, check_resources
-from actors.publishing import publish_newest
-from pipeline.closedform import Basis
-from pipeline.config import redacted
-from pipeline.evaluation.joint import dense_figure
-from pipeline.evaluation.report import write_report
-from pipeline.identifiers import Looker, identifiers
-from pipeline.identifiers.basis import find_basis, load_basis
-from pipeline.identifiers.scorer import Scorer, check_driver
-from pipeline.learned.engine import EngineSpec
-from pipeline.learner import Learner
-from pipeline.methods import method_class, method_options
-from pipeline.model.kernels import Kernels
-from pipeline.model.tokens import tokenizer_of
-from pipeline.planning import stages_of
-from pipeline.records.basis import keep_basis, read_basis
-from pipeline.settings import Settings, TrackingSettings
-from pipeline.store import RunFolder, names
-from pipeline.streams import open_stream, prepare
-from pipeline.streams.prompts import check_prompts
-from pipeline.tracking import Tracker
+from archipelago.actors.arguments import cache_dir, without_words
+from archipelago.actors.basis import basis_of_atlas
+from archipelago.actors.cluster import connect, uses_ray
+from archipelago.actors.encoders import EncoderPool, worker_threads
+from archipelago.actors.identify import IdentifierPool, in_pool
+from archipelago.actors.logs import show_logs
+from archipelago.actors.preflight import check_batch, check_data, check_resources
+from archipelago.actors.publishing import publish_newest
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.config import redacted
+from archipelago.pipeline.evaluation.joint import dense_figure
+from archipelago.pipeline.evaluation.report import write_report
+from archipelago.pipeline.identifiers import Looker, identifiers
+from archipelago.pipeline.identifiers.basis import find_basis, load_basis
+from archipelago.pipeline.identifiers.scorer import Scorer, check_driver
+from archipelago.pipeline.learned.engine import EngineSpec
+from archipelago.pipeline.learner import Learner
+from archipelago.pipeline.methods import method_class, method_options
+from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.model.tokens import tokenizer_of
+from archipelago.pipeline.planning import stages_of
+from archipelago.pipeline.records.basis import keep_basis, read_basis
+from archipelago.pipeline.settings import Settings, TrackingSettings
+from archipelago.pipeline.store import RunFolder, names
+from archipelago.pipeline.streams import open_stream, prepare
+from archipelago.pipeline.streams.prompts import check_prompts
+from archipelago.pipeline.tracking import Tracker
 
 log = logging.getLogger("archipelago")
 

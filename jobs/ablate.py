@@ -16,13 +16,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from actors.exits import exit_codes
-from actors.finished import open_finished
-from pipeline.config import validate
-from pipeline.errors import EXIT_DONE, UserError
-from pipeline.evaluation.ablation import VARIANTS, Ablation
-from pipeline.evaluation.console import percent
-from pipeline.store import RunFolder
+from archipelago.actors.exits import exit_codes
+from archipelago.actors.finished import open_finished
+from archipelago.pipeline.config import validate
+from archipelago.pipeline.errors import EXIT_DONE, UserError
+from archipelago.pipeline.evaluation.ablation import VARIANTS, Ablation
+from archipelago.pipeline.evaluation.console import percent
+from archipelago.pipeline.store import RunFolder
 
 AS_IT_IS = "as it is"
 

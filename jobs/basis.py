@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
-from actors.exits import exit_codes
-from pipeline.closedform import make_basis
-from pipeline.config import load
-from pipeline.errors import EXIT_DONE, UserError
-from pipeline.identifiers.basis import save_basis
-from pipeline.learned.engine import Engine, EngineSpec
-from pipeline.model.kernels import Kernels, resolve_device
-from pipeline.streams.decode import decode, fit
+from archipelago.actors.exits import exit_codes
+from archipelago.pipeline.closedform import make_basis
+from archipelago.pipeline.config import load
+from archipelago.pipeline.errors import EXIT_DONE, UserError
+from archipelago.pipeline.identifiers.basis import save_basis
+from archipelago.pipeline.learned.engine import Engine, EngineSpec
+from archipelago.pipeline.model.kernels import Kernels, resolve_device
+from archipelago.pipeline.streams.decode import decode, fit
 
 log = logging.getLogger("archipelago")
 PER_FILE = 1500  # images taken from each file, so that no kind outweighs the others

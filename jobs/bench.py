@@ -19,10 +19,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import load
-from pipeline.errors import EXIT_DONE, EXIT_USER, UserError
-from pipeline.settings import ClusterSettings
-from pipeline.store import RunFolder
+from archipelago.pipeline.config import load
+from archipelago.pipeline.errors import EXIT_DONE, EXIT_USER, UserError
+from archipelago.pipeline.settings import ClusterSettings
+from archipelago.pipeline.store import RunFolder
 
 REPEATS = 3
 PARTS = ("look", "start", "load", "trunk", "steps", "finish", "store", "evaluate", "report")
@@ -111,7 +111,7 @@ def empty_trainer(cluster: ClusterSettings) -> list[float]:
     from ray.train.torch import TorchTrainer
 
     def worker(config: dict[str, Any]) -> None:
-        import pipeline.training.stage  # noqa: F401
+        import archipelago.pipeline.training.stage  # noqa: F401
 
         with tempfile.TemporaryDirectory() as folder:
             ray.train.report({"step": 1}, checkpoint=ray.train.Checkpoint.from_directory(folder))

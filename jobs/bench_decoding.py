@@ -24,13 +24,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from actors.exits import exit_codes
-from actors.http.pixels import Cost, look
-from actors.http.problems import Problem
-from pipeline.config import load
-from pipeline.errors import EXIT_DONE
-from pipeline.settings import ServingSettings
-from pipeline.streams.decode import BadImage, decode, fit
+from archipelago.actors.exits import exit_codes
+from archipelago.actors.http.pixels import Cost, look
+from archipelago.actors.http.problems import Problem
+from archipelago.pipeline.config import load
+from archipelago.pipeline.errors import EXIT_DONE
+from archipelago.pipeline.settings import ServingSettings
+from archipelago.pipeline.streams.decode import BadImage, decode, fit
 
 SIZE = 224
 EVERYTHING = ServingSettings(decode_mib=2**20, max_pixels=2**31)

@@ -31,23 +31,29 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from actors.session import Session
-from jobs.sequence import learn_stream
-from pipeline.config import load
-from pipeline.errors import EXIT_DONE, EXIT_USER, UserError
-from pipeline.evaluation.metrics import delta_m
-from pipeline.evaluation.report import build_report
-from pipeline.methods.base import Adapter, StageContext, build_method
-from pipeline.model.backbone import Backbone, load_backbone
-from pipeline.model.kernels import Kernels, choose
-from pipeline.settings import Settings
-from pipeline.store import RunFolder, sha256
-from pipeline.streams import DenseTable, ImageTable, PreparedDomain, open_stream, prepare
-from pipeline.training.dense import DenseObjective
-from pipeline.training.loop import planned_steps, train
-from pipeline.training.objectives import Classification, Objective
-from pipeline.training.stage import StageSpec, attach_heads, load_data
-from pipeline.training.trunk import CHUNK
+from archipelago.actors.session import Session
+from archipelago.jobs.sequence import learn_stream
+from archipelago.pipeline.config import load
+from archipelago.pipeline.errors import EXIT_DONE, EXIT_USER, UserError
+from archipelago.pipeline.evaluation.metrics import delta_m
+from archipelago.pipeline.evaluation.report import build_report
+from archipelago.pipeline.methods.base import Adapter, StageContext, build_method
+from archipelago.pipeline.model.backbone import Backbone, load_backbone
+from archipelago.pipeline.model.kernels import Kernels, choose
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import RunFolder, sha256
+from archipelago.pipeline.streams import (
+    DenseTable,
+    ImageTable,
+    PreparedDomain,
+    open_stream,
+    prepare,
+)
+from archipelago.pipeline.training.dense import DenseObjective
+from archipelago.pipeline.training.loop import planned_steps, train
+from archipelago.pipeline.training.objectives import Classification, Objective
+from archipelago.pipeline.training.stage import StageSpec, attach_heads, load_data
+from archipelago.pipeline.training.trunk import CHUNK
 
 PARTS: dict[str, dict[str, list[str]]] = {
     "shared": {

@@ -22,18 +22,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.closedform import Basis, CalibrationRows, Sums, make_basis
-from pipeline.config import load, redacted
-from pipeline.errors import EXIT_DONE, EXIT_USER, UserError
-from pipeline.learned import LearnedModel
-from pipeline.learned.engine import Engine, EngineSpec
-from pipeline.learned.runtime import Wish
-from pipeline.methods import build_method
-from pipeline.model.kernels import Kernels
-from pipeline.records import GroupRecord, Probe, TaskRecord
-from pipeline.records.basis import keep_basis
-from pipeline.settings import Settings
-from pipeline.store import GroupRef, RunFolder
+from archipelago.pipeline.closedform import Basis, CalibrationRows, Sums, make_basis
+from archipelago.pipeline.config import load, redacted
+from archipelago.pipeline.errors import EXIT_DONE, EXIT_USER, UserError
+from archipelago.pipeline.learned import LearnedModel
+from archipelago.pipeline.learned.engine import Engine, EngineSpec
+from archipelago.pipeline.learned.runtime import Wish
+from archipelago.pipeline.methods import build_method
+from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.records import GroupRecord, Probe, TaskRecord
+from archipelago.pipeline.records.basis import keep_basis
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import GroupRef, RunFolder
 
 BACKBONES = {
     "clip-tiny": ["backbone=clip-tiny"],

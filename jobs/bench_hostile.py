@@ -30,10 +30,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from actors.exits import exit_codes
-from jobs.hostile import hostile
-from jobs.local_server import Server, local_server
-from pipeline.errors import EXIT_DONE, EXIT_FAILURE, UserError
+from archipelago.actors.exits import exit_codes
+from archipelago.jobs.hostile import hostile
+from archipelago.jobs.local_server import Server, local_server
+from archipelago.pipeline.errors import EXIT_DONE, EXIT_FAILURE, UserError
 
 REQUESTS, HOSTILE = 5000, 40
 IDLE_S = 10.0  # of the quiet before each part

@@ -21,14 +21,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from actors.arguments import load_settings
-from jobs.synthetic import grow, learned
-from pipeline.errors import EXIT_DONE, EXIT_USER, UserError
-from pipeline.learned.asking import Ask
-from pipeline.serving.model import ServedModel
-from pipeline.serving.pointer import next_pointer, write_pointer
-from pipeline.settings import CanarySettings
-from pipeline.store import RunFolder
+from archipelago.actors.arguments import load_settings
+from archipelago.jobs.synthetic import grow, learned
+from archipelago.pipeline.errors import EXIT_DONE, EXIT_USER, UserError
+from archipelago.pipeline.learned.asking import Ask
+from archipelago.pipeline.serving.model import ServedModel
+from archipelago.pipeline.serving.pointer import next_pointer, write_pointer
+from archipelago.pipeline.settings import CanarySettings
+from archipelago.pipeline.store import RunFolder
 
 SIZES = (1, 8, 32, 100)
 BATCH, REPEATS = 32, 7

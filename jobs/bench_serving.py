@@ -34,13 +34,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from actors.arguments import load_settings
-from jobs.ray_head import RayHead, free_ports
-from jobs.synthetic import grow, learned
-from pipeline.errors import EXIT_DONE, EXIT_USER, UserError
-from pipeline.serving.pointer import next_pointer, write_pointer
-from pipeline.settings import Settings
-from pipeline.store import RunFolder
+from archipelago.actors.arguments import load_settings
+from archipelago.jobs.ray_head import RayHead, free_ports
+from archipelago.jobs.synthetic import grow, learned
+from archipelago.pipeline.errors import EXIT_DONE, EXIT_USER, UserError
+from archipelago.pipeline.serving.pointer import next_pointer, write_pointer
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import RunFolder
 
 TOKEN = "bench"
 PARTS = ("publish", "kill", "groups", "scale")
@@ -98,7 +98,7 @@ class Bench:
     @contextlib.contextmanager
     def endpoint(self, *words: str) -> Iterator[None]:
         """The endpoint, for as long as it lasts."""
-        from jobs import serve
+        from archipelago.jobs import serve
 
         own = [f"run_dir={self.run.uri}", f"serving.port={self.port}", "publish=candidate"]
         own += [f"cluster.address={self.head.address}", *words]
@@ -317,9 +317,9 @@ def _send(request: urllib.request.Request, timeout: float) -> tuple[int, Any]:
 
 def trunk_share(run: RunFolder) -> float:
     """Share of the image blocks that lie in the frozen trunk."""
-    from pipeline.methods.base import build_method
-    from pipeline.model.backbone import load_backbone
-    from pipeline.serving.model import run_settings
+    from archipelago.pipeline.methods.base import build_method
+    from archipelago.pipeline.model.backbone import load_backbone
+    from archipelago.pipeline.serving.model import run_settings
 
     settings = run_settings(run.read())
     backbone = load_backbone(settings.backbone)

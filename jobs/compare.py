@@ -21,27 +21,41 @@ from typing import Any
 
 from rich.console import Console
 
-from actors.arguments import load_settings
-from actors.exits import exit_codes
-from actors.session import Session, Stopped, versions
-from jobs.sequence import learn_stream
-from pipeline.benchmark import document
-from pipeline.benchmark.cells import CELL, image_gradients, learning_seconds, passes, row_of
-from pipeline.benchmark.memory import PeakMemory
-from pipeline.benchmark.plan import Plan, Rival, World, claim, ordered, read_plan, shared
-from pipeline.benchmark.presets import PRESETS, check_sets, name_deviations
-from pipeline.benchmark.probe import Probe, Speed, estimate, in_words
-from pipeline.benchmark.summary import tables
-from pipeline.config import known_options, redacted
-from pipeline.errors import EXIT_DONE, UserError
-from pipeline.evaluation.records import Records, read_records
-from pipeline.evaluation.report import write_report
-from pipeline.methods import method_class, method_options
-from pipeline.planning import stages_of
-from pipeline.settings import Settings
-from pipeline.store import Folder, RunFolder
-from pipeline.streams import ImageTable, open_stream, stratified_fold
-from pipeline.streams.folds import check_held_out
+from archipelago.actors.arguments import load_settings
+from archipelago.actors.exits import exit_codes
+from archipelago.actors.session import Session, Stopped, versions
+from archipelago.jobs.sequence import learn_stream
+from archipelago.pipeline.benchmark import document
+from archipelago.pipeline.benchmark.cells import (
+    CELL,
+    image_gradients,
+    learning_seconds,
+    passes,
+    row_of,
+)
+from archipelago.pipeline.benchmark.memory import PeakMemory
+from archipelago.pipeline.benchmark.plan import (
+    Plan,
+    Rival,
+    World,
+    claim,
+    ordered,
+    read_plan,
+    shared,
+)
+from archipelago.pipeline.benchmark.presets import PRESETS, check_sets, name_deviations
+from archipelago.pipeline.benchmark.probe import Probe, Speed, estimate, in_words
+from archipelago.pipeline.benchmark.summary import tables
+from archipelago.pipeline.config import known_options, redacted
+from archipelago.pipeline.errors import EXIT_DONE, UserError
+from archipelago.pipeline.evaluation.records import Records, read_records
+from archipelago.pipeline.evaluation.report import write_report
+from archipelago.pipeline.methods import method_class, method_options
+from archipelago.pipeline.planning import stages_of
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import Folder, RunFolder
+from archipelago.pipeline.streams import ImageTable, open_stream, stratified_fold
+from archipelago.pipeline.streams.folds import check_held_out
 
 log = logging.getLogger("archipelago")
 

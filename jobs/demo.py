@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from actors.exits import exit_codes
-from jobs.ray_head import RayHead
-from pipeline.config import load
-from pipeline.errors import EXIT_FAILURE, EXIT_STOPPED
-from pipeline.settings import Settings
-from pipeline.store import RunFolder
-from pipeline.tracking.location import locate
+from archipelago.actors.exits import exit_codes
+from archipelago.jobs.ray_head import RayHead
+from archipelago.pipeline.config import load
+from archipelago.pipeline.errors import EXIT_FAILURE, EXIT_STOPPED
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.tracking.location import locate
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

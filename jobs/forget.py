@@ -20,19 +20,24 @@ from typing import Any
 
 from rich.console import Console
 
-from actors.arguments import cache_dir, load_settings
-from actors.exits import exit_codes
-from actors.logs import show_logs
-from actors.publishing import post_admin
-from pipeline.errors import EXIT_DONE, UserError
-from pipeline.lifecycle.forget import forget_task
-from pipeline.lifecycle.retest import retest, score_changes
-from pipeline.serving.model import run_settings
-from pipeline.serving.pointer import Refused, newest_pointer, next_pointer, write_pointer
-from pipeline.settings import Settings
-from pipeline.store import RunFolder
-from pipeline.tracking.erase import forget_tracked
-from pipeline.tracking.location import of_run
+from archipelago.actors.arguments import cache_dir, load_settings
+from archipelago.actors.exits import exit_codes
+from archipelago.actors.logs import show_logs
+from archipelago.actors.publishing import post_admin
+from archipelago.pipeline.errors import EXIT_DONE, UserError
+from archipelago.pipeline.lifecycle.forget import forget_task
+from archipelago.pipeline.lifecycle.retest import retest, score_changes
+from archipelago.pipeline.serving.model import run_settings
+from archipelago.pipeline.serving.pointer import (
+    Refused,
+    newest_pointer,
+    next_pointer,
+    write_pointer,
+)
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.tracking.erase import forget_tracked
+from archipelago.pipeline.tracking.location import of_run
 
 
 @exit_codes(

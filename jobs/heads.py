@@ -23,14 +23,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from actors.exits import exit_codes
-from pipeline.config import load
-from pipeline.dense import build
-from pipeline.dense.probe import fit_head, judge_head
-from pipeline.errors import EXIT_DONE
-from pipeline.model.backbone import Backbone, load_backbone
-from pipeline.settings import Settings
-from pipeline.streams import DenseTable, PreparedDomain, open_stream, prepare
+from archipelago.actors.exits import exit_codes
+from archipelago.pipeline.config import load
+from archipelago.pipeline.dense import build
+from archipelago.pipeline.dense.probe import fit_head, judge_head
+from archipelago.pipeline.errors import EXIT_DONE
+from archipelago.pipeline.model.backbone import Backbone, load_backbone
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.streams import DenseTable, PreparedDomain, open_stream, prepare
 
 CHUNK = 64
 

@@ -22,17 +22,17 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from actors.exits import exit_codes
-from actors.finished import open_finished
-from pipeline.errors import EXIT_DONE, UserError
-from pipeline.evaluation.comparison import Candidate, Comparison, Row
-from pipeline.evaluation.console import percent
-from pipeline.evaluation.plots import curve
-from pipeline.identifiers.places import said
-from pipeline.identifiers.scorer import build_scorer
-from pipeline.methods import method_class
-from pipeline.settings import Settings
-from pipeline.store import RunFolder
+from archipelago.actors.exits import exit_codes
+from archipelago.actors.finished import open_finished
+from archipelago.pipeline.errors import EXIT_DONE, UserError
+from archipelago.pipeline.evaluation.comparison import Candidate, Comparison, Row
+from archipelago.pipeline.evaluation.console import percent
+from archipelago.pipeline.evaluation.plots import curve
+from archipelago.pipeline.identifiers.places import said
+from archipelago.pipeline.identifiers.scorer import build_scorer
+from archipelago.pipeline.methods import method_class
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import RunFolder
 
 CANDIDATES = (
     Candidate("prototype"),

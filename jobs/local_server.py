@@ -1,6 +1,7 @@
 """The HTTP application over a model in one process of its own, so that its memory can be measured.
 
-python -m jobs.local_server RUN_DIR SETTINGS: prints its port, serves until its input ends.
+python -m archipelago.jobs.local_server RUN_DIR SETTINGS: prints its port, serves until its input
+ends.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Server:
 def local_server(run_dir: str, **serving: object) -> Iterator[Server]:
     """Serve a run on a free loopback port."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.local_server", run_dir, json.dumps(serving)],
+        [sys.executable, "-m", "archipelago.jobs.local_server", run_dir, json.dumps(serving)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
@@ -79,10 +80,10 @@ def main(run_dir: str, settings: str) -> None:
     import torch
     import uvicorn
 
-    from actors.http.app import create_app
-    from actors.http.local import LocalBackend
-    from pipeline.serving.model import ServedModel
-    from pipeline.settings import ServingSettings
+    from archipelago.actors.http.app import create_app
+    from archipelago.actors.http.local import LocalBackend
+    from archipelago.pipeline.serving.model import ServedModel
+    from archipelago.pipeline.settings import ServingSettings
 
     torch.set_num_threads(1)
     serving = ServingSettings.model_validate_json(settings)

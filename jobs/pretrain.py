@@ -22,13 +22,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from actors.cluster import JOB, wanted_address
-from actors.environment import NO_IDLE_WORKERS
-from actors.exits import exit_codes
-from actors.local_ray import start_local
-from pipeline.errors import EXIT_DONE, UserError
-from pipeline.pretraining.launch import pretrain
-from pipeline.pretraining.settings import PretrainSettings, load_settings
+from archipelago.actors.cluster import JOB, wanted_address
+from archipelago.actors.environment import NO_IDLE_WORKERS
+from archipelago.actors.exits import exit_codes
+from archipelago.actors.local_ray import start_local
+from archipelago.pipeline.errors import EXIT_DONE, UserError
+from archipelago.pipeline.pretraining.launch import pretrain
+from archipelago.pipeline.pretraining.settings import PretrainSettings, load_settings
 
 
 @exit_codes("pretrain", "pretrain failed; the same command continues from the last checkpoint")
@@ -74,8 +74,8 @@ def _connect(settings: PretrainSettings) -> None:
 
 
 def _figures(settings: PretrainSettings, folder: Path) -> None:
-    from pipeline.pretraining.build import load
-    from pipeline.pretraining.exam import Examiner, held_out, held_out_exam
+    from archipelago.pipeline.pretraining.build import load
+    from archipelago.pipeline.pretraining.exam import Examiner, held_out, held_out_exam
 
     images, known = held_out(settings)
     found = held_out_exam(Examiner(*load(folder)), images, known, settings.seed)
@@ -87,9 +87,9 @@ def _figures(settings: PretrainSettings, folder: Path) -> None:
 
 
 def _examine(settings: PretrainSettings, root: str | None) -> None:
-    from pipeline.pretraining.build import load
-    from pipeline.pretraining.exam import Examiner, domain_exam, read_domains
-    from pipeline.pretraining.worker import model_folder
+    from archipelago.pipeline.pretraining.build import load
+    from archipelago.pipeline.pretraining.exam import Examiner, domain_exam, read_domains
+    from archipelago.pipeline.pretraining.worker import model_folder
 
     where = model_folder(settings)
     if not where.is_dir():

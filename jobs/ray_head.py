@@ -20,8 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from actors.environment import NO_IDLE_WORKERS
-from actors.loopback import spare_loopback
+from archipelago.actors.environment import NO_IDLE_WORKERS
+from archipelago.actors.loopback import spare_loopback
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

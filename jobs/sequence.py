@@ -15,12 +15,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from actors.arguments import load_settings, reference_methods, reference_settings
-from actors.exits import exit_codes
-from actors.session import Session, Stopped
-from pipeline.errors import EXIT_DONE
-from pipeline.evaluation.console import summary
-from pipeline.evaluation.report import write_report
+from archipelago.actors.arguments import load_settings, reference_methods, reference_settings
+from archipelago.actors.exits import exit_codes
+from archipelago.actors.session import Session, Stopped
+from archipelago.pipeline.errors import EXIT_DONE
+from archipelago.pipeline.evaluation.console import summary
+from archipelago.pipeline.evaluation.report import write_report
 
 
 @exit_codes(

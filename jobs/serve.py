@@ -23,18 +23,18 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from actors.arguments import load_settings
-from actors.cluster import join_cluster
-from actors.exits import exit_codes
-from actors.http.admin import TOKEN, token_hash
-from actors.logs import show_logs
-from actors.loopback import is_loopback, url_of
-from pipeline.errors import EXIT_DONE, UserError
-from pipeline.records.group import read_card
-from pipeline.serving.model import run_settings
-from pipeline.serving.pointer import newest_pointer
-from pipeline.settings import ServingSettings, Settings
-from pipeline.store import RunFolder
+from archipelago.actors.arguments import load_settings
+from archipelago.actors.cluster import join_cluster
+from archipelago.actors.exits import exit_codes
+from archipelago.actors.http.admin import TOKEN, token_hash
+from archipelago.actors.logs import show_logs
+from archipelago.actors.loopback import is_loopback, url_of
+from archipelago.pipeline.errors import EXIT_DONE, UserError
+from archipelago.pipeline.records.group import read_card
+from archipelago.pipeline.serving.model import run_settings
+from archipelago.pipeline.serving.pointer import newest_pointer
+from archipelago.pipeline.settings import ServingSettings, Settings
+from archipelago.pipeline.store import RunFolder
 
 READY_S = 120.0
 
@@ -63,7 +63,7 @@ def bring_up(settings: Settings) -> str:
     """Deploy, publish what there is to publish, and wait until HTTP answers; returns the URL."""
     from ray import serve
 
-    from actors.endpoint import application
+    from archipelago.actors.endpoint import application
 
     assert settings.run_dir is not None
     serving, run = settings.serving, RunFolder.open(settings.run_dir)
@@ -88,8 +88,8 @@ def bring_up(settings: Settings) -> str:
 
 def publish_newest(run: RunFolder, serving: ServingSettings) -> None:
     """Answer from the newest manifest, unless somebody went back to an older one on purpose."""
-    from actors.endpoint import publisher_of
-    from pipeline.serving.pointer import history
+    from archipelago.actors.endpoint import publisher_of
+    from archipelago.pipeline.serving.pointer import history
 
     versions, past = run.models.versions(), history(run)
     if not versions or (past and past[-1]["reason"] == "rollback"):
@@ -101,7 +101,7 @@ def publish_newest(run: RunFolder, serving: ServingSettings) -> None:
 
 def take_down(serving: ServingSettings, console: Console) -> int:
     """End the endpoint of this name."""
-    from actors.endpoint import take_down as end
+    from archipelago.actors.endpoint import take_down as end
 
     there = end(serving.name)
     console.print(f"{serving.name} is down" if there else f"{serving.name} was not up")

@@ -12,11 +12,11 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from actors.exits import exit_codes
-from pipeline.config import load
-from pipeline.errors import EXIT_DONE, EXIT_FAILURE, UserError
-from pipeline.store import RunFolder
-from pipeline.tracking import sync
+from archipelago.actors.exits import exit_codes
+from archipelago.pipeline.config import load
+from archipelago.pipeline.errors import EXIT_DONE, EXIT_FAILURE, UserError
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.tracking import sync
 
 
 @exit_codes("sync")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.errors import UserError
-from pipeline.records import GroupRecord
-from pipeline.store import GroupRef, RunFolder
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.records import GroupRecord
+from archipelago.pipeline.store import GroupRef, RunFolder
 
 FIRST = 1000  # their stages begin here, the run's own below
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.closedform import Basis
-from pipeline.identifiers.basis import task_distance
-from pipeline.learned.state import State
-from pipeline.methods import Neighbour
-from pipeline.records import GroupRecord, TaskRecord
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.identifiers.basis import task_distance
+from archipelago.pipeline.learned.state import State
+from archipelago.pipeline.methods import Neighbour
+from archipelago.pipeline.records import GroupRecord, TaskRecord
 
 
 def neighbours_of(record: TaskRecord, state: State, basis: Basis) -> tuple[Neighbour, ...]:

@@ -25,9 +25,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import UserError
-from pipeline.redact import redacted
-from pipeline.settings import Settings
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.redact import redacted
+from archipelago.pipeline.settings import Settings
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 ROOT = "sequence"

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.views import Encoder, SplitView
-from pipeline.learned.state import State
-from pipeline.learned.texts import Texts
-from pipeline.methods import Fitted
-from pipeline.methods.base import log_softmax
-from pipeline.records import Probe, TaskRecord
-from pipeline.streams import ImageTable, PreparedDomain
-from pipeline.training.stage import PROBES, Outcome
+from archipelago.pipeline.evaluation.views import Encoder, SplitView
+from archipelago.pipeline.learned.state import State
+from archipelago.pipeline.learned.texts import Texts
+from archipelago.pipeline.methods import Fitted
+from archipelago.pipeline.methods.base import log_softmax
+from archipelago.pipeline.records import Probe, TaskRecord
+from archipelago.pipeline.streams import ImageTable, PreparedDomain
+from archipelago.pipeline.training.stage import PROBES, Outcome
 
 log = logging.getLogger(__name__)
 

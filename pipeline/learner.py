@@ -14,25 +14,25 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.borrowing import neighbours_of, with_lenders
-from pipeline.closedform import Basis
-from pipeline.evaluation.evaluator import Evaluator, shown
-from pipeline.evaluation.prequential import prequential
-from pipeline.evaluation.views import Encoder
-from pipeline.fitting import fitted_of, looked_at, probe_of, task_record
-from pipeline.identifiers import Looker
-from pipeline.identifiers.describer import Describer
-from pipeline.learned.state import State, build_state
-from pipeline.methods import Fitted, Neighbour, StageData
-from pipeline.model.kernels import Kernels
-from pipeline.planning import stages_of
-from pipeline.records import GroupRecord, TaskRecord
-from pipeline.records.evaluation import read_evaluation
-from pipeline.settings import Settings
-from pipeline.store import GroupRef, RunFolder
-from pipeline.streams import ImageTable, PreparedDomain, stratified_fold
-from pipeline.training.launch import train_stage
-from pipeline.training.stage import Outcome, StageSpec
+from archipelago.pipeline.borrowing import neighbours_of, with_lenders
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.evaluation.evaluator import Evaluator, shown
+from archipelago.pipeline.evaluation.prequential import prequential
+from archipelago.pipeline.evaluation.views import Encoder
+from archipelago.pipeline.fitting import fitted_of, looked_at, probe_of, task_record
+from archipelago.pipeline.identifiers import Looker
+from archipelago.pipeline.identifiers.describer import Describer
+from archipelago.pipeline.learned.state import State, build_state
+from archipelago.pipeline.methods import Fitted, Neighbour, StageData
+from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.planning import stages_of
+from archipelago.pipeline.records import GroupRecord, TaskRecord
+from archipelago.pipeline.records.evaluation import read_evaluation
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import GroupRef, RunFolder
+from archipelago.pipeline.streams import ImageTable, PreparedDomain, stratified_fold
+from archipelago.pipeline.training.launch import train_stage
+from archipelago.pipeline.training.stage import Outcome, StageSpec
 
 log = logging.getLogger(__name__)
 

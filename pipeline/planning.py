@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.errors import UserError
-from pipeline.methods import method_class
-from pipeline.settings import Settings
-from pipeline.streams import Stage, plan_stages
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.methods import method_class
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.streams import Stage, plan_stages
 
 
 def stages_of(settings: Settings, tasks: Sequence[str]) -> list[Stage]:

@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from pipeline.errors import UserError
+from archipelago.pipeline.errors import UserError
 
 T = TypeVar("T")
 Kept = TypeVar("Kept")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from jobs.ray_head import RayHead
-    from pipeline.store import RunFolder
+    from archipelago.jobs.ray_head import RayHead
+    from archipelago.pipeline.store import RunFolder
     from tests.unit.tiny_run import World
 
 # Set before anything imports Ray, MLflow or torch: they read these once.
@@ -66,7 +66,7 @@ def local_ray() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def head() -> Iterator[RayHead]:
     """One Ray head with dashboard for the session: submit jobs to it, or join it by address."""
-    from jobs.ray_head import RayHead
+    from archipelago.jobs.ray_head import RayHead
 
     with RayHead(logical_cpus=4, object_store_mib=200, dashboard_port=None) as head:
         yield head
@@ -83,7 +83,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def undisturbed(stream: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Hashes of the groups of amber and birch, learned in this process and without Ray."""
-    from jobs import sequence
+    from archipelago.jobs import sequence
     from tests.running import IN_PROCESS, arguments, group_hashes
 
     run = tmp_path_factory.mktemp("undisturbed") / "run"

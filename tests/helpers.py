@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.config import load
-from pipeline.settings import Settings
+from archipelago.pipeline.config import load
+from archipelago.pipeline.settings import Settings
 
 
 def png(colour: tuple[int, int, int], size: int = 8, noise: int = 20, seed: int = 0) -> bytes:

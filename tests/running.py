@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.store import RunFolder
+from archipelago.pipeline.store import RunFolder
 from tests.helpers import TINY, parquet_domain
 
 ROOT = Path(__file__).resolve().parents[1]

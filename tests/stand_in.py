@@ -183,8 +183,8 @@ def application(state: State, page: Path | None = None) -> FastAPI:
         return {"generation": state.generation, "manifest": state.manifest}
 
     if page:
-        from actors.http.app import create_app  # the product's description of itself
-        from pipeline.settings import ServingSettings
+        from archipelago.actors.http.app import create_app  # the product's description of itself
+        from archipelago.pipeline.settings import ServingSettings
 
         document = create_app(cast(Any, None), ServingSettings(), "x").openapi()
         app.openapi = lambda: document  # type: ignore[method-assign]

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header
 from pydantic import BaseModel, ConfigDict, Field
 
-from actors.http.backend import Backend
-from actors.http.bodies import Task
-from actors.http.problems import Problem
-from pipeline.errors import UserError
+from archipelago.actors.http.backend import Backend
+from archipelago.actors.http.bodies import Task
+from archipelago.actors.http.problems import Problem
+from archipelago.pipeline.errors import UserError
 
 TOKEN = "ARCHIPELAGO_ADMIN_TOKEN"
 

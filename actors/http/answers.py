@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from pipeline.learned.asking import Answer
+from archipelago.pipeline.learned.asking import Answer
 
 
 class LabelShare(BaseModel):

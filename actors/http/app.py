@@ -16,15 +16,15 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
-from actors.http import admin, examples, problems, v2
-from actors.http.answers import ClassifyAnswer, result
-from actors.http.backend import Backend, Reply
-from actors.http.bodies import ClassifyRequest, kind_of
-from actors.http.decoders import Decoders
-from actors.http.intake import Intake, in_time, whole_body
-from actors.http.observe import Observer, Seen, Watch
-from actors.http.problems import Problem, unknown_task
-from pipeline.settings import ServingSettings
+from archipelago.actors.http import admin, examples, problems, v2
+from archipelago.actors.http.answers import ClassifyAnswer, result
+from archipelago.actors.http.backend import Backend, Reply
+from archipelago.actors.http.bodies import ClassifyRequest, kind_of
+from archipelago.actors.http.decoders import Decoders
+from archipelago.actors.http.intake import Intake, in_time, whole_body
+from archipelago.actors.http.observe import Observer, Seen, Watch
+from archipelago.actors.http.problems import Problem, unknown_task
+from archipelago.pipeline.settings import ServingSettings
 
 PAGE = Path(__file__).parents[1] / "page"
 # The pages name the same rules themselves; what may frame them only a header can say.

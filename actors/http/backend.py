@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.learned.asking import Answer, Ask
+from archipelago.pipeline.learned.asking import Answer, Ask
 
 
 @dataclass(frozen=True)

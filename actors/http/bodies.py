@@ -16,10 +16,10 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from actors.http.forms import Form, read_form
-from actors.http.problems import Problem, cut, explain
-from pipeline.learned.asking import Ask
-from pipeline.settings import ServingSettings
+from archipelago.actors.http.forms import Form, read_form
+from archipelago.actors.http.problems import Problem, cut, explain
+from archipelago.pipeline.learned.asking import Ask
+from archipelago.pipeline.settings import ServingSettings
 
 LONGEST_LABEL = 200
 LONGEST_TASK = 1000

@@ -1,7 +1,8 @@
 """Processes that read what strangers send: bounded in memory and time, forked from a warm one.
 
-`python -m actors.http.decoder FD SETTINGS` is the warm one. It holds the imports, and for each
-socket that it is handed over FD it forks a decoder, so that a lost one is replaced in milliseconds.
+`python -m archipelago.actors.http.decoder FD SETTINGS` is the warm one. It holds the
+imports, and for each socket that it is handed over FD it forks a decoder, so that a lost one is
+replaced in milliseconds.
 Decoders end with their socket, their time or their memory; nothing but the answer leaves them.
 """
 
@@ -20,11 +21,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from actors.http.bodies import Wish, read_wish
-from actors.http.pixels import look, named, pixels, too_much
-from actors.http.problems import Problem
-from actors.http.tensors import read_tensors
-from pipeline.settings import ServingSettings
+from archipelago.actors.http.bodies import Wish, read_wish
+from archipelago.actors.http.pixels import look, named, pixels, too_much
+from archipelago.actors.http.problems import Problem
+from archipelago.actors.http.tensors import read_tensors
+from archipelago.pipeline.settings import ServingSettings
 
 HEAD = struct.Struct(">II")  # bytes of the JSON part, bytes of the rest
 HELLO = b"1"

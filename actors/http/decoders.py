@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from actors.http.decoder import HELLO, PATIENT, QUICK, receive, send
-from actors.http.problems import Problem, busy, not_ready
-from pipeline.learned.asking import Ask
-from pipeline.settings import ServingSettings
+from archipelago.actors.http.decoder import HELLO, PATIENT, QUICK, receive, send
+from archipelago.actors.http.problems import Problem, busy, not_ready
+from archipelago.pipeline.learned.asking import Ask
+from archipelago.pipeline.settings import ServingSettings
 
 QUICK_BYTES = 3 * 2**16  # larger bodies are never tried in the quick lane
 WORK_A_BYTE = 4  # of a body that nobody has looked into yet, in pixels
@@ -167,7 +167,7 @@ class Nursery:
             environment = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"}
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "actors.http.decoder", *words],
+                    [sys.executable, "-m", "archipelago.actors.http.decoder", *words],
                     env=environment,
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from fastapi import Request
 
-from actors.http.admin import is_right
-from actors.http.problems import Problem
-from pipeline.settings import ServingSettings
+from archipelago.actors.http.admin import is_right
+from archipelago.actors.http.problems import Problem
+from archipelago.pipeline.settings import ServingSettings
 
 FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 

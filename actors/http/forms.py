@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from actors.http.problems import Problem
+from archipelago.actors.http.problems import Problem
 
 MOST_FIELDS = 16
 LARGEST_FIELD = 2**20  # bytes of a field that is text

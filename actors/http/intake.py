@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from actors.http.problems import Problem, busy, not_ready
-from pipeline.settings import ServingSettings
+from archipelago.actors.http.problems import Problem, busy, not_ready
+from archipelago.pipeline.settings import ServingSettings
 
 ADMIN = "/v1/admin/"
 ADMIN_BYTES = 2**14

@@ -12,14 +12,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from PIL import Image
 
-from actors.http.backend import Reply
-from pipeline.learned.asking import Ask
-from pipeline.records import GroupRecord, TaskRecord
-from pipeline.records.card import data_of
-from pipeline.records.group import read_card
-from pipeline.serving.model import Generation, ServedModel
-from pipeline.serving.pointer import history, newest_pointer
-from pipeline.store import RunFolder
+from archipelago.actors.http.backend import Reply
+from archipelago.pipeline.learned.asking import Ask
+from archipelago.pipeline.records import GroupRecord, TaskRecord
+from archipelago.pipeline.records.card import data_of
+from archipelago.pipeline.records.group import read_card
+from archipelago.pipeline.serving.model import Generation, ServedModel
+from archipelago.pipeline.serving.pointer import history, newest_pointer
+from archipelago.pipeline.store import RunFolder
 
 EXAMPLES = 6  # probe images shown of a task
 

@@ -16,9 +16,9 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from actors.http.backend import Reply
-from actors.http.intake import header
-from actors.http.problems import Problem, cut
+from archipelago.actors.http.backend import Reply
+from archipelago.actors.http.intake import header
+from archipelago.actors.http.problems import Problem, cut
 
 log = logging.getLogger("ray.serve.archipelago")  # below Serve's own: its handlers write it
 NOBODY = "none"  # the task of unseen images

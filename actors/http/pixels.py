@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from actors.http.problems import Problem
-from pipeline.settings import ServingSettings
-from pipeline.streams.decode import (
+from archipelago.actors.http.problems import Problem
+from archipelago.pipeline.settings import ServingSettings
+from archipelago.pipeline.streams.decode import (
     ALPHA,
     BadImage,
     NotAnImage,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from actors.http.bodies import (
+from archipelago.actors.http.bodies import (
     LONGEST_LABEL,
     Task,
     Text,
@@ -23,9 +23,9 @@ from actors.http.bodies import (
     read_json,
     validated,
 )
-from actors.http.problems import Problem, cut
-from pipeline.learned.asking import Ask
-from pipeline.settings import ServingSettings
+from archipelago.actors.http.problems import Problem, cut
+from archipelago.pipeline.learned.asking import Ask
+from archipelago.pipeline.settings import ServingSettings
 
 MOST_OUTPUTS = 64
 Name = Annotated[Text, Field(max_length=LONGEST_LABEL)]

@@ -11,13 +11,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from actors.http.backend import Backend
-from actors.http.decoders import Decoders
-from actors.http.intake import in_time, whole_body
-from actors.http.observe import Seen
-from actors.http.problems import Problem, cut, not_ready, unknown_task
-from actors.http.tensors import InferRequest
-from pipeline.learned.asking import Answer
+from archipelago.actors.http.backend import Backend
+from archipelago.actors.http.decoders import Decoders
+from archipelago.actors.http.intake import in_time, whole_body
+from archipelago.actors.http.observe import Seen
+from archipelago.actors.http.problems import Problem, cut, not_ready, unknown_task
+from archipelago.actors.http.tensors import InferRequest
+from archipelago.pipeline.learned.asking import Answer
 
 MODEL = "archipelago"
 PLATFORM = "archipelago_clip"

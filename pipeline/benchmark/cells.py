@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.benchmark.plan import Rival, World
-from pipeline.evaluation.evaluator import Evaluator
-from pipeline.evaluation.protocol import CIL, SETTINGS
-from pipeline.learned.answering import Question
-from pipeline.learned.candidates import match
-from pipeline.learned.state import State
-from pipeline.methods import build_method, method_class
-from pipeline.settings import Settings
-from pipeline.store import RunFolder
-from pipeline.streams import ImageTable, PreparedDomain, stratified_fold
-from pipeline.training.loop import planned_steps
+from archipelago.pipeline.benchmark.plan import Rival, World
+from archipelago.pipeline.evaluation.evaluator import Evaluator
+from archipelago.pipeline.evaluation.protocol import CIL, SETTINGS
+from archipelago.pipeline.learned.answering import Question
+from archipelago.pipeline.learned.candidates import match
+from archipelago.pipeline.learned.state import State
+from archipelago.pipeline.methods import build_method, method_class
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.streams import ImageTable, PreparedDomain, stratified_fold
+from archipelago.pipeline.training.loop import planned_steps
 
 CELL = "cell.json"
 FIGURES = ("transfer", "average", "last")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata, studentized_range
 
-from pipeline.evaluation import metrics
-from pipeline.evaluation.protocol import SETTINGS
-from pipeline.evaluation.records import Records
+from archipelago.pipeline.evaluation import metrics
+from archipelago.pipeline.evaluation.protocol import SETTINGS
+from archipelago.pipeline.evaluation.records import Records
 
 LEVEL = 0.95
 FIGURES = ("average", "last")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.benchmark import page, summary
-from pipeline.benchmark.certainty import intervals, ranking
-from pipeline.benchmark.plan import Plan
-from pipeline.evaluation.records import Records
-from pipeline.store import Folder
-from pipeline.store.documents import plain
+from archipelago.pipeline.benchmark import page, summary
+from archipelago.pipeline.benchmark.certainty import intervals, ranking
+from archipelago.pipeline.benchmark.plan import Plan
+from archipelago.pipeline.evaluation.records import Records
+from archipelago.pipeline.store import Folder
+from archipelago.pipeline.store.documents import plain
 
 SCHEMA = 1
 OURS = "archipelago"

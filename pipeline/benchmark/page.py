@@ -11,7 +11,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pipeline.benchmark.summary import COSTS, TITLES, costs, lines, measured_settings, shown
+from archipelago.pipeline.benchmark.summary import (
+    COSTS,
+    TITLES,
+    costs,
+    lines,
+    measured_settings,
+    shown,
+)
 
 DPI, SEA, SAND = 110, "#0b6e8a", "#c9772b"
 
@@ -35,7 +42,9 @@ def render(document: Mapping[str, Any]) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("pipeline.benchmark", "."), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader(__package__ or "", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
     )
     environment.filters |= {"figure": shown, "signed": lambda value: f"{value:+.1f}"}
     return environment.get_template("compare.html")

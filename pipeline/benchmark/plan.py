@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.methods import method_class
-from pipeline.store import Folder
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.methods import method_class
+from archipelago.pipeline.store import Folder
 
 PLAN = "comparison.json"
 NAMED = ("alphabetical", "reverse", "seeded", "given")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from pipeline.errors import UserError
-from pipeline.settings import StreamSettings
-from pipeline.streams import Domain
-from pipeline.streams.registry import readers
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams import Domain
+from archipelago.pipeline.streams.registry import readers
 
 log = logging.getLogger("archipelago")
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.methods import StageContext, build_method, method_class
-from pipeline.model.backbone import load_backbone
-from pipeline.model.kernels import Kernels
-from pipeline.settings import Settings
-from pipeline.streams import ImageTable, PreparedDomain
-from pipeline.training.loop import planned_steps
-from pipeline.training.objectives import text_activations
+from archipelago.pipeline.methods import StageContext, build_method, method_class
+from archipelago.pipeline.model.backbone import load_backbone
+from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.streams import ImageTable, PreparedDomain
+from archipelago.pipeline.training.loop import planned_steps
+from archipelago.pipeline.training.objectives import text_activations
 
 BATCH = 16
 

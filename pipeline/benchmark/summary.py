@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from pipeline.evaluation.protocol import CIL, SETTINGS
+from archipelago.pipeline.evaluation.protocol import CIL, SETTINGS
 
 FIGURES = ("transfer", "average", "last")
 TITLES = {

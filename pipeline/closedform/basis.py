@@ -16,9 +16,9 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline.closedform.threads import one_thread
-from pipeline.closedform.triangle import packed, shrunk, unpacked
-from pipeline.errors import UserError
+from archipelago.pipeline.closedform.threads import one_thread
+from archipelago.pipeline.closedform.triangle import packed, shrunk, unpacked
+from archipelago.pipeline.errors import UserError
 
 ENOUGH = 4  # images a dimension, from which a covariance is taken as it is
 MIXED = 0.3  # share of the diagonal's mean in a covariance of fewer, and in `target`

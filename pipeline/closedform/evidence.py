@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.closedform.rows import CalibrationRows
-from pipeline.closedform.taskset import TaskSet
-from pipeline.closedform.tempering import log_softmax
+from archipelago.pipeline.closedform.rows import CalibrationRows
+from archipelago.pipeline.closedform.taskset import TaskSet
+from archipelago.pipeline.closedform.tempering import log_softmax
 
 Kind = Literal["both", "E", "J"]
 TAUS = tuple(2.0**power for power in range(10))

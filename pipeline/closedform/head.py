@@ -17,13 +17,13 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.closedform.basis import Basis
-from pipeline.closedform.discriminant import Discriminant, Removal
-from pipeline.closedform.ridge import RidgeFit
-from pipeline.closedform.rows import CalibrationRows
-from pipeline.closedform.sums import Sums
-from pipeline.closedform.tempering import blend, log_softmax, sharpen
-from pipeline.closedform.threads import one_thread
+from archipelago.pipeline.closedform.basis import Basis
+from archipelago.pipeline.closedform.discriminant import Discriminant, Removal
+from archipelago.pipeline.closedform.ridge import RidgeFit
+from archipelago.pipeline.closedform.rows import CalibrationRows
+from archipelago.pipeline.closedform.sums import Sums
+from archipelago.pipeline.closedform.tempering import blend, log_softmax, sharpen
+from archipelago.pipeline.closedform.threads import one_thread
 
 RIDGES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 RIDGE, SHARPNESS = 300.0, 0.3  # where no row can be left out

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.special import expit
 
-from pipeline.closedform.basis import Basis
-from pipeline.closedform.evidence import Evidence, Kind
-from pipeline.closedform.novelty import Novelty
-from pipeline.closedform.taskset import KnownTask, TaskSet
-from pipeline.closedform.threads import one_thread
+from archipelago.pipeline.closedform.basis import Basis
+from archipelago.pipeline.closedform.evidence import Evidence, Kind
+from archipelago.pipeline.closedform.novelty import Novelty
+from archipelago.pipeline.closedform.taskset import KnownTask, TaskSet
+from archipelago.pipeline.closedform.threads import one_thread
 
 SHRINKAGE = 0.003
 MOST_ROWS = 8192  # calibration rows over all tasks

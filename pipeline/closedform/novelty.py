@@ -10,9 +10,9 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline.closedform.discriminant import Discriminant
-from pipeline.closedform.rows import CalibrationRows
-from pipeline.closedform.taskset import BACKGROUND, TaskSet
+from archipelago.pipeline.closedform.discriminant import Discriminant
+from archipelago.pipeline.closedform.rows import CalibrationRows
+from archipelago.pipeline.closedform.taskset import BACKGROUND, TaskSet
 
 FEWEST = 8  # rows that say what is usual
 ALONE = 4.0  # slope in standard deviations where there is one task

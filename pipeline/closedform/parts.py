@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.closedform.sums import Sums
-from pipeline.closedform.triangle import packed
+from archipelago.pipeline.closedform.sums import Sums
+from archipelago.pipeline.closedform.triangle import packed
 
 
 def parted(whole: Sums, part: Sums) -> Sums:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import cho_solve, cholesky
 
-from pipeline.closedform.discriminant import LEAST
-from pipeline.closedform.sums import Sums
+from archipelago.pipeline.closedform.discriminant import LEAST
+from archipelago.pipeline.closedform.sums import Sums
 
 
 @dataclass(frozen=True, eq=False)

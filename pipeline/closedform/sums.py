@@ -11,8 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline.closedform.threads import one_thread
-from pipeline.closedform.triangle import packed, unpacked
+from archipelago.pipeline.closedform.threads import one_thread
+from archipelago.pipeline.closedform.triangle import packed, unpacked
 
 _CHUNK = 4096  # rows held in double precision at once
 

@@ -13,11 +13,11 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.closedform.basis import Basis
-from pipeline.closedform.discriminant import Discriminant, Removal
-from pipeline.closedform.rows import CalibrationRows
-from pipeline.closedform.sums import Sums
-from pipeline.closedform.triangle import inner, packed, shrunk, unpacked
+from archipelago.pipeline.closedform.basis import Basis
+from archipelago.pipeline.closedform.discriminant import Discriminant, Removal
+from archipelago.pipeline.closedform.rows import CalibrationRows
+from archipelago.pipeline.closedform.sums import Sums
+from archipelago.pipeline.closedform.triangle import inner, packed, shrunk, unpacked
 
 BACKGROUND = 2.0  # how many tasks the background counts for among classes
 TENTH = 0.1  # share of rows that can be left out, from which those alone calibrate

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.dense.base import Metric, Score
+from archipelago.pipeline.dense.base import Metric, Score
 
 WITHIN = (11.25, 22.5, 30.0)  # degrees
 

@@ -21,8 +21,8 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from pipeline.dense.head import DenseHead
-from pipeline.registry import Registry
+from archipelago.pipeline.dense.head import DenseHead
+from archipelago.pipeline.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class DenseTask(ABC):
         return DenseHead(widths, grid, size, self.channels, channels)
 
 
-kinds: Registry[type[DenseTask]] = Registry("pipeline.dense.tasks", "dense task")
+kinds: Registry[type[DenseTask]] = Registry("archipelago.pipeline.dense.tasks", "dense task")
 
 
 def register(task: type[DenseTask]) -> type[DenseTask]:

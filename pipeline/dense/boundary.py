@@ -19,9 +19,9 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from torch import Tensor
 
-from pipeline.dense.base import Metric, Score
-from pipeline.streams.targets import IGNORE
-from pipeline.streams.thinning import thin
+from archipelago.pipeline.dense.base import Metric, Score
+from archipelago.pipeline.streams.targets import IGNORE
+from archipelago.pipeline.streams.thinning import thin
 
 TOLERANCE = 0.0075  # of the image's diagonal
 SMALLEST = math.sqrt(2.0)  # pixels: small images still allow a neighbour

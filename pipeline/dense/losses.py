@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.streams.targets import IGNORE
+from archipelago.pipeline.streams.targets import IGNORE
 
 
 def cross_entropy(logits_BCSS: Tensor, labels_BSS: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.dense.base import DenseTask, Metric
+from archipelago.pipeline.dense.base import DenseTask, Metric
 
 EVALUATION_BATCH = 64
 

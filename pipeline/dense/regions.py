@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.dense.base import Metric, Score
-from pipeline.dense.losses import without_empty
-from pipeline.streams.targets import IGNORE
+from archipelago.pipeline.dense.base import Metric, Score
+from archipelago.pipeline.dense.losses import without_empty
+from archipelago.pipeline.streams.targets import IGNORE
 
 THRESHOLDS = np.linspace(0.2, 0.9, 15)  # of the saliency benchmark
 

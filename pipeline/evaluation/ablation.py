@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.closedform import Basis
-from pipeline.errors import UserError
-from pipeline.evaluation import metrics
-from pipeline.evaluation.evaluator import Evaluator, identifier_record
-from pipeline.evaluation.protocol import SETTINGS
-from pipeline.evaluation.views import Encoder
-from pipeline.identifiers import Identification
-from pipeline.learned.state import build_state
-from pipeline.methods import method_options
-from pipeline.records import GroupRecord
-from pipeline.settings import Settings
-from pipeline.store import RunFolder
-from pipeline.streams import PreparedDomain
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.evaluation import metrics
+from archipelago.pipeline.evaluation.evaluator import Evaluator, identifier_record
+from archipelago.pipeline.evaluation.protocol import SETTINGS
+from archipelago.pipeline.evaluation.views import Encoder
+from archipelago.pipeline.identifiers import Identification
+from archipelago.pipeline.learned.state import build_state
+from archipelago.pipeline.methods import method_options
+from archipelago.pipeline.records import GroupRecord
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.streams import PreparedDomain
 
 Changes = Mapping[str, Any]
 VARIANTS: dict[str, Changes] = {

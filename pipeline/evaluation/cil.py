@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation import metrics
-from pipeline.evaluation.protocol import CIL
-from pipeline.evaluation.records import Records
+from archipelago.pipeline.evaluation import metrics
+from archipelago.pipeline.evaluation.protocol import CIL
+from archipelago.pipeline.evaluation.records import Records
 
 
 def cil(records: Records) -> dict[str, Any] | None:

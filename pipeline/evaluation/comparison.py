@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.closedform import Basis
-from pipeline.errors import UserError
-from pipeline.evaluation import metrics
-from pipeline.evaluation.evaluator import Evaluator, shown
-from pipeline.evaluation.views import Encoder
-from pipeline.identifiers import (
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.evaluation import metrics
+from archipelago.pipeline.evaluation.evaluator import Evaluator, shown
+from archipelago.pipeline.evaluation.views import Encoder
+from archipelago.pipeline.identifiers import (
     Description,
     Evidence,
     Identification,
@@ -29,15 +29,15 @@ from pipeline.identifiers import (
     Shown,
     build_identifier,
 )
-from pipeline.identifiers.cascade import Cascade
-from pipeline.identifiers.describer import Describer
-from pipeline.identifiers.folds import Rule, floored, margins_of
-from pipeline.identifiers.scorer import Scorer
-from pipeline.learned.state import State, build_state
-from pipeline.records import GroupRecord
-from pipeline.settings import IdentifierSettings, Settings
-from pipeline.store import RunFolder
-from pipeline.streams import ImageTable, PreparedDomain
+from archipelago.pipeline.identifiers.cascade import Cascade
+from archipelago.pipeline.identifiers.describer import Describer
+from archipelago.pipeline.identifiers.folds import Rule, floored, margins_of
+from archipelago.pipeline.identifiers.scorer import Scorer
+from archipelago.pipeline.learned.state import State, build_state
+from archipelago.pipeline.records import GroupRecord
+from archipelago.pipeline.settings import IdentifierSettings, Settings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.streams import ImageTable, PreparedDomain
 
 Stage = tuple[dict[str, Identification], dict[str, np.ndarray]]
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.identifiers.places import said
+from archipelago.pipeline.identifiers.places import said
 
 ACCURACY = "accuracy"  # a task's own figure where it classifies
 TITLES = {  # the first that was measured is shown stage by stage

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pipeline.evaluation.records import Records
-from pipeline.records.card import data_of, descriptions
-from pipeline.store import GroupRef
+from archipelago.pipeline.evaluation.records import Records
+from archipelago.pipeline.records.card import data_of, descriptions
+from archipelago.pipeline.store import GroupRef
 
 
 def parameters(records: Records) -> dict[str, Any]:

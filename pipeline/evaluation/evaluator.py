@@ -15,21 +15,28 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dense import build
-from pipeline.evaluation.metrics import auroc, expected_calibration_error
-from pipeline.evaluation.protocol import CIL, SETTINGS, Measured, measure, stream_pairs, zero_shot
-from pipeline.evaluation.views import Encoder, FeatureStore, SplitView
-from pipeline.identifiers import Evidence, Identification, Shown
-from pipeline.learned.candidates import Candidate
-from pipeline.learned.state import State
-from pipeline.learned.texts import Texts
-from pipeline.methods import Method
-from pipeline.records import class_list
-from pipeline.settings import Settings
-from pipeline.store import RunFolder
-from pipeline.store.tensors import dump
-from pipeline.streams import DenseTable, ImageTable, PreparedDomain, Stage, plan_stages
-from pipeline.streams.parts import protocol
+from archipelago.pipeline.dense import build
+from archipelago.pipeline.evaluation.metrics import auroc, expected_calibration_error
+from archipelago.pipeline.evaluation.protocol import (
+    CIL,
+    SETTINGS,
+    Measured,
+    measure,
+    stream_pairs,
+    zero_shot,
+)
+from archipelago.pipeline.evaluation.views import Encoder, FeatureStore, SplitView
+from archipelago.pipeline.identifiers import Evidence, Identification, Shown
+from archipelago.pipeline.learned.candidates import Candidate
+from archipelago.pipeline.learned.state import State
+from archipelago.pipeline.learned.texts import Texts
+from archipelago.pipeline.methods import Method
+from archipelago.pipeline.records import class_list
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.store.tensors import dump
+from archipelago.pipeline.streams import DenseTable, ImageTable, PreparedDomain, Stage, plan_stages
+from archipelago.pipeline.streams.parts import protocol
 
 log = logging.getLogger(__name__)
 

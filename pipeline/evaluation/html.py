@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from pipeline.evaluation.drawings import expert_panels
+from archipelago.pipeline.evaluation.drawings import expert_panels
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 200, 104, 22, 12
 """A panel's size and margins, in SVG units."""
@@ -34,7 +34,9 @@ def render(report: dict[str, Any]) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("pipeline.evaluation", "."), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader(__package__ or "", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
     )
     environment.filters |= {
         "percent": lambda value: "–" if value is None else f"{value:.1f}",

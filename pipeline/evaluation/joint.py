@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation import metrics
-from pipeline.evaluation.records import Records
+from archipelago.pipeline.evaluation import metrics
+from archipelago.pipeline.evaluation.records import Records
 
 BASELINE = "lora_per_task"
 Figures = dict[str, dict[str, dict[str, Any]]]

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pipeline.evaluation.views import Encoder, Remembering, SplitView
-from pipeline.identifiers import Evidence
-from pipeline.learned.state import LAMBDAS, State
-from pipeline.learned.texts import Texts
-from pipeline.methods.base import log_softmax
-from pipeline.records import class_list
-from pipeline.streams import ImageTable, PreparedDomain
+from archipelago.pipeline.evaluation.views import Encoder, Remembering, SplitView
+from archipelago.pipeline.identifiers import Evidence
+from archipelago.pipeline.learned.state import LAMBDAS, State
+from archipelago.pipeline.learned.texts import Texts
+from archipelago.pipeline.methods.base import log_softmax
+from archipelago.pipeline.records import class_list
+from archipelago.pipeline.streams import ImageTable, PreparedDomain
 
 
 def prequential(

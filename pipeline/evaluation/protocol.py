@@ -18,15 +18,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.identifiers import Identification
-from pipeline.identifiers.oracle import certain
-from pipeline.learned.answering import Answered, Question, blind
-from pipeline.learned.candidates import Candidate, Candidates, match
-from pipeline.learned.state import State
-from pipeline.methods import Method, View
-from pipeline.methods.base import log_softmax
-from pipeline.records import ClassList, Prompted, class_list
-from pipeline.streams import PreparedDomain
+from archipelago.pipeline.identifiers import Identification
+from archipelago.pipeline.identifiers.oracle import certain
+from archipelago.pipeline.learned.answering import Answered, Question, blind
+from archipelago.pipeline.learned.candidates import Candidate, Candidates, match
+from archipelago.pipeline.learned.state import State
+from archipelago.pipeline.methods import Method, View
+from archipelago.pipeline.methods.base import log_softmax
+from archipelago.pipeline.records import ClassList, Prompted, class_list
+from archipelago.pipeline.streams import PreparedDomain
 
 SETTINGS = ("mtil_given", "mtil_identified", "xtail", "xtail_merged")
 CIL = "cil"  # only of streams that are cut into steps, and of the steps learned so far

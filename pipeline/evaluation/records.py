@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.records.evaluation import read_correct, read_evaluation
-from pipeline.records.group import read_card
-from pipeline.store import GroupRef, RunFolder, names
-from pipeline.streams import Stage
+from archipelago.pipeline.records.evaluation import read_correct, read_evaluation
+from archipelago.pipeline.records.group import read_card
+from archipelago.pipeline.store import GroupRef, RunFolder, names
+from archipelago.pipeline.streams import Stage
 
 
 @dataclass(frozen=True)

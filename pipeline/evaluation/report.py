@@ -13,15 +13,15 @@ from typing import Any
 import jsonschema
 import numpy as np
 
-from pipeline.evaluation import cost, metrics, tables
-from pipeline.evaluation.cil import cil
-from pipeline.evaluation.joint import comparison, experts
-from pipeline.evaluation.protocol import CIL, SETTINGS
-from pipeline.evaluation.records import Records, read_records
-from pipeline.methods import methods
-from pipeline.records.card import descriptions
-from pipeline.store import RunFolder
-from pipeline.store.documents import plain
+from archipelago.pipeline.evaluation import cost, metrics, tables
+from archipelago.pipeline.evaluation.cil import cil
+from archipelago.pipeline.evaluation.joint import comparison, experts
+from archipelago.pipeline.evaluation.protocol import CIL, SETTINGS
+from archipelago.pipeline.evaluation.records import Records, read_records
+from archipelago.pipeline.methods import methods
+from archipelago.pipeline.records.card import descriptions
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.store.documents import plain
 
 SCHEMA_VERSION = 2
 GIVEN, IDENTIFIED = "mtil_given", "mtil_identified"
@@ -52,7 +52,7 @@ def write_report(run: RunFolder, *, pictures: bool = True) -> dict[str, Any]:
     run.folder.write("matrix.parquet", tables.matrix(report))
     run.folder.write("confusion.parquet", tables.confusion(records))
     if pictures:  # imported here: after most stages nothing is drawn
-        from pipeline.evaluation import html, plots
+        from archipelago.pipeline.evaluation import html, plots
 
         for name, data in plots.render(report).items():
             run.folder.write(f"plots/{name}.png", data)

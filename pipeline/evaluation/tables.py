@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.evaluation.records import Records
+from archipelago.pipeline.evaluation.records import Records
 
 MATRIX = pa.schema(
     [

@@ -10,13 +10,13 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.closedform import CalibrationRows, Sums
-from pipeline.learned.texts import Texts
-from pipeline.methods import Function, View
-from pipeline.records import ClassList
-from pipeline.store import Folder, GroupRef, RunFolder
-from pipeline.store.tensors import dump, load
-from pipeline.streams import PreparedDomain
+from archipelago.pipeline.closedform import CalibrationRows, Sums
+from archipelago.pipeline.learned.texts import Texts
+from archipelago.pipeline.methods import Function, View
+from archipelago.pipeline.records import ClassList
+from archipelago.pipeline.store import Folder, GroupRef, RunFolder
+from archipelago.pipeline.store.tensors import dump, load
+from archipelago.pipeline.streams import PreparedDomain
 
 
 class Encoder(Protocol):

@@ -17,16 +17,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.closedform import Basis
-from pipeline.identifiers.description import Description, Sample
-from pipeline.identifiers.looker import Looker, Shown
-from pipeline.records import TaskRecord
-from pipeline.registry import Registry
-from pipeline.settings import IdentifierSettings
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.identifiers.description import Description, Sample
+from archipelago.pipeline.identifiers.looker import Looker, Shown
+from archipelago.pipeline.records import TaskRecord
+from archipelago.pipeline.registry import Registry
+from archipelago.pipeline.settings import IdentifierSettings
 
 NONE = "none"
 CERTAIN = 1e6  # log odds of somebody who knows
-identifiers: Registry[type[Identifier]] = Registry("pipeline.identifiers", "identifier.name")
+identifiers: Registry[type[Identifier]] = Registry(
+    "archipelago.pipeline.identifiers", "identifier.name"
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,11 +9,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.linalg import solve_triangular
 
-from pipeline.closedform import Basis, Sums
-from pipeline.errors import UserError
-from pipeline.model.backbone import EMBEDDED
-from pipeline.settings import BackboneSettings, IdentifierSettings
-from pipeline.store import names
+from archipelago.pipeline.closedform import Basis, Sums
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.model.backbone import EMBEDDED
+from archipelago.pipeline.settings import BackboneSettings, IdentifierSettings
+from archipelago.pipeline.store import names
 
 
 def find_basis(settings: BackboneSettings) -> Path | None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.identifiers.base import Identification, register
-from pipeline.identifiers.folds import fit_rule, floored, margins_of
-from pipeline.identifiers.mllm import Mllm
+from archipelago.pipeline.identifiers.base import Identification, register
+from archipelago.pipeline.identifiers.folds import fit_rule, floored, margins_of
+from archipelago.pipeline.identifiers.mllm import Mllm
 
 
 @register

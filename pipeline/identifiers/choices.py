@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.identifiers.description import (
+from archipelago.pipeline.identifiers.description import (
     ANSWER,
     NONE_OF_THESE,
     choice_prompt,
@@ -18,7 +18,7 @@ from pipeline.identifiers.description import (
     orders,
     parse_letter,
 )
-from pipeline.identifiers.scorer import Scores, one_hot
+from archipelago.pipeline.identifiers.scorer import Scores, one_hot
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.identifiers.base import Identifier
-from pipeline.identifiers.description import Description, Sample
-from pipeline.identifiers.scorer import ScorerError
-from pipeline.settings import Settings
-from pipeline.streams import ImageTable, PreparedDomain, stratified_fold
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifiers.base import Identifier
+from archipelago.pipeline.identifiers.description import Description, Sample
+from archipelago.pipeline.identifiers.scorer import ScorerError
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.streams import ImageTable, PreparedDomain, stratified_fold
 
 
 def sample_of(domain: PreparedDomain, settings: Settings) -> Sample:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.identifiers.description import (
+from archipelago.pipeline.identifiers.description import (
     DESCRIBE_VERSION,
     SCORE_VERSION,
     Description,
@@ -26,11 +26,11 @@ from pipeline.identifiers.description import (
     clean,
     orders,
 )
-from pipeline.identifiers.places import Places
-from pipeline.identifiers.scorer import Scorer, Scores
-from pipeline.settings import IdentifierSettings
-from pipeline.store import Folder
-from pipeline.store.tensors import dump, load
+from archipelago.pipeline.identifiers.places import Places
+from archipelago.pipeline.identifiers.scorer import Scorer, Scores
+from archipelago.pipeline.settings import IdentifierSettings
+from archipelago.pipeline.store import Folder
+from archipelago.pipeline.store.tensors import dump, load
 
 MOST_TRACES = 12  # calls of a stage that are recorded in full
 PLACED = 64  # images of each set on which position bias is measured

@@ -20,10 +20,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.closedform import Basis
-from pipeline.identifiers.base import Evidence, Identification, Identifier, register
-from pipeline.identifiers.description import Description, Sample
-from pipeline.identifiers.folds import (
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.identifiers.base import Evidence, Identification, Identifier, register
+from archipelago.pipeline.identifiers.description import Description, Sample
+from archipelago.pipeline.identifiers.folds import (
     Fold,
     Reading,
     Rule,
@@ -33,10 +33,10 @@ from pipeline.identifiers.folds import (
     floored,
     margins_of,
 )
-from pipeline.identifiers.looker import Looker, Shown
-from pipeline.identifiers.prototype import Prototype
-from pipeline.records import TaskRecord
-from pipeline.settings import IdentifierSettings
+from archipelago.pipeline.identifiers.looker import Looker, Shown
+from archipelago.pipeline.identifiers.prototype import Prototype
+from archipelago.pipeline.records import TaskRecord
+from archipelago.pipeline.settings import IdentifierSettings
 
 
 @register

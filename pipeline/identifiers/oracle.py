@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.closedform import Basis
-from pipeline.identifiers.base import (
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.identifiers.base import (
     CERTAIN,
     Evidence,
     Identification,
@@ -15,9 +15,9 @@ from pipeline.identifiers.base import (
     nothing_known,
     register,
 )
-from pipeline.identifiers.looker import Looker
-from pipeline.records import TaskRecord
-from pipeline.settings import IdentifierSettings
+from archipelago.pipeline.identifiers.looker import Looker
+from archipelago.pipeline.records import TaskRecord
+from archipelago.pipeline.settings import IdentifierSettings
 
 
 @register

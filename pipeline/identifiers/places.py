@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.identifiers.description import letters_for
+from archipelago.pipeline.identifiers.description import letters_for
 
 
 @dataclass(eq=False)

@@ -13,8 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.errors import UserError
-from pipeline.settings import IdentifierSettings
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import IdentifierSettings
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 EMBEDDED = {"mllm-tiny": WEIGHTS / "mllm-tiny"}

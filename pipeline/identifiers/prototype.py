@@ -18,17 +18,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pipeline.closedform import Basis, Knowledge, KnownTask
-from pipeline.identifiers.base import (
+from archipelago.pipeline.closedform import Basis, Knowledge, KnownTask
+from archipelago.pipeline.identifiers.base import (
     Evidence,
     Identification,
     Identifier,
     nothing_known,
     register,
 )
-from pipeline.identifiers.looker import Looker
-from pipeline.records import TaskRecord
-from pipeline.settings import IdentifierSettings
+from archipelago.pipeline.identifiers.looker import Looker
+from archipelago.pipeline.records import TaskRecord
+from archipelago.pipeline.settings import IdentifierSettings
 
 COSINE_TEMPERATURE = 0.02  # sharpness of the shares that follow from cosines
 COSINES = ("mean", "class_means")

@@ -16,9 +16,9 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.registry import Registry
-from pipeline.settings import IdentifierSettings
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.registry import Registry
+from archipelago.pipeline.settings import IdentifierSettings
 
 
 class ScorerError(RuntimeError):
@@ -84,7 +84,9 @@ class Scorer(Protocol):
 
 
 Factory = Callable[[IdentifierSettings, int], Scorer]
-drivers: Registry[Factory] = Registry("pipeline.identifiers.drivers", "identifier.driver")
+drivers: Registry[Factory] = Registry(
+    "archipelago.pipeline.identifiers.drivers", "identifier.driver"
+)
 register_driver = drivers.register
 
 
@@ -119,7 +121,7 @@ def _check_vllm(settings: IdentifierSettings) -> None:
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
             "identifier.driver=vllm: needs the package `vllm`; install it with"
-            " pip install 'archipelago[vllm]'"
+            " pip install 'archipelago-cl[vllm]'"
         )
     if settings.device == "cpu":
         raise UserError(

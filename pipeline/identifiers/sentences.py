@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline.identifiers.description import OR, clean
+from archipelago.pipeline.identifiers.description import OR, clean
 
 PARTING = re.compile(r";\s+or(?:\s+|$)|(?<=\.)\s+Or\s+")
 WORTH = 0.6  # nats an image that a further sentence must add to the mean fit

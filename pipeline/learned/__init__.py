@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from pipeline.learned.asking import Answer, Ask
+from archipelago.pipeline.learned.asking import Answer, Ask
 
 if TYPE_CHECKING:
-    from pipeline.learned.model import LearnedModel
+    from archipelago.pipeline.learned.model import LearnedModel
 
 __all__ = ["Answer", "Ask", "LearnedModel"]
 
@@ -13,7 +13,7 @@ __all__ = ["Answer", "Ask", "LearnedModel"]
 def __getattr__(name: str) -> object:
     """`LearnedModel` at its first use: who only passes requests on need not load torch."""
     if name == "LearnedModel":
-        from pipeline.learned.model import LearnedModel
+        from archipelago.pipeline.learned.model import LearnedModel
 
         return LearnedModel
     raise AttributeError(name)

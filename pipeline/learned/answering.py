@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.identifiers import Identification
-from pipeline.learned.candidates import Candidates
-from pipeline.learned.state import State
-from pipeline.methods.base import log_softmax
-from pipeline.methods.view import Function, View
-from pipeline.records import ClassList
+from archipelago.pipeline.identifiers import Identification
+from archipelago.pipeline.learned.candidates import Candidates
+from archipelago.pipeline.learned.state import State
+from archipelago.pipeline.methods.base import log_softmax
+from archipelago.pipeline.methods.view import Function, View
+from archipelago.pipeline.records import ClassList
 
 LEAST_SHARE, MOST_GROUPS = 0.02, 2  # of a posterior: whose groups run for an image
 Pair = tuple[int, Function]

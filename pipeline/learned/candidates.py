@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.records import ClassList, Prompted, TaskRecord
-from pipeline.records.classes import TEMPLATES
+from archipelago.pipeline.records import ClassList, Prompted, TaskRecord
+from archipelago.pipeline.records.classes import TEMPLATES
 
 
 class Candidate(NamedTuple):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.identifiers import Identification, Identifier
+from archipelago.pipeline.identifiers import Identification, Identifier
 
 Shares = tuple[tuple[str, float], ...]
 

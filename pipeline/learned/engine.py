@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.closedform import Basis, CalibrationRows, Sums
-from pipeline.dense import build, stored_heads
-from pipeline.learned.passes import FeaturePass
-from pipeline.methods import Function, build_method
-from pipeline.model.backbone import load_backbone
-from pipeline.model.kernels import Kernels
-from pipeline.records import ClassList
-from pipeline.records.basis import read_basis
-from pipeline.settings import Settings
-from pipeline.store import GroupRef, RunFolder, names
-from pipeline.store.tensors import load
-from pipeline.streams import DenseTable, ImageTable
+from archipelago.pipeline.closedform import Basis, CalibrationRows, Sums
+from archipelago.pipeline.dense import build, stored_heads
+from archipelago.pipeline.learned.passes import FeaturePass
+from archipelago.pipeline.methods import Function, build_method
+from archipelago.pipeline.model.backbone import load_backbone
+from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.records import ClassList
+from archipelago.pipeline.records.basis import read_basis
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import GroupRef, RunFolder, names
+from archipelago.pipeline.store.tensors import load
+from archipelago.pipeline.streams import DenseTable, ImageTable
 
 Statistics = tuple[Sums, CalibrationRows]
 Looked = tuple[np.ndarray, np.ndarray]

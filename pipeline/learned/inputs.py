@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import UserError
-from pipeline.streams.decode import BadImage, decode, fit
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.streams.decode import BadImage, decode, fit
 
 Picture = Any  # a PIL image, a path, encoded bytes, or an array (H, W, 3) uint8
 MAX_PIXELS = 50_000_000

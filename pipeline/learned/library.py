@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import torch
 
-from pipeline.errors import IntegrityError
-from pipeline.records import GroupRecord
-from pipeline.store import GroupRef, RunFolder
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.records import GroupRecord
+from archipelago.pipeline.store import GroupRef, RunFolder
 
 
 class Library:

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.identifiers import Evidence, Identification
-from pipeline.learned.asking import Answer
-from pipeline.learned.candidates import Candidate
-from pipeline.learned.inputs import Picture, pixels
-from pipeline.learned.runtime import Runtime, Wish
-from pipeline.learned.state import State
-from pipeline.records import TaskRecord
-from pipeline.store import RunFolder
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifiers import Evidence, Identification
+from archipelago.pipeline.learned.asking import Answer
+from archipelago.pipeline.learned.candidates import Candidate
+from archipelago.pipeline.learned.inputs import Picture, pixels
+from archipelago.pipeline.learned.runtime import Runtime, Wish
+from archipelago.pipeline.learned.state import State
+from archipelago.pipeline.records import TaskRecord
+from archipelago.pipeline.store import RunFolder
 
 PASS = 64  # images in one pass: bounds memory whatever is asked
 Asked = str | tuple[str, str] | Candidate  # a name, (domain, name), or with templates

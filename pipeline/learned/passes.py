@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.closedform import Basis
-from pipeline.errors import UserError
-from pipeline.identifiers.basis import depths
-from pipeline.identifiers.features import DepthRecorder
-from pipeline.methods import Method
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifiers.basis import depths
+from archipelago.pipeline.identifiers.features import DepthRecorder
+from archipelago.pipeline.methods import Method
 
 
 class Passed(NamedTuple):

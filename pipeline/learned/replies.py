@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.learned.answering import LEAST_SHARE, MOST_GROUPS, Answered, Question
-from pipeline.learned.asking import Answer
+from archipelago.pipeline.learned.answering import LEAST_SHARE, MOST_GROUPS, Answered, Question
+from archipelago.pipeline.learned.asking import Answer
 
 Named = tuple[tuple[str, float], ...]
 

@@ -13,25 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import validate
-from pipeline.errors import UserError
-from pipeline.identifiers import Evidence, Identification
-from pipeline.learned.answering import Question
-from pipeline.learned.asking import Answer, Ask
-from pipeline.learned.candidates import Candidate, Candidates, match
-from pipeline.learned.consult import Doubt, doubts_of
-from pipeline.learned.library import Library
-from pipeline.learned.passes import FeaturePass
-from pipeline.learned.replies import reply
-from pipeline.learned.state import State, build_state
-from pipeline.learned.texts import Texts
-from pipeline.learned.views import LiveView
-from pipeline.methods import build_method
-from pipeline.model.backbone import load_backbone
-from pipeline.model.kernels import Kernels, resolve_device
-from pipeline.records.basis import read_basis
-from pipeline.settings import Settings
-from pipeline.store import GroupRef, RunFolder
+from archipelago.pipeline.config import validate
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifiers import Evidence, Identification
+from archipelago.pipeline.learned.answering import Question
+from archipelago.pipeline.learned.asking import Answer, Ask
+from archipelago.pipeline.learned.candidates import Candidate, Candidates, match
+from archipelago.pipeline.learned.consult import Doubt, doubts_of
+from archipelago.pipeline.learned.library import Library
+from archipelago.pipeline.learned.passes import FeaturePass
+from archipelago.pipeline.learned.replies import reply
+from archipelago.pipeline.learned.state import State, build_state
+from archipelago.pipeline.learned.texts import Texts
+from archipelago.pipeline.learned.views import LiveView
+from archipelago.pipeline.methods import build_method
+from archipelago.pipeline.model.backbone import load_backbone
+from archipelago.pipeline.model.kernels import Kernels, resolve_device
+from archipelago.pipeline.records.basis import read_basis
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import GroupRef, RunFolder
 
 
 @dataclass(frozen=True)

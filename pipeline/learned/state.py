@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.closedform import Basis
-from pipeline.identifiers import Identification, Identifier, Looker, build_identifier
-from pipeline.methods import Function, Method, View, build_method
-from pipeline.model.backbone import Backbone
-from pipeline.records import ClassList, GroupRecord, TaskRecord
-from pipeline.settings import Settings, UnseenSettings
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.identifiers import Identification, Identifier, Looker, build_identifier
+from archipelago.pipeline.methods import Function, Method, View, build_method
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.records import ClassList, GroupRecord, TaskRecord
+from archipelago.pipeline.settings import Settings, UnseenSettings
 
 LAMBDAS = np.linspace(0.0, 1.0, 21)
 Speakers = tuple[tuple[str, float], ...]

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.methods.view import Function
-from pipeline.records import ClassList
+from archipelago.pipeline.methods.view import Function
+from archipelago.pipeline.records import ClassList
 
 if TYPE_CHECKING:
-    from pipeline.learned.state import State
+    from archipelago.pipeline.learned.state import State
 
 KEPT = 20_000  # vectors: some tens of MB
 Encode = Callable[[ClassList, Function | None], np.ndarray]

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.learned.passes import Passed
-from pipeline.learned.texts import Texts
-from pipeline.methods import Function, Method, View
-from pipeline.records import ClassList
+from archipelago.pipeline.learned.passes import Passed
+from archipelago.pipeline.learned.texts import Texts
+from archipelago.pipeline.methods import Function, Method, View
+from archipelago.pipeline.records import ClassList
 
 
 class LiveView(View):

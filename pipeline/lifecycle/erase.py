@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.store import Folder, GroupRef, RunFolder
-from pipeline.streams.selection import file_name
+from archipelago.pipeline.store import Folder, GroupRef, RunFolder
+from archipelago.pipeline.streams.selection import file_name
 
 
 def erase_files(

@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.lifecycle.erase import disk_bytes, erase_files
-from pipeline.lifecycle.remix import remix
-from pipeline.records.group import read_card
-from pipeline.settings import ServingSettings
-from pipeline.store import GroupRef, RunFolder
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.lifecycle.erase import disk_bytes, erase_files
+from archipelago.pipeline.lifecycle.remix import remix
+from archipelago.pipeline.records.group import read_card
+from archipelago.pipeline.settings import ServingSettings
+from archipelago.pipeline.store import GroupRef, RunFolder
 
 
 @dataclass

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.learned.runtime import Runtime
-from pipeline.learned.state import State, build_state
-from pipeline.methods import build_method
-from pipeline.records import GroupRecord, Probe, TaskRecord
-from pipeline.serving.canary import largest_change, probe_scores
-from pipeline.serving.pointer import Refused
-from pipeline.store import GroupRef, RunFolder
+from archipelago.pipeline.learned.runtime import Runtime
+from archipelago.pipeline.learned.state import State, build_state
+from archipelago.pipeline.methods import build_method
+from archipelago.pipeline.records import GroupRecord, Probe, TaskRecord
+from archipelago.pipeline.serving.canary import largest_change, probe_scores
+from archipelago.pipeline.serving.pointer import Refused
+from archipelago.pipeline.store import GroupRef, RunFolder
 
 Mixed = dict[str, tuple[GroupRef, dict[str, Any]]]
 

@@ -12,15 +12,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.errors import IntegrityError, UserError
-from pipeline.learned.runtime import Runtime
-from pipeline.lifecycle.forget import Forgetting
-from pipeline.records.group import read_card
-from pipeline.serving.canary import largest_change, probe_scores
-from pipeline.serving.pointer import Refused
-from pipeline.settings import Settings
-from pipeline.store import GroupRef, RunFolder
-from pipeline.streams import ImageTable, PreparedDomain, open_stream, prepare
+from archipelago.pipeline.errors import IntegrityError, UserError
+from archipelago.pipeline.learned.runtime import Runtime
+from archipelago.pipeline.lifecycle.forget import Forgetting
+from archipelago.pipeline.records.group import read_card
+from archipelago.pipeline.serving.canary import largest_change, probe_scores
+from archipelago.pipeline.serving.pointer import Refused
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import GroupRef, RunFolder
+from archipelago.pipeline.streams import ImageTable, PreparedDomain, open_stream, prepare
 
 log = logging.getLogger(__name__)
 

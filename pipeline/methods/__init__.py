@@ -1,7 +1,7 @@
 """How a stream is learned: one file per method, each registering itself by name."""
 
-from pipeline.methods.adapter import Adapter, Neighbour, StageContext
-from pipeline.methods.base import (
+from archipelago.pipeline.methods.adapter import Adapter, Neighbour, StageContext
+from archipelago.pipeline.methods.base import (
     Fitted,
     Method,
     StageData,
@@ -10,7 +10,7 @@ from pipeline.methods.base import (
     method_options,
     methods,
 )
-from pipeline.methods.view import Function, View
+from archipelago.pipeline.methods.view import Function, View
 
 __all__ = [
     "Adapter",

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.watch import Watch
+from archipelago.pipeline.model.watch import Watch
 
 
 @dataclass(frozen=True, order=True)

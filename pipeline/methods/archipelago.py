@@ -21,18 +21,24 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.closedform import Basis, CalibrationRows, Head, Sums, fit_head
-from pipeline.closedform.parts import parted
-from pipeline.methods.adapter import Adapter, StageContext
-from pipeline.methods.base import Fitted, MethodOptions, StageData, log_softmax, register
-from pipeline.methods.blend import Blend, fit_blend
-from pipeline.methods.closed import ClosedForm
-from pipeline.methods.means import class_means
-from pipeline.methods.trge import GroupAdapter, Trge
-from pipeline.methods.view import Function, View
-from pipeline.model.backbone import Backbone
-from pipeline.records import ClassList, GroupRecord, Probe, TaskRecord
-from pipeline.settings import Settings
+from archipelago.pipeline.closedform import Basis, CalibrationRows, Head, Sums, fit_head
+from archipelago.pipeline.closedform.parts import parted
+from archipelago.pipeline.methods.adapter import Adapter, StageContext
+from archipelago.pipeline.methods.base import (
+    Fitted,
+    MethodOptions,
+    StageData,
+    log_softmax,
+    register,
+)
+from archipelago.pipeline.methods.blend import Blend, fit_blend
+from archipelago.pipeline.methods.closed import ClosedForm
+from archipelago.pipeline.methods.means import class_means
+from archipelago.pipeline.methods.trge import GroupAdapter, Trge
+from archipelago.pipeline.methods.view import Function, View
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.records import ClassList, GroupRecord, Probe, TaskRecord
+from archipelago.pipeline.settings import Settings
 
 
 class ArchipelagoOptions(MethodOptions):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.methods.base import MethodOptions, register
-from pipeline.methods.trge import Trge
+from archipelago.pipeline.methods.base import MethodOptions, register
+from archipelago.pipeline.methods.trge import Trge
 
 
 class AseOptions(MethodOptions):

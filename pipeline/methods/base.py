@@ -23,16 +23,16 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from pipeline.closedform import Basis
-from pipeline.errors import UserError
-from pipeline.methods.adapter import Adapter, StageContext
-from pipeline.methods.view import Function, View
-from pipeline.model.backbone import Backbone
-from pipeline.records import ClassList, GroupRecord, TaskRecord
-from pipeline.registry import Registry
-from pipeline.settings import MethodSettings, Settings, Strict
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.methods.adapter import Adapter, StageContext
+from archipelago.pipeline.methods.view import Function, View
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.records import ClassList, GroupRecord, TaskRecord
+from archipelago.pipeline.registry import Registry
+from archipelago.pipeline.settings import MethodSettings, Settings, Strict
 
-methods: Registry[type[Method]] = Registry("pipeline.methods", "method.name")
+methods: Registry[type[Method]] = Registry("archipelago.pipeline.methods", "method.name")
 Policy = Literal["given", "one", "hard", "posterior"]
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from pipeline.methods.base import log_softmax
+from archipelago.pipeline.methods.base import log_softmax
 
 TEMPERATURES = np.geomspace(0.25, 4.0, 33)
 SHARPNESSES = np.linspace(1.0, 2.0, 21)

@@ -27,15 +27,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.closedform import Basis
-from pipeline.methods.adapter import Adapter, StageContext
-from pipeline.methods.base import MethodOptions, register
-from pipeline.methods.means import class_means
-from pipeline.methods.sequential import Continuing, Sequential
-from pipeline.model.backbone import Backbone
-from pipeline.model.experts import ExpertShape, expert_shapes
-from pipeline.model.towers import Delta
-from pipeline.settings import Settings
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.methods.adapter import Adapter, StageContext
+from archipelago.pipeline.methods.base import MethodOptions, register
+from archipelago.pipeline.methods.means import class_means
+from archipelago.pipeline.methods.sequential import Continuing, Sequential
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.model.experts import ExpertShape, expert_shapes
+from archipelago.pipeline.model.towers import Delta
+from archipelago.pipeline.settings import Settings
 
 
 class CkaaOptions(MethodOptions):

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.closedform import Head
-from pipeline.methods.base import Fitted, Method, StageData, log_softmax
-from pipeline.methods.view import Function, View
-from pipeline.records import ClassList, GroupRecord, TaskRecord
+from archipelago.pipeline.closedform import Head
+from archipelago.pipeline.methods.base import Fitted, Method, StageData, log_softmax
+from archipelago.pipeline.methods.view import Function, View
+from archipelago.pipeline.records import ClassList, GroupRecord, TaskRecord
 
 
 class ClosedForm(Method):

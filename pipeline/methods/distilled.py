@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.methods.adapter import Adapter
-from pipeline.methods.base import Method
-from pipeline.methods.tuned import TunedTowers
+from archipelago.pipeline.methods.adapter import Adapter
+from archipelago.pipeline.methods.base import Method
+from archipelago.pipeline.methods.tuned import TunedTowers
 
 
 class DistilledTowers(TunedTowers):

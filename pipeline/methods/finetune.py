@@ -6,10 +6,10 @@ answer for every task. It trains from the same first block, for the same steps, 
 
 from __future__ import annotations
 
-from pipeline.methods.adapter import StageContext
-from pipeline.methods.base import register
-from pipeline.methods.sequential import Sequential
-from pipeline.methods.tuned import TunedTowers
+from archipelago.pipeline.methods.adapter import StageContext
+from archipelago.pipeline.methods.base import register
+from archipelago.pipeline.methods.sequential import Sequential
+from archipelago.pipeline.methods.tuned import TunedTowers
 
 
 @register

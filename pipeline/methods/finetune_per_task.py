@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.methods.base import register
-from pipeline.methods.finetune import Finetune
-from pipeline.methods.view import Function
+from archipelago.pipeline.methods.base import register
+from archipelago.pipeline.methods.finetune import Finetune
+from archipelago.pipeline.methods.view import Function
 
 
 @register

@@ -7,10 +7,10 @@ are chosen by leaving calibration rows out in closed form.
 
 from __future__ import annotations
 
-from pipeline.closedform import Head, fit_head
-from pipeline.methods.base import register
-from pipeline.methods.closed import ClosedForm
-from pipeline.records import TaskRecord
+from archipelago.pipeline.closedform import Head, fit_head
+from archipelago.pipeline.methods.base import register
+from archipelago.pipeline.methods.closed import ClosedForm
+from archipelago.pipeline.records import TaskRecord
 
 
 @register

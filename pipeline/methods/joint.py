@@ -7,8 +7,8 @@ further stage, which forgets like `finetune`.
 
 from __future__ import annotations
 
-from pipeline.methods.base import register
-from pipeline.methods.finetune import Finetune
+from archipelago.pipeline.methods.base import register
+from archipelago.pipeline.methods.finetune import Finetune
 
 
 @register

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.methods.adapter import StageContext, pack
-from pipeline.methods.base import register
-from pipeline.methods.sequential import Continuing, Sequential
-from pipeline.model.backbone import Backbone
-from pipeline.model.experts import ExpertShape, expert_shapes
-from pipeline.model.towers import Delta
+from archipelago.pipeline.methods.adapter import StageContext, pack
+from archipelago.pipeline.methods.base import register
+from archipelago.pipeline.methods.sequential import Continuing, Sequential
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.model.experts import ExpertShape, expert_shapes
+from archipelago.pipeline.model.towers import Delta
 
 
 class LoraAdapter(Continuing):

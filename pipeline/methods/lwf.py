@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.methods.adapter import StageContext
-from pipeline.methods.base import MethodOptions, register
-from pipeline.methods.distilled import DistilledTowers, Distilling, divergence
-from pipeline.methods.finetune import Finetune
-from pipeline.methods.tuned import TunedTowers
-from pipeline.model.backbone import Backbone
+from archipelago.pipeline.methods.adapter import StageContext
+from archipelago.pipeline.methods.base import MethodOptions, register
+from archipelago.pipeline.methods.distilled import DistilledTowers, Distilling, divergence
+from archipelago.pipeline.methods.finetune import Finetune
+from archipelago.pipeline.methods.tuned import TunedTowers
+from archipelago.pipeline.model.backbone import Backbone
 
 
 class LwfOptions(MethodOptions):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.methods.base import Method
+from archipelago.pipeline.methods.base import Method
 
 BATCH = 128  # images whose frozen features are averaged at once
 

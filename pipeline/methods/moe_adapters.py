@@ -27,15 +27,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.closedform import Basis
-from pipeline.methods.adapter import StageContext
-from pipeline.methods.base import MethodOptions, register
-from pipeline.methods.pool import PASSING, PoolAdapter
-from pipeline.methods.sequential import Sequential
-from pipeline.methods.view import Function
-from pipeline.model.backbone import Backbone
-from pipeline.model.experts import ROUTER_STD, ExpertShape, expert_shapes
-from pipeline.settings import Settings
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.methods.adapter import StageContext
+from archipelago.pipeline.methods.base import MethodOptions, register
+from archipelago.pipeline.methods.pool import PASSING, PoolAdapter
+from archipelago.pipeline.methods.sequential import Sequential
+from archipelago.pipeline.methods.view import Function
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.model.experts import ROUTER_STD, ExpertShape, expert_shapes
+from archipelago.pipeline.settings import Settings
 
 BATCH = 64  # images that vote
 CODE = 32  # width of an autoencoder

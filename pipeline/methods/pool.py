@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.methods.adapter import StageContext, pack, unpack
-from pipeline.methods.sequential import Continuing
-from pipeline.model.backbone import Backbone
-from pipeline.model.experts import Experts, ExpertShape, apply_experts
-from pipeline.model.towers import Delta
+from archipelago.pipeline.methods.adapter import StageContext, pack, unpack
+from archipelago.pipeline.methods.sequential import Continuing
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.model.experts import Experts, ExpertShape, apply_experts
+from archipelago.pipeline.model.towers import Delta
 
 PASSING = "passing_"  # buffers that a checkpoint holds and a finished stage does not
 

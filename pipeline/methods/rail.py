@@ -27,8 +27,8 @@ from pydantic import Field
 from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor
 
-from pipeline.closedform.triangle import packed, unpacked
-from pipeline.methods.base import (
+from archipelago.pipeline.closedform.triangle import packed, unpacked
+from archipelago.pipeline.methods.base import (
     Fitted,
     Method,
     MethodOptions,
@@ -36,8 +36,8 @@ from pipeline.methods.base import (
     log_softmax,
     register,
 )
-from pipeline.methods.view import Function, View
-from pipeline.records import ClassList, GroupRecord, Prompted
+from archipelago.pipeline.methods.view import Function, View
+from archipelago.pipeline.records import ClassList, GroupRecord, Prompted
 
 CHUNK = 2048  # images whose random features are held at once
 LEAST = 1e-6

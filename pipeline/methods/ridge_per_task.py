@@ -6,10 +6,10 @@ likeliest task answers; `nu` and sharpness are chosen by leaving calibration row
 
 from __future__ import annotations
 
-from pipeline.closedform import Head, fit_ridge
-from pipeline.methods.base import register
-from pipeline.methods.closed import ClosedForm
-from pipeline.records import TaskRecord
+from archipelago.pipeline.closedform import Head, fit_ridge
+from archipelago.pipeline.methods.base import register
+from archipelago.pipeline.methods.closed import ClosedForm
+from archipelago.pipeline.records import TaskRecord
 
 
 @register

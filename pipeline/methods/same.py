@@ -23,12 +23,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.methods.adapter import StageContext
-from pipeline.methods.base import MethodOptions, register
-from pipeline.methods.pool import PASSING, PoolAdapter
-from pipeline.methods.sequential import Sequential
-from pipeline.model.backbone import Backbone
-from pipeline.model.experts import ExpertShape, expert_shapes
+from archipelago.pipeline.methods.adapter import StageContext
+from archipelago.pipeline.methods.base import MethodOptions, register
+from archipelago.pipeline.methods.pool import PASSING, PoolAdapter
+from archipelago.pipeline.methods.sequential import Sequential
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.model.experts import ExpertShape, expert_shapes
 
 KINDS = ("router", "input")  # what is read by the router, and by the experts
 

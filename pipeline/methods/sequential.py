@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.closedform import Basis
-from pipeline.methods.adapter import Adapter, StageContext, read_tasks
-from pipeline.methods.base import Method, Policy
-from pipeline.methods.view import Function
-from pipeline.model.backbone import Backbone
-from pipeline.model.experts import trunk_blocks
-from pipeline.settings import Settings
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.methods.adapter import Adapter, StageContext, read_tasks
+from archipelago.pipeline.methods.base import Method, Policy
+from archipelago.pipeline.methods.view import Function
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.model.experts import trunk_blocks
+from archipelago.pipeline.settings import Settings
 
 
 class Continuing(Adapter):

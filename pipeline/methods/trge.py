@@ -16,16 +16,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.closedform import Basis
-from pipeline.methods.adapter import Adapter, Neighbour, StageContext, pack, read_tasks, unpack
-from pipeline.methods.base import Method, register
-from pipeline.methods.view import Function
-from pipeline.model.backbone import Backbone
-from pipeline.model.experts import ExpertGroup, Experts, expert_shapes, trunk_blocks
-from pipeline.model.growing import GrowingModel
-from pipeline.model.mix import TaskMix
-from pipeline.model.towers import Delta
-from pipeline.settings import Settings
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.methods.adapter import (
+    Adapter,
+    Neighbour,
+    StageContext,
+    pack,
+    read_tasks,
+    unpack,
+)
+from archipelago.pipeline.methods.base import Method, register
+from archipelago.pipeline.methods.view import Function
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.model.experts import ExpertGroup, Experts, expert_shapes, trunk_blocks
+from archipelago.pipeline.model.growing import GrowingModel
+from archipelago.pipeline.model.mix import TaskMix
+from archipelago.pipeline.model.towers import Delta
+from archipelago.pipeline.settings import Settings
 
 
 class Lender(NamedTuple):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.methods.base import register
-from pipeline.methods.trge import Trge
+from archipelago.pipeline.methods.base import register
+from archipelago.pipeline.methods.trge import Trge
 
 
 @register

@@ -12,10 +12,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.methods.adapter import pack
-from pipeline.methods.sequential import Continuing
-from pipeline.model.backbone import Backbone
-from pipeline.model.towers import ImageTower, TextTower
+from archipelago.pipeline.methods.adapter import pack
+from archipelago.pipeline.methods.sequential import Continuing
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.model.towers import ImageTower, TextTower
 
 KEPT = "kept."  # buffers of a stage, beside its weights
 

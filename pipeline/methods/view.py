@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.records import ClassList
+from archipelago.pipeline.records import ClassList
 
 
 class Function(NamedTuple):

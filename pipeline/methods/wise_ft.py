@@ -13,11 +13,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.methods.adapter import StageContext
-from pipeline.methods.base import MethodOptions, register
-from pipeline.methods.finetune import Finetune
-from pipeline.methods.tuned import TunedTowers
-from pipeline.model.backbone import Backbone
+from archipelago.pipeline.methods.adapter import StageContext
+from archipelago.pipeline.methods.base import MethodOptions, register
+from archipelago.pipeline.methods.finetune import Finetune
+from archipelago.pipeline.methods.tuned import TunedTowers
+from archipelago.pipeline.model.backbone import Backbone
 
 
 class WiseOptions(MethodOptions):

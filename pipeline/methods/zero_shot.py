@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.methods.base import Method, register
+from archipelago.pipeline.methods.base import Method, register
 
 
 @register

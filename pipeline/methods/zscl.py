@@ -22,11 +22,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.methods.adapter import Adapter, StageContext
-from pipeline.methods.base import MethodOptions, register
-from pipeline.methods.distilled import DistilledTowers, Distilling, divergence
-from pipeline.methods.finetune import Finetune
-from pipeline.model.backbone import Backbone
+from archipelago.pipeline.methods.adapter import Adapter, StageContext
+from archipelago.pipeline.methods.base import MethodOptions, register
+from archipelago.pipeline.methods.distilled import DistilledTowers, Distilling, divergence
+from archipelago.pipeline.methods.finetune import Finetune
+from archipelago.pipeline.model.backbone import Backbone
 
 THINGS = (
     "person", "child", "face", "hand", "crowd", "dog", "cat", "bird", "horse", "fish", "insect",

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
-from pipeline.model.folder import check_folder
-from pipeline.model.kernels import Kernels
-from pipeline.model.openclip import open_clip
-from pipeline.model.towers import Delta, ImageTower, TextTower
-from pipeline.settings import BackboneSettings
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.model.folder import check_folder
+from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.model.openclip import open_clip
+from archipelago.pipeline.model.towers import Delta, ImageTower, TextTower
+from archipelago.pipeline.settings import BackboneSettings
 
 EMBEDDED = {"clip-tiny": Path(__file__).parent / "weights" / "clip-tiny"}
 SUPPORTED = (

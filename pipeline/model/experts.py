@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
-from pipeline.model.backbone import Backbone
-from pipeline.model.router import Gating
-from pipeline.model.towers import Tower
-from pipeline.model.watch import Watch
-from pipeline.settings import ExpertSettings
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.model.router import Gating
+from archipelago.pipeline.model.towers import Tower
+from archipelago.pipeline.model.watch import Watch
+from archipelago.pipeline.settings import ExpertSettings
 
 ROUTER_STD = 0.02  # zero would tie the experts, and unselected ones would get no gradient
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from archipelago.pipeline.errors import UserError
 
 CONFIG = "open_clip_config.json"
 TOWERS = {"vision_cfg": ("image_size", "layers", "width", "patch_size"),

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.model.backbone import Backbone
-from pipeline.model.experts import ExpertGroup, ExpertShape, apply_experts
-from pipeline.model.mix import Mix, TaskMix, stack_mixes
-from pipeline.model.towers import Delta
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.model.experts import ExpertGroup, ExpertShape, apply_experts
+from archipelago.pipeline.model.mix import Mix, TaskMix, stack_mixes
+from archipelago.pipeline.model.towers import Delta
 
 
 class GrowingModel:

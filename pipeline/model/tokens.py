@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.model.backbone import EMBEDDED
-from pipeline.model.openclip import open_clip
-from pipeline.settings import BackboneSettings
+from archipelago.pipeline.model.backbone import EMBEDDED
+from archipelago.pipeline.model.openclip import open_clip
+from archipelago.pipeline.settings import BackboneSettings
 
 Tokens = list[tuple[int, ...]]
 

@@ -27,8 +27,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pipeline.model.backbone import EMBEDDED
-from pipeline.pretraining.settings import ModelSettings
+from archipelago.pipeline.model.backbone import EMBEDDED
+from archipelago.pipeline.pretraining.settings import ModelSettings
 
 PAD, BEGIN, END = "<pad>", "<s>", "</s>"
 USER, ANSWER = "<user>", "<answer>"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline.errors import IntegrityError
-from pipeline.pretraining.loop import State
-from pipeline.store import sha256
-from pipeline.store.tensors import dump, load
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.pretraining.loop import State
+from archipelago.pipeline.store import sha256
+from archipelago.pipeline.store.tensors import dump, load
 
 TENSORS, FACTS = "state.safetensors", "state.json"
 

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.identifiers.sentences import fits, most_fitting
-from pipeline.pretraining.build import ANSWER, BEGIN, USER, image_prefix
-from pipeline.pretraining.captions import kind_caption
-from pipeline.pretraining.lessons import KIND_PROMPT, LETTERS, Known, choice, question
-from pipeline.pretraining.measures import measure
-from pipeline.pretraining.pictures import MAX_PIXELS, SIZE, generator, sources
-from pipeline.pretraining.settings import PretrainSettings
-from pipeline.settings import StreamSettings
-from pipeline.streams.decode import decode, fit
-from pipeline.streams.domain import Split
-from pipeline.streams.stream import open_stream
+from archipelago.pipeline.identifiers.sentences import fits, most_fitting
+from archipelago.pipeline.pretraining.build import ANSWER, BEGIN, USER, image_prefix
+from archipelago.pipeline.pretraining.captions import kind_caption
+from archipelago.pipeline.pretraining.lessons import KIND_PROMPT, LETTERS, Known, choice, question
+from archipelago.pipeline.pretraining.measures import measure
+from archipelago.pipeline.pretraining.pictures import MAX_PIXELS, SIZE, generator, sources
+from archipelago.pipeline.pretraining.settings import PretrainSettings
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams.decode import decode, fit
+from archipelago.pipeline.streams.domain import Split
+from archipelago.pipeline.streams.stream import open_stream
 
 CHUNK = 64
 SENTENCES = 3  # of a description, as in conf/identifier/mllm.yaml

@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.pretraining.settings import PretrainSettings
+from archipelago.pipeline.pretraining.settings import PretrainSettings
 
 
 def enter(config: dict[str, Any]) -> None:
     """Where a worker of Ray Train begins."""
-    from pipeline.pretraining.worker import work
+    from archipelago.pipeline.pretraining.worker import work
 
     work(config)
 
@@ -25,7 +25,7 @@ def pretrain(settings: PretrainSettings) -> Path:
         UserError: there is no corpus.
         RuntimeError: the workers failed more often than they may.
     """
-    from pipeline.pretraining.worker import learn_here, model_folder
+    from archipelago.pipeline.pretraining.worker import learn_here, model_folder
 
     if settings.workers.num_workers == 0:
         learn_here(settings)
@@ -38,7 +38,7 @@ def _on_ray(settings: PretrainSettings) -> None:
     import ray.train as rt
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from pipeline.pretraining.worker import attempts
+    from archipelago.pipeline.pretraining.worker import attempts
 
     workers, folder = settings.workers, attempts(settings)
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.pretraining.build import ANSWER, BEGIN, END, USER
-from pipeline.pretraining.captions import kind_caption, name_caption, short_caption
-from pipeline.pretraining.pictures import generator
-from pipeline.pretraining.settings import LessonSettings
+from archipelago.pipeline.pretraining.build import ANSWER, BEGIN, END, USER
+from archipelago.pipeline.pretraining.captions import kind_caption, name_caption, short_caption
+from archipelago.pipeline.pretraining.pictures import generator
+from archipelago.pipeline.pretraining.settings import LessonSettings
 
 LETTERS = "ABCDEFGHI"
 NONE_OF_THESE = "none of these"

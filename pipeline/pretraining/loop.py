@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.pretraining.lessons import Batch, Lessons
-from pipeline.pretraining.settings import PretrainSettings
+from archipelago.pipeline.pretraining.lessons import Batch, Lessons
+from archipelago.pipeline.pretraining.settings import PretrainSettings
 
 Save = Callable[[dict[str, Any], "State | None"], None]
 Features = Callable[[np.ndarray], np.ndarray]

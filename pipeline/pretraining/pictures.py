@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.errors import UserError
-from pipeline.pretraining.renderers import RENDERERS
-from pipeline.pretraining.settings import PictureSettings
-from pipeline.pretraining.wear import wear
-from pipeline.streams.decode import decode, fit
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.pretraining.renderers import RENDERERS
+from archipelago.pipeline.pretraining.settings import PictureSettings
+from archipelago.pipeline.pretraining.wear import wear
+from archipelago.pipeline.streams.decode import decode, fit
 
 SIZE = 64
 MAX_PIXELS = 20_000_000

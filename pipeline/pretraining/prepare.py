@@ -18,19 +18,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.pretraining.build import build_model, build_processor, save, train_tokenizer
-from pipeline.pretraining.build import load as load_model
-from pipeline.pretraining.captions import kind_caption, name_caption, short_caption
-from pipeline.pretraining.lessons import (
+from archipelago.pipeline.pretraining.build import (
+    build_model,
+    build_processor,
+    save,
+    train_tokenizer,
+)
+from archipelago.pipeline.pretraining.build import load as load_model
+from archipelago.pipeline.pretraining.captions import kind_caption, name_caption, short_caption
+from archipelago.pipeline.pretraining.lessons import (
     CHOICE_PROMPT,
     KIND_PROMPT,
     NAME_PROMPT,
     NONE_OF_THESE,
     Known,
 )
-from pipeline.pretraining.measures import measure
-from pipeline.pretraining.pictures import generator, sources
-from pipeline.pretraining.settings import PretrainSettings
+from archipelago.pipeline.pretraining.measures import measure
+from archipelago.pipeline.pretraining.pictures import generator, sources
+from archipelago.pipeline.pretraining.settings import PretrainSettings
 
 log = logging.getLogger(__name__)
 BATCH = 128

@@ -18,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.errors import UserError
-from pipeline.settings import Strict, WorkerSettings
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import Strict, WorkerSettings
 
 FILE = Path(__file__).resolve().parents[2] / "conf" / "pretrain.yaml"
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.model.kernels import resolve_device
-from pipeline.pretraining import checkpoints
-from pipeline.pretraining.build import image_prefix, save
-from pipeline.pretraining.lessons import Lessons
-from pipeline.pretraining.loop import Save, State, train
-from pipeline.pretraining.prepare import has_bf16, load_prepared, prepare
-from pipeline.pretraining.settings import PretrainSettings
+from archipelago.pipeline.model.kernels import resolve_device
+from archipelago.pipeline.pretraining import checkpoints
+from archipelago.pipeline.pretraining.build import image_prefix, save
+from archipelago.pipeline.pretraining.lessons import Lessons
+from archipelago.pipeline.pretraining.loop import Save, State, train
+from archipelago.pipeline.pretraining.prepare import has_bf16, load_prepared, prepare
+from archipelago.pipeline.pretraining.settings import PretrainSettings
 
 log = logging.getLogger(__name__)
 KEPT = 2  # checkpoints of one attempt

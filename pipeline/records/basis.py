@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.closedform import Basis
-from pipeline.errors import IntegrityError, UserError
-from pipeline.store import RunFolder, names
-from pipeline.store.tensors import dump, load
+from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.errors import IntegrityError, UserError
+from archipelago.pipeline.store import RunFolder, names
+from archipelago.pipeline.store.tensors import dump, load
 
 
 def keep_basis(run: RunFolder, basis: Basis) -> None:

@@ -8,8 +8,8 @@ import jsonschema
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from pipeline.errors import IntegrityError
-from pipeline.store import Folder
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.store import Folder
 
 ZERO_SHOT = "zero-shot"
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.errors import IntegrityError
-from pipeline.records.task import Arrays, TaskRecord
-from pipeline.store import GroupRef, RunFolder, documents, names
-from pipeline.store.groups import GroupStore
-from pipeline.store.tensors import dump, load
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.records.task import Arrays, TaskRecord
+from archipelago.pipeline.store import GroupRef, RunFolder, documents, names
+from archipelago.pipeline.store.groups import GroupStore
+from archipelago.pipeline.store.tensors import dump, load
 
 
 @dataclass(frozen=True, eq=False)

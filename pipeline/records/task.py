@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.closedform import CalibrationRows, Sums
-from pipeline.records.classes import ClassList, class_list
+from archipelago.pipeline.closedform import CalibrationRows, Sums
+from archipelago.pipeline.records.classes import ClassList, class_list
 
 Arrays = dict[str, np.ndarray]
 CARD = (

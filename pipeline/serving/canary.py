@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.learned.runtime import Runtime
-from pipeline.learned.state import State
-from pipeline.learned.texts import Texts
-from pipeline.serving.pointer import Refused
-from pipeline.settings import CanarySettings
+from archipelago.pipeline.learned.runtime import Runtime
+from archipelago.pipeline.learned.state import State
+from archipelago.pipeline.learned.texts import Texts
+from archipelago.pipeline.serving.pointer import Refused
+from archipelago.pipeline.settings import CanarySettings
 
 if TYPE_CHECKING:
-    from pipeline.serving.model import Generation
+    from archipelago.pipeline.serving.model import Generation
 
 BATCH = 32
 

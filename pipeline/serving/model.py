@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.config import validate
-from pipeline.errors import IntegrityError, UserError
-from pipeline.identifiers import Evidence
-from pipeline.learned import Answer, Ask
-from pipeline.learned.consult import Doubt
-from pipeline.learned.runtime import Runtime, Wish
-from pipeline.learned.state import State
-from pipeline.learned.texts import Texts
-from pipeline.methods import method_class
-from pipeline.model.backbone import Backbone
-from pipeline.records import GroupRecord, TaskRecord
-from pipeline.serving.canary import check
-from pipeline.serving.pointer import NOTHING, Pointer, Refused, read_pointer
-from pipeline.settings import ServingSettings, Settings
-from pipeline.store import GroupRef, RunFolder
+from archipelago.pipeline.config import validate
+from archipelago.pipeline.errors import IntegrityError, UserError
+from archipelago.pipeline.identifiers import Evidence
+from archipelago.pipeline.learned import Answer, Ask
+from archipelago.pipeline.learned.consult import Doubt
+from archipelago.pipeline.learned.runtime import Runtime, Wish
+from archipelago.pipeline.learned.state import State
+from archipelago.pipeline.learned.texts import Texts
+from archipelago.pipeline.methods import method_class
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.records import GroupRecord, TaskRecord
+from archipelago.pipeline.serving.canary import check
+from archipelago.pipeline.serving.pointer import NOTHING, Pointer, Refused, read_pointer
+from archipelago.pipeline.settings import ServingSettings, Settings
+from archipelago.pipeline.store import GroupRef, RunFolder
 
 
 @dataclass(frozen=True, eq=False)

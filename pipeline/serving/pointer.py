@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.errors import IntegrityError
-from pipeline.store import Folder, RunFolder
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.store import Folder, RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from pipeline.store.folder import Folder, sha256
-from pipeline.store.groups import GroupRef, GroupStore
-from pipeline.store.journal import Journal
-from pipeline.store.lock import Holder
-from pipeline.store.manifests import Manifest, Manifests
-from pipeline.store.run import RunFolder
+from archipelago.pipeline.store.folder import Folder, sha256
+from archipelago.pipeline.store.groups import GroupRef, GroupStore
+from archipelago.pipeline.store.journal import Journal
+from archipelago.pipeline.store.lock import Holder
+from archipelago.pipeline.store.manifests import Manifest, Manifests
+from archipelago.pipeline.store.run import RunFolder
 
 __all__ = [
     "Folder",

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from pipeline.store.folder import Folder
+from archipelago.pipeline.store.folder import Folder
 
 ABSENT, CONFLICT, CHANGED = (
     404,

@@ -17,8 +17,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from pipeline.errors import UserError
-from pipeline.store import documents
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.store import documents
 
 Names = list[str]
 

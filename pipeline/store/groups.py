@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from pipeline.errors import IntegrityError
-from pipeline.store import documents
-from pipeline.store.folder import Folder, sha256
-from pipeline.store.lock import Check, unguarded
-from pipeline.store.names import GROUP as GROUP_FILE
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.store import documents
+from archipelago.pipeline.store.folder import Folder, sha256
+from archipelago.pipeline.store.lock import Check, unguarded
+from archipelago.pipeline.store.names import GROUP as GROUP_FILE
 
 log = logging.getLogger(__name__)
 

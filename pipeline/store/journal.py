@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from types import NoneType
 from typing import Any
 
-from pipeline.redact import discreet
-from pipeline.store import documents
-from pipeline.store.folder import Folder
-from pipeline.store.lock import Check, unguarded
+from archipelago.pipeline.redact import discreet
+from archipelago.pipeline.store import documents
+from archipelago.pipeline.store.folder import Folder
+from archipelago.pipeline.store.lock import Check, unguarded
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from pipeline.errors import LockedError
-from pipeline.store.conditional import S3Objects, conditional
-from pipeline.store.folder import Folder
-from pipeline.store.lock import LOCK, Holder
+from archipelago.pipeline.errors import LockedError
+from archipelago.pipeline.store.conditional import S3Objects, conditional
+from archipelago.pipeline.store.folder import Folder
+from archipelago.pipeline.store.lock import LOCK, Holder
 
 log = logging.getLogger(__name__)
 

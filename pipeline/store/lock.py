@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.errors import LockedError, UserError
-from pipeline.store import documents
-from pipeline.store.folder import make_folder
+from archipelago.pipeline.errors import LockedError, UserError
+from archipelago.pipeline.store import documents
+from archipelago.pipeline.store.folder import make_folder
 
 LOCK = "LOCK"
 GRACE_S = 1.0  # a killed holder keeps its lock until the kernel has taken it apart

@@ -7,11 +7,11 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.errors import IntegrityError
-from pipeline.store import documents
-from pipeline.store.folder import Folder, sha256
-from pipeline.store.groups import GroupRef
-from pipeline.store.lock import Check, unguarded
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.store import documents
+from archipelago.pipeline.store.folder import Folder, sha256
+from archipelago.pipeline.store.groups import GroupRef
+from archipelago.pipeline.store.lock import Check, unguarded
 
 _FILE = re.compile(r"(\d{3,})\.json")
 

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.redact import HIDDEN
-from pipeline.settings import default_of
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.redact import HIDDEN
+from archipelago.pipeline.settings import default_of
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from pipeline.errors import IntegrityError, UserError
-from pipeline.store import documents, resume
-from pipeline.store.folder import Folder
-from pipeline.store.groups import GroupRef, GroupStore
-from pipeline.store.journal import Journal
-from pipeline.store.lease import Lease
-from pipeline.store.lock import LOCK, Guard, Holder, LocalLock, Lock
-from pipeline.store.manifests import Manifests
-from pipeline.store.names import TASK
+from archipelago.pipeline.errors import IntegrityError, UserError
+from archipelago.pipeline.store import documents, resume
+from archipelago.pipeline.store.folder import Folder
+from archipelago.pipeline.store.groups import GroupRef, GroupStore
+from archipelago.pipeline.store.journal import Journal
+from archipelago.pipeline.store.lease import Lease
+from archipelago.pipeline.store.lock import LOCK, Guard, Holder, LocalLock, Lock
+from archipelago.pipeline.store.manifests import Manifests
+from archipelago.pipeline.store.names import TASK
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from pipeline.errors import IntegrityError
+from archipelago.pipeline.errors import IntegrityError
 
 
 def dump(tensors: Mapping[str, torch.Tensor | np.ndarray]) -> bytes:

@@ -1,13 +1,13 @@
 """Streams of image domains: readers, decoding with quarantine, and the memory-mapped cache."""
 
-from pipeline.streams.cache import ImageTable, PreparedDomain, prepare
-from pipeline.streams.dense import DenseTable
-from pipeline.streams.domain import Chunk, Domain, RawRow, Reader, Split
-from pipeline.streams.folds import stratified_fold
-from pipeline.streams.registry import readers, register
-from pipeline.streams.stages import Stage, plan_stages
-from pipeline.streams.stream import open_stream
-from pipeline.streams.targets import Target, Unusable
+from archipelago.pipeline.streams.cache import ImageTable, PreparedDomain, prepare
+from archipelago.pipeline.streams.dense import DenseTable
+from archipelago.pipeline.streams.domain import Chunk, Domain, RawRow, Reader, Split
+from archipelago.pipeline.streams.folds import stratified_fold
+from archipelago.pipeline.streams.registry import readers, register
+from archipelago.pipeline.streams.stages import Stage, plan_stages
+from archipelago.pipeline.streams.stream import open_stream
+from archipelago.pipeline.streams.targets import Target, Unusable
 
 __all__ = [
     "Chunk",

@@ -9,15 +9,15 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.settings import ClusterSettings
-from pipeline.streams.domain import Domain, Split
-from pipeline.streams.entries import Entries, Staging, entry_key
-from pipeline.streams.execution import run_jobs
-from pipeline.streams.parts import select
-from pipeline.streams.quarantine import left_out_rows, quarantine_rows, write_quarantine
-from pipeline.streams.shards import ShardJob, ShardResult
-from pipeline.streams.table import ImageTable
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import ClusterSettings
+from archipelago.pipeline.streams.domain import Domain, Split
+from archipelago.pipeline.streams.entries import Entries, Staging, entry_key
+from archipelago.pipeline.streams.execution import run_jobs
+from archipelago.pipeline.streams.parts import select
+from archipelago.pipeline.streams.quarantine import left_out_rows, quarantine_rows, write_quarantine
+from archipelago.pipeline.streams.shards import ShardJob, ShardResult
+from archipelago.pipeline.streams.table import ImageTable
 
 __all__ = ["ImageTable", "PreparedDomain", "prepare"]
 

@@ -10,9 +10,9 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.streams.cache import PreparedDomain
-from pipeline.streams.files import shown
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.streams.cache import PreparedDomain
+from archipelago.pipeline.streams.files import shown
 
 MOST = 3  # changes told of one domain
 

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import UserError
-from pipeline.streams.names import alike, composed
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.streams.names import alike, composed
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.streams.cache import PreparedDomain
-from pipeline.streams.folds import check_held_out, stratified_fold
-from pipeline.streams.table import ImageTable
+from archipelago.pipeline.streams.cache import PreparedDomain
+from archipelago.pipeline.streams.folds import check_held_out, stratified_fold
+from archipelago.pipeline.streams.table import ImageTable
 
 log = logging.getLogger(__name__)
 

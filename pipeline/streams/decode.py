@@ -14,8 +14,8 @@ import logging
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipeline.streams.containers import bands_of, odd_bands, without_metadata
-from pipeline.streams.files import one_line
+from archipelago.pipeline.streams.containers import bands_of, odd_bands, without_metadata
+from archipelago.pipeline.streams.files import one_line
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.streams.table import ImageTable, column
-from pipeline.streams.targets import Target
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.streams.table import ImageTable, column
+from archipelago.pipeline.streams.targets import Target
 
 
 class DenseTable(ImageTable):

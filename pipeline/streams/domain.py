@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from pipeline.streams.targets import Target, Unusable
+from archipelago.pipeline.streams.targets import Target, Unusable
 
 SPLITS = ("train", "test")
 

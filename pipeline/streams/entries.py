@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.streams import decode, targets
-from pipeline.streams.domain import Split
-from pipeline.streams.files import combine
-from pipeline.streams.table import COMPLETE, read_marker
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.streams import decode, targets
+from archipelago.pipeline.streams.domain import Split
+from archipelago.pipeline.streams.files import combine
+from archipelago.pipeline.streams.table import COMPLETE, read_marker
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from pyarrow import ArrowException
 
-from pipeline.settings import ClusterSettings
-from pipeline.streams.shards import ShardJob, ShardResult, write_shard
+from archipelago.pipeline.settings import ClusterSettings
+from archipelago.pipeline.streams.shards import ShardJob, ShardResult, write_shard
 
 Outcome = ShardResult | str  # or the reason why the chunk could not be read or written
 

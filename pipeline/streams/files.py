@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from pyarrow import ArrowException, fs
 
-from pipeline.errors import UserError
-from pipeline.streams.junk import is_junk_file, is_junk_folder
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.streams.junk import is_junk_file, is_junk_folder
 
 BLOCK = 1 << 20  # bytes read at a time when hashing
 

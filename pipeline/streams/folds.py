@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.streams.draws import draws, rank_in_class
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.streams.draws import draws, rank_in_class
 
 
 def check_held_out(

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import UserError
-from pipeline.streams.domain import Domain
-from pipeline.streams.walk import some
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.streams.domain import Domain
+from archipelago.pipeline.streams.walk import some
 
 log = logging.getLogger(__name__)
 

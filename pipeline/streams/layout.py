@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pipeline.errors import UserError
-from pipeline.streams.domain import SPLITS
-from pipeline.streams.files import Entry, Root, is_text, shown
-from pipeline.streams.names import composed
-from pipeline.streams.walk import some, walk
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.streams.domain import SPLITS
+from archipelago.pipeline.streams.files import Entry, Root, is_text, shown
+from archipelago.pipeline.streams.names import composed
+from archipelago.pipeline.streams.walk import some, walk
 
 FACTS = "domain.json"
 # What people call the folders of a split; compared without regard to case.

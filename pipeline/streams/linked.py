@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.streams.columns import is_bytes_type, is_text_type
-from pipeline.streams.files import Root
+from archipelago.pipeline.streams.columns import is_bytes_type, is_text_type
+from archipelago.pipeline.streams.files import Root
 
 BATCH = 256
 

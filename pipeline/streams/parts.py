@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.settings import StreamSettings
-from pipeline.streams.domain import Domain, Part, Split
-from pipeline.streams.draws import draws, rank_in_class
-from pipeline.streams.groups import shared
-from pipeline.streams.selection import Selection
-from pipeline.streams.table import ImageTable
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams.domain import Domain, Part, Split
+from archipelago.pipeline.streams.draws import draws, rank_in_class
+from archipelago.pipeline.streams.groups import shared
+from archipelago.pipeline.streams.selection import Selection
+from archipelago.pipeline.streams.table import ImageTable
 
 
 class Protocol(NamedTuple):

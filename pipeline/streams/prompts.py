@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from pipeline.errors import UserError
-from pipeline.streams.domain import Domain
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.streams.domain import Domain
 
 log = logging.getLogger(__name__)
 

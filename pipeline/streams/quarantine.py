@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipeline.streams.domain import Domain, Named, Split
-from pipeline.streams.files import shown
+from archipelago.pipeline.streams.domain import Domain, Named, Split
+from archipelago.pipeline.streams.files import shown
 
 SCHEMA = pa.schema(
     [

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.registry import Registry
-from pipeline.settings import StreamSettings
-from pipeline.streams.domain import Reader
-from pipeline.streams.groups import LACKING
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.registry import Registry
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams.domain import Reader
+from archipelago.pipeline.streams.groups import LACKING
 
 Factory = Callable[[StreamSettings, int], Reader]
-readers: Registry[Factory] = Registry("pipeline.streams.readers", "stream.reader")
+readers: Registry[Factory] = Registry("archipelago.pipeline.streams.readers", "stream.reader")
 register = readers.register
 PROTOCOL: dict[str, Any] = {"shots": None, "steps": None}
 """Options of every reader of images with classes (`streams/parts.py`), with their defaults."""

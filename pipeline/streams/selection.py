@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import IntegrityError, UserError
+from archipelago.pipeline.errors import IntegrityError, UserError
 
 SUFFIX = ".part.json"
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.streams.decode import BadImage, decode, fit
-from pipeline.streams.domain import Chunk, RawRow
-from pipeline.streams.inflight import DEATHS, NOTHING, InFlight
-from pipeline.streams.table import shard_schema
-from pipeline.streams.targets import Target, Unusable
+from archipelago.pipeline.streams.decode import BadImage, decode, fit
+from archipelago.pipeline.streams.domain import Chunk, RawRow
+from archipelago.pipeline.streams.inflight import DEATHS, NOTHING, InFlight
+from archipelago.pipeline.streams.table import shard_schema
+from archipelago.pipeline.streams.targets import Target, Unusable
 
 NO_CLASS = -1  # label of rows whose targets are dense
 BATCH_ROWS = 64  # decoded rows held in memory while a shard is written

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import UserError
+from archipelago.pipeline.errors import UserError
 
 LONGEST_NAME = 80
 

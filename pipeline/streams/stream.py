@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pipeline.errors import UserError
-from pipeline.settings import StreamSettings
-from pipeline.streams.domain import SPLITS, Domain
-from pipeline.streams.files import is_text
-from pipeline.streams.groups import check_groups
-from pipeline.streams.names import composed
-from pipeline.streams.parts import tasks_of, whole_domains
-from pipeline.streams.registry import readers
-from pipeline.streams.targets import KINDS
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams.domain import SPLITS, Domain
+from archipelago.pipeline.streams.files import is_text
+from archipelago.pipeline.streams.groups import check_groups
+from archipelago.pipeline.streams.names import composed
+from archipelago.pipeline.streams.parts import tasks_of, whole_domains
+from archipelago.pipeline.streams.registry import readers
+from archipelago.pipeline.streams.targets import KINDS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 MOST = 20  # repeated names in one message

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import IntegrityError, UserError
-from pipeline.streams.groups import shared
-from pipeline.streams.selection import SUFFIX, Selection
-from pipeline.streams.targets import Target
+from archipelago.pipeline.errors import IntegrityError, UserError
+from archipelago.pipeline.streams.groups import shared
+from archipelago.pipeline.streams.selection import SUFFIX, Selection
+from archipelago.pipeline.streams.targets import Target
 
 COMPLETE = "COMPLETE"  # written last: an entry without it does not exist
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pipeline.streams.files import Root, shown
+from archipelago.pipeline.streams.files import Root, shown
 
 LARGEST = 512 * 2**20  # bytes of a file that may be an image: 50 megapixels of 16 bits are 300 MB
 

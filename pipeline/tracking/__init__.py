@@ -6,8 +6,8 @@ says where the tracking data lies and how to look at it. MLflow is imported by t
 
 from __future__ import annotations
 
-from pipeline.tracking.location import Location, locate
-from pipeline.tracking.sync import sync
-from pipeline.tracking.tracker import Tracker
+from archipelago.pipeline.tracking.location import Location, locate
+from archipelago.pipeline.tracking.sync import sync
+from archipelago.pipeline.tracking.tracker import Tracker
 
 __all__ = ["Location", "Tracker", "locate", "sync"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from pipeline.settings import TrackingSettings
-from pipeline.store import RunFolder
-from pipeline.tracking.client import connected
-from pipeline.tracking.location import locate, tracked_before
-from pipeline.tracking.runs import TAG
-from pipeline.tracking.snapshot import Snapshot
+from archipelago.pipeline.settings import TrackingSettings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.tracking.client import connected
+from archipelago.pipeline.tracking.location import locate, tracked_before
+from archipelago.pipeline.tracking.runs import TAG
+from archipelago.pipeline.tracking.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,8 +13,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.settings import TrackingSettings
-from pipeline.tracking.location import Location
+from archipelago.pipeline.settings import TrackingSettings
+from archipelago.pipeline.tracking.location import Location
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from pipeline.settings import TrackingSettings
-from pipeline.store import RunFolder
-from pipeline.tracking import models, runs
-from pipeline.tracking.client import connected
-from pipeline.tracking.location import locate, tracked_before
-from pipeline.tracking.snapshot import Snapshot
-from pipeline.tracking.sync import sync
+from archipelago.pipeline.settings import TrackingSettings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.tracking import models, runs
+from archipelago.pipeline.tracking.client import connected
+from archipelago.pipeline.tracking.location import locate, tracked_before
+from archipelago.pipeline.tracking.snapshot import Snapshot
+from archipelago.pipeline.tracking.sync import sync
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

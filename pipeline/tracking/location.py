@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline.errors import UserError
-from pipeline.redact import HIDDEN, discreet_text
-from pipeline.settings import TrackingSettings
-from pipeline.store import RunFolder
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.redact import HIDDEN, discreet_text
+from archipelago.pipeline.settings import TrackingSettings
+from archipelago.pipeline.store import RunFolder
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
 SQLITE = "sqlite:///"

@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.records.card import data_of
-from pipeline.store import GroupRef, Manifest
-from pipeline.tracking.aliases import known_versions, name_candidate, name_served
-from pipeline.tracking.runs import TAG, tags
-from pipeline.tracking.snapshot import Snapshot
+from archipelago.pipeline.records.card import data_of
+from archipelago.pipeline.store import GroupRef, Manifest
+from archipelago.pipeline.tracking.aliases import known_versions, name_candidate, name_served
+from archipelago.pipeline.tracking.runs import TAG, tags
+from archipelago.pipeline.tracking.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

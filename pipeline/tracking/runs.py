@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.records.card import data_of
-from pipeline.store import names, sha256
-from pipeline.store.documents import dumps
-from pipeline.store.resume import flatten
-from pipeline.tracking.snapshot import Snapshot
+from archipelago.pipeline.records.card import data_of
+from archipelago.pipeline.store import names, sha256
+from archipelago.pipeline.store.documents import dumps
+from archipelago.pipeline.store.resume import flatten
+from archipelago.pipeline.tracking.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

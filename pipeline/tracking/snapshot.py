@@ -10,9 +10,17 @@ from typing import Any
 
 import jsonschema
 
-from pipeline.errors import IntegrityError
-from pipeline.records.evaluation import read_evaluation
-from pipeline.store import Folder, GroupRef, Manifest, RunFolder, documents, names, sha256
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.records.evaluation import read_evaluation
+from archipelago.pipeline.store import (
+    Folder,
+    GroupRef,
+    Manifest,
+    RunFolder,
+    documents,
+    names,
+    sha256,
+)
 
 FILES = ("run.json", "report.json", "report.html", "matrix.parquet", "confusion.parquet")
 

@@ -6,14 +6,14 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from pipeline.errors import IntegrityError, UserError
-from pipeline.redact import discreet_text
-from pipeline.settings import TrackingSettings
-from pipeline.store import RunFolder
-from pipeline.tracking import models, runs, words
-from pipeline.tracking.client import connected
-from pipeline.tracking.location import Location, locate
-from pipeline.tracking.snapshot import Snapshot
+from archipelago.pipeline.errors import IntegrityError, UserError
+from archipelago.pipeline.redact import discreet_text
+from archipelago.pipeline.settings import TrackingSettings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.tracking import models, runs, words
+from archipelago.pipeline.tracking.client import connected
+from archipelago.pipeline.tracking.location import Location, locate
+from archipelago.pipeline.tracking.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

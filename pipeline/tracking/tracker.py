@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 
-from pipeline.settings import TrackingSettings
-from pipeline.store import RunFolder
-from pipeline.tracking.location import locate
-from pipeline.tracking.sync import sync
+from archipelago.pipeline.settings import TrackingSettings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.tracking.location import locate
+from archipelago.pipeline.tracking.sync import sync
 
 log = logging.getLogger(__name__)
 

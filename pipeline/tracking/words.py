@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from pipeline.identifiers.description import DESCRIBE_VERSION, PROMPTS, SCORE_VERSION
-from pipeline.tracking.runs import TAG, tags
-from pipeline.tracking.snapshot import Snapshot
+from archipelago.pipeline.identifiers.description import DESCRIBE_VERSION, PROMPTS, SCORE_VERSION
+from archipelago.pipeline.tracking.runs import TAG, tags
+from archipelago.pipeline.tracking.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

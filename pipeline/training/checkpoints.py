@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import IntegrityError
-from pipeline.store import Folder, sha256
-from pipeline.store.tensors import dump, load
-from pipeline.training.loop import TrainingState
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.store import Folder, sha256
+from archipelago.pipeline.store.tensors import dump, load
+from archipelago.pipeline.training.loop import TrainingState
 
 log = logging.getLogger(__name__)
 

@@ -19,15 +19,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.dense import DenseTask, build
-from pipeline.dense.views import view_targets
-from pipeline.methods import Adapter, Method
-from pipeline.model.backbone import Backbone
-from pipeline.settings import Settings
-from pipeline.streams import DenseTable, PreparedDomain, stratified_fold
-from pipeline.training.objectives import Judgement, Objective
-from pipeline.training.trunk import TrunkCache, gather
-from pipeline.training.views import Views
+from archipelago.pipeline.dense import DenseTask, build
+from archipelago.pipeline.dense.views import view_targets
+from archipelago.pipeline.methods import Adapter, Method
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.streams import DenseTable, PreparedDomain, stratified_fold
+from archipelago.pipeline.training.objectives import Judgement, Objective
+from archipelago.pipeline.training.trunk import TrunkCache, gather
+from archipelago.pipeline.training.views import Views
 
 EVALUATION_BATCH = 64
 

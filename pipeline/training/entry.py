@@ -7,6 +7,6 @@ from typing import Any
 
 def enter(config: dict[str, Any]) -> None:
     """Body of one worker: a stage in plain form, as `StageSpec.plain` gives it."""
-    from pipeline.training.worker import work
+    from archipelago.pipeline.training.worker import work
 
     work(config)

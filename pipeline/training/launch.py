@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import IntegrityError, UserError
-from pipeline.store import Folder, RunFolder
-from pipeline.store.tensors import load
-from pipeline.training import checkpoints
-from pipeline.training.entry import enter
-from pipeline.training.loop import TrainingState
-from pipeline.training.stage import (
+from archipelago.pipeline.errors import IntegrityError, UserError
+from archipelago.pipeline.store import Folder, RunFolder
+from archipelago.pipeline.store.tensors import load
+from archipelago.pipeline.training import checkpoints
+from archipelago.pipeline.training.entry import enter
+from archipelago.pipeline.training.loop import TrainingState
+from archipelago.pipeline.training.stage import (
     CLASSES,
     FACTS,
     GROUP,

@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
-from pipeline.methods import Adapter, Method
-from pipeline.model.watch import GateLog, Watch, mutual_information
-from pipeline.settings import TrainingSettings
-from pipeline.training.objectives import Objective, judge, predict_all
-from pipeline.training.trunk import batch_rows
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.methods import Adapter, Method
+from archipelago.pipeline.model.watch import GateLog, Watch, mutual_information
+from archipelago.pipeline.settings import TrainingSettings
+from archipelago.pipeline.training.objectives import Objective, judge, predict_all
+from archipelago.pipeline.training.trunk import batch_rows
 
 Report = Callable[[dict[str, Any], "TrainingState | None"], None]
 

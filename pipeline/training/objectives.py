@@ -19,9 +19,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.methods import Adapter
-from pipeline.model.backbone import Backbone
-from pipeline.training.trunk import TrunkCache, gather
+from archipelago.pipeline.methods import Adapter
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.training.trunk import TrunkCache, gather
 
 EVALUATION_BATCH = 128
 

@@ -19,28 +19,34 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.dense import stored_head
-from pipeline.errors import UserError
-from pipeline.methods import Adapter, Method, Neighbour, StageContext, build_method
-from pipeline.model.backbone import load_backbone
-from pipeline.model.kernels import Kernels
-from pipeline.model.watch import Watch, describe_experts
-from pipeline.settings import Settings
-from pipeline.store import Folder, GroupRef, RunFolder, names
-from pipeline.store.tensors import dump, load
-from pipeline.streams import DenseTable, ImageTable, PreparedDomain, Stage, stratified_fold
-from pipeline.streams.folds import check_held_out
-from pipeline.training.dense import DenseObjective, dense_folds, dense_objectives
-from pipeline.training.loop import TrainingState, held_out, planned_steps, train
-from pipeline.training.objectives import (
+from archipelago.pipeline.dense import stored_head
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.methods import Adapter, Method, Neighbour, StageContext, build_method
+from archipelago.pipeline.model.backbone import load_backbone
+from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.model.watch import Watch, describe_experts
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import Folder, GroupRef, RunFolder, names
+from archipelago.pipeline.store.tensors import dump, load
+from archipelago.pipeline.streams import (
+    DenseTable,
+    ImageTable,
+    PreparedDomain,
+    Stage,
+    stratified_fold,
+)
+from archipelago.pipeline.streams.folds import check_held_out
+from archipelago.pipeline.training.dense import DenseObjective, dense_folds, dense_objectives
+from archipelago.pipeline.training.loop import TrainingState, held_out, planned_steps, train
+from archipelago.pipeline.training.objectives import (
     Classification,
     Objective,
     class_features,
     judge,
     text_activations,
 )
-from pipeline.training.trunk import TrunkCache
-from pipeline.training.views import Views
+from archipelago.pipeline.training.trunk import TrunkCache
+from archipelago.pipeline.training.views import Views
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.model.backbone import Backbone
-from pipeline.training.views import Views
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.training.views import Views
 
 CHUNK = 64
 CACHE_DTYPE = torch.float16

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.settings import TrainingSettings
+from archipelago.pipeline.settings import TrainingSettings
 
 ASPECT = (3 / 4, 4 / 3)  # torchvision's RandomResizedCrop
 

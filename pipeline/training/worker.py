@@ -13,12 +13,12 @@ import torch
 from ray.train.torch import get_device
 from ray.util.metrics import Gauge
 
-from pipeline.errors import UserError
-from pipeline.methods import Adapter
-from pipeline.store import RunFolder
-from pipeline.training import checkpoints
-from pipeline.training.loop import TrainingState
-from pipeline.training.stage import (
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.methods import Adapter
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.training import checkpoints
+from archipelago.pipeline.training.loop import TrainingState
+from archipelago.pipeline.training.stage import (
     REFUSED,
     Outcome,
     StageSpec,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import demo
-from jobs.ray_head import RayHead
-from pipeline.store import RunFolder
+from archipelago.jobs import demo
+from archipelago.jobs.ray_head import RayHead
+from archipelago.pipeline.store import RunFolder
 from tests.running import (
     DECODED_HERE,
     EVERY,

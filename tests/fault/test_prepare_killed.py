@@ -7,15 +7,15 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.settings import ClusterSettings, StreamSettings
-from pipeline.streams import ImageTable, open_stream, prepare
+from archipelago.pipeline.settings import ClusterSettings, StreamSettings
+from archipelago.pipeline.streams import ImageTable, open_stream, prepare
 from tests.helpers import parquet_domain
 
 VICTIM = """
 import sys, time
 from pathlib import Path
-from pipeline.settings import ClusterSettings, StreamSettings
-from pipeline.streams import execution, open_stream, prepare
+from archipelago.pipeline.settings import ClusterSettings, StreamSettings
+from archipelago.pipeline.streams import execution, open_stream, prepare
 
 write, done = execution.write_shard, []
 

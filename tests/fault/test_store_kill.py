@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.store import RunFolder, sha256
+from archipelago.pipeline.store import RunFolder, sha256
 
 ROOT = Path(__file__).parents[2]
 KILLS = 15  # more, up to four times as many, until one of them hit a group in mid-write
@@ -24,7 +24,7 @@ WRITER = """
 import itertools, sys
 sys.path.insert(0, "tests/fault")
 from test_store_kill import content
-from pipeline.store import RunFolder
+from archipelago.pipeline.store import RunFolder
 
 run = RunFolder(sys.argv[1])
 files = ("group.safetensors", "identity.safetensors", "probe.safetensors", "task.bin")

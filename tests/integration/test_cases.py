@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, PngImagePlugin
 
-from jobs import sequence
-from pipeline.store import RunFolder
+from archipelago.jobs import sequence
+from archipelago.pipeline.store import RunFolder
 from tests.helpers import TINY, parquet_domain, png
 from tests.running import IN_PROCESS, events
 

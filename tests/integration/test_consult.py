@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import serve as job
-from jobs.ray_head import free_ports
-from pipeline.identifiers.scorer import build_scorer
-from pipeline.learned import Ask
-from pipeline.learned.consult import Doubt, settle
-from pipeline.serving.model import ServedModel
-from pipeline.settings import IdentifierSettings
-from pipeline.store import RunFolder
+from archipelago.jobs import serve as job
+from archipelago.jobs.ray_head import free_ports
+from archipelago.pipeline.identifiers.scorer import build_scorer
+from archipelago.pipeline.learned import Ask
+from archipelago.pipeline.learned.consult import Doubt, settle
+from archipelago.pipeline.serving.model import ServedModel
+from archipelago.pipeline.settings import IdentifierSettings
+from archipelago.pipeline.store import RunFolder
 from tests.running import wait_until
 from tests.serving import call
 from tests.unit.tiny_mllm import save_mllm

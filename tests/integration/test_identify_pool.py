@@ -14,12 +14,12 @@ import pytest
 import ray
 from ray import serve
 
-from actors.consult import SecondOpinion
-from actors.identify import IdentifierPool, PooledScorer
-from pipeline.identifiers import Identification, Looker, Shown
-from pipeline.identifiers.scorer import Scores, build_scorer
-from pipeline.learned.consult import Doubt, Shares
-from pipeline.settings import IdentifierSettings, IdentifyPoolSettings, Settings
+from archipelago.actors.consult import SecondOpinion
+from archipelago.actors.identify import IdentifierPool, PooledScorer
+from archipelago.pipeline.identifiers import Identification, Looker, Shown
+from archipelago.pipeline.identifiers.scorer import Scores, build_scorer
+from archipelago.pipeline.learned.consult import Doubt, Shares
+from archipelago.pipeline.settings import IdentifierSettings, IdentifyPoolSettings, Settings
 from tests.unit.tiny_clip import settings as tiny_settings
 from tests.unit.tiny_mllm import save_mllm
 

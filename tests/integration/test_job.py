@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from jobs import demo
-from jobs.ray_head import RayHead, free_ports, is_free
+from archipelago.jobs import demo
+from archipelago.jobs.ray_head import RayHead, free_ports, is_free
 from tests.helpers import TINY, parquet_domain
 from tests.running import IN_PROCESS
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(300)
 
 SAYS_WHERE = """
 import os, sys, pipeline
-from pipeline.config import load
+from archipelago.pipeline.config import load
 print("code at", os.path.dirname(pipeline.__file__))
 print("steps", load(["training.steps=7"]).training.steps)
 print("arguments", sys.argv[1:])

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from actors.preflight import check_resources
-from pipeline.config import load
-from pipeline.errors import UserError
-from pipeline.settings import ClusterSettings
-from pipeline.store import RunFolder
-from pipeline.store.tensors import load as load_tensors
+from archipelago.actors.preflight import check_resources
+from archipelago.pipeline.config import load
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import ClusterSettings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.store.tensors import load as load_tensors
 from tests.running import DECODED_HERE, TRAINER, Driver, arguments, children, titled, training
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900, method="signal")]  # ends what was started

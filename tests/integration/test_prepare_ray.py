@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.settings import ClusterSettings, StreamSettings, WorkerSettings
-from pipeline.streams import (
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import ClusterSettings, StreamSettings, WorkerSettings
+from archipelago.pipeline.streams import (
     DenseTable,
     Domain,
     ImageTable,

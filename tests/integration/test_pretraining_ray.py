@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from pipeline.pretraining.launch import pretrain
+from archipelago.pipeline.pretraining.launch import pretrain
 from tests.unit.tiny_corpus import tiny_pretraining
 
 

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from jobs import sequence
-from pipeline.config import load
-from pipeline.evaluation import report as reports
-from pipeline.store import RunFolder
-from pipeline.tracking import locate
+from archipelago.jobs import sequence
+from archipelago.pipeline.config import load
+from archipelago.pipeline.evaluation import report as reports
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.tracking import locate
 from tests.running import BAD_ROWS, IN_PROCESS, Driver, arguments, events, group_hashes
 
 pytestmark = pytest.mark.timeout(900, method="signal")  # ends what was started

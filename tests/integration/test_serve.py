@@ -21,15 +21,15 @@ import ray
 from PIL import Image
 from ray import serve
 
-from actors.ingress import Ingress
-from actors.publisher import running_replicas
-from actors.publishing import publish_newest
-from jobs import forget as forget_job
-from jobs import serve as job
-from jobs.ray_head import free_ports
-from pipeline.learned import LearnedModel
-from pipeline.serving.model import run_settings
-from pipeline.store import RunFolder
+from archipelago.actors.ingress import Ingress
+from archipelago.actors.publisher import running_replicas
+from archipelago.actors.publishing import publish_newest
+from archipelago.jobs import forget as forget_job
+from archipelago.jobs import serve as job
+from archipelago.jobs.ray_head import free_ports
+from archipelago.pipeline.learned import LearnedModel
+from archipelago.pipeline.serving.model import run_settings
+from archipelago.pipeline.store import RunFolder
 from tests.running import wait_until
 from tests.serving import Load, call
 from tests.unit.tiny_run import TASKS, World

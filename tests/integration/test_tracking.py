@@ -20,15 +20,15 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from actors.publisher import Publisher
-from jobs.ray_head import free_ports
-from pipeline.evaluation.report import write_report
-from pipeline.identifiers.description import PROMPTS
-from pipeline.serving.pointer import next_pointer, read_pointer, write_pointer
-from pipeline.settings import TrackingSettings
-from pipeline.store import RunFolder
-from pipeline.tracking import Tracker, locate, sync
-from pipeline.tracking.aliases import note_serving
+from archipelago.actors.publisher import Publisher
+from archipelago.jobs.ray_head import free_ports
+from archipelago.pipeline.evaluation.report import write_report
+from archipelago.pipeline.identifiers.description import PROMPTS
+from archipelago.pipeline.serving.pointer import next_pointer, read_pointer, write_pointer
+from archipelago.pipeline.settings import TrackingSettings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.tracking import Tracker, locate, sync
+from archipelago.pipeline.tracking.aliases import note_serving
 from tests.unit.synthetic_run import TASKS, write_run
 from tests.unit.tiny_serving import point
 
@@ -385,7 +385,7 @@ def test_server_that_is_away_is_filled_in_later(
     with caplog.at_level(logging.WARNING):
         assert not sync(run, settings)
     assert time.monotonic() - started < 10
-    assert len(caplog.records) == 1 and caplog.records[0].name == "pipeline.tracking.sync"
+    assert [record.name for record in caplog.records] == ["archipelago.pipeline.tracking.sync"]
 
     server(port)
     assert sync(run, settings)

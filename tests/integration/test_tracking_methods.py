@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.evaluation.report import write_report
-from pipeline.settings import TrackingSettings
-from pipeline.tracking import locate, sync
+from archipelago.pipeline.evaluation.report import write_report
+from archipelago.pipeline.settings import TrackingSettings
+from archipelago.pipeline.tracking import locate, sync
 from tests.unit.tiny_run import TASKS, World
 from tests.unit.tiny_serving import learned_run
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.learned import LearnedModel
-from pipeline.model.backbone import EMBEDDED
-from pipeline.store import RunFolder
-from pipeline.streams import ImageTable
+from archipelago.pipeline.learned import LearnedModel
+from archipelago.pipeline.model.backbone import EMBEDDED
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.streams import ImageTable
 from tests.unit.tiny_run import (
     World,
     learn_stream,

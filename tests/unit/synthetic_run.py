@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from pipeline.closedform import CalibrationRows, Sums
-from pipeline.evaluation.protocol import SETTINGS
-from pipeline.methods import method_class
-from pipeline.records import GroupRecord, Probe, TaskRecord
-from pipeline.store import GroupRef, RunFolder
-from pipeline.store.run import SCHEMA
+from archipelago.pipeline.closedform import CalibrationRows, Sums
+from archipelago.pipeline.evaluation.protocol import SETTINGS
+from archipelago.pipeline.methods import method_class
+from archipelago.pipeline.records import GroupRecord, Probe, TaskRecord
+from archipelago.pipeline.store import GroupRef, RunFolder
+from archipelago.pipeline.store.run import SCHEMA
 
 TASKS = ("aid", "dtd", "gtsrb", "mnist")
 IMAGES = (60, 80, 100, 40)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import ablate
-from pipeline.evaluation.report import build_report
-from pipeline.store import RunFolder
+from archipelago.jobs import ablate
+from archipelago.pipeline.evaluation.report import build_report
+from archipelago.pipeline.store import RunFolder
 from tests.unit.tiny_run import World
 from tests.unit.tiny_serving import learned_run
 

@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+FACE = "archipelago"
 PACKAGES = ("pipeline", "actors", "jobs")
-FILES = sorted(file for name in PACKAGES for file in (ROOT / name).rglob("*.py"))
+FILES = sorted(file for name in (FACE, *PACKAGES) for file in (ROOT / name).rglob("*.py"))
 IDS = [str(file.relative_to(ROOT)) for file in FILES]
 LONGEST = 400
 # Each function there draws what it is named after.
 DRAWINGS = ROOT / "pipeline" / "streams" / "atlas"
 
 # jobs -> actors -> pipeline
-ABOVE = {"pipeline": {"actors", "jobs"}, "actors": {"jobs"}, "jobs": set()}
+ABOVE = {"pipeline": {"actors", "jobs"}, "actors": {"jobs"}, "jobs": set(), FACE: set()}
 # training, evaluation, serving -> learned -> methods, identifiers -> records -> closedform, store;
 # store and streams know no model.
 COMMON = {"errors", "settings", "registry"}
@@ -76,9 +77,12 @@ def imports(source: str) -> set[str]:
 
 def forbidden_imports(package: str, part: str, source: str) -> list[str]:
     """Imports that the arrows forbid in a file of `package` (and, in pipeline, of its `part`)."""
-    names = imports(source)
-    wrong = sorted(name for name in names if name.split(".")[0] in ABOVE[package])
-    wrong += sorted(name for name in names if name.startswith("."))
+    written = imports(source)
+    # One name for each module: what lies below `archipelago` is never imported without it.
+    wrong = sorted(name for name in written if name.split(".")[0] in PACKAGES)
+    wrong += sorted(name for name in written if name.startswith("."))
+    names = {name.removeprefix(f"{FACE}.") for name in written}
+    wrong += sorted(name for name in names if name.split(".")[0] in ABOVE[package])
     if package != "pipeline" or part == "__init__":
         return wrong
     for name in sorted(names):
@@ -168,18 +172,20 @@ def test_there_is_something_to_check() -> None:
 @pytest.mark.parametrize(
     ("package", "part", "source"),
     [
-        ("pipeline", "model", "import actors.encoders"),
-        ("pipeline", "store", "from jobs import sequence"),
-        ("actors", "encoders", "import jobs.sequence"),
-        ("pipeline", "model", "from pipeline.methods.base import Method"),
-        ("pipeline", "model", "from pipeline import methods"),
-        ("pipeline", "identifiers", "from pipeline.training import loop"),
-        ("pipeline", "store", "import pipeline.model.experts"),
-        ("pipeline", "streams", "from pipeline.store.folder import Folder"),
-        ("pipeline", "tracking", "from pipeline.evaluation.metrics import last"),
+        ("pipeline", "model", "import archipelago.actors.encoders"),
+        ("pipeline", "store", "from archipelago.jobs import sequence"),
+        ("actors", "encoders", "import archipelago.jobs.sequence"),
+        ("pipeline", "model", "from archipelago.pipeline.methods.base import Method"),
+        ("pipeline", "model", "from archipelago.pipeline import methods"),
+        ("pipeline", "identifiers", "from archipelago.pipeline.training import loop"),
+        ("pipeline", "store", "import archipelago.pipeline.model.experts"),
+        ("pipeline", "streams", "from archipelago.pipeline.store.folder import Folder"),
+        ("pipeline", "tracking", "from archipelago.pipeline.evaluation.metrics import last"),
         ("pipeline", "model", "def late():\n    import ray"),
         ("pipeline", "methods", "from ray import train"),
         ("pipeline", "training", "from . import loop"),
+        ("jobs", "sequence", "from actors.encoders import x"),
+        (FACE, "__init__", "import pipeline.learned"),
     ],
 )
 def test_the_check_of_arrows_can_fail(package: str, part: str, source: str) -> None:
@@ -189,11 +195,23 @@ def test_the_check_of_arrows_can_fail(package: str, part: str, source: str) -> N
 @pytest.mark.parametrize(
     ("package", "part", "source"),
     [
-        ("jobs", "sequence", "from actors.encoders import x\nfrom pipeline.config import load"),
-        ("actors", "encoders", "import ray\nfrom pipeline.methods.base import build_method"),
-        ("pipeline", "training", "import ray\nfrom pipeline.methods.base import Method"),
-        ("pipeline", "model", "import torch\nfrom pipeline.model.mix import Mix"),
-        ("pipeline", "model", "from pipeline.errors import UserError"),
+        (
+            "jobs",
+            "sequence",
+            "from archipelago.actors.encoders import x",
+        ),
+        (
+            "actors",
+            "encoders",
+            "import ray\nfrom archipelago.pipeline.config import load",
+        ),
+        (
+            "pipeline",
+            "training",
+            "import ray\nfrom archipelago.pipeline.methods import base",
+        ),
+        ("pipeline", "model", "import torch\nfrom archipelago.pipeline.model import mix"),
+        ("pipeline", "model", "from archipelago.pipeline.errors import UserError"),
     ],
 )
 def test_the_check_of_arrows_can_pass(package: str, part: str, source: str) -> None:
@@ -229,11 +247,38 @@ def test_the_check_of_docstrings(source: str, names: list[str]) -> None:
     assert undocumented(source) == names
 
 
+ONE_NAME = """
+import collections, importlib, pathlib, pkgutil, sys
+for folder in ("archipelago.pipeline", "archipelago.actors", "archipelago.jobs"):
+    package = importlib.import_module(folder)
+    for found in pkgutil.walk_packages(package.__path__, f"{folder}."):
+        importlib.import_module(found.name)
+names = collections.defaultdict(set)
+for name, module in list(sys.modules.items()):
+    file = pathlib.Path(getattr(module, "__file__", None) or "/").resolve()
+    inside = pathlib.Path(sys.argv[1]) in file.parents and file.is_file()
+    if inside and ".venv" not in file.parts:
+        names[file].add(name)
+assert len(names) > 200, len(names)
+print([sorted(two) for two in names.values() if len(two) > 1 or "archipelago" not in min(two)])
+"""
+
+
+def test_no_module_has_two_names() -> None:
+    """All of it imported in one process, from the folder that also holds `pipeline`."""
+    found = subprocess.run(
+        [sys.executable, "-c", ONE_NAME, str(ROOT)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == "[]"
+
+
 def test_a_job_finds_its_siblings_from_anywhere(tmp_path: Path) -> None:
     """`python jobs/bench_model.py` has `jobs/` on its path, not the folder above."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     found = subprocess.run(
-        [sys.executable, "-c", "import jobs, actors, pipeline"],
+        [sys.executable, "-c", "from archipelago import jobs, actors, pipeline"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr

@@ -10,16 +10,16 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.settings import StreamSettings
-from pipeline.streams.atlas import SCENES, digits
-from pipeline.streams.domain import Domain
-from pipeline.streams.stream import open_stream
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams.atlas import SCENES, digits
+from archipelago.pipeline.streams.domain import Domain
+from archipelago.pipeline.streams.stream import open_stream
 
 NAMES = sorted(SCENES)
 PRINT_HASHES = """
 import hashlib
-from pipeline.streams.atlas import SCENES
+from archipelago.pipeline.streams.atlas import SCENES
 for name in sorted(SCENES):
     scene = SCENES[name]
     hashed = hashlib.sha256()

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.errors import UserError
-from pipeline.model.backbone import SUPPORTED, Backbone, from_open_clip, load_backbone
-from pipeline.model.experts import ExpertGroup, expert_shapes
-from pipeline.model.growing import GrowingModel
-from pipeline.model.kernels import BACKENDS, Kernels, choose, has_matrix_units
-from pipeline.model.mix import TaskMix
-from pipeline.settings import BackboneSettings, ExpertSettings
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.model.backbone import SUPPORTED, Backbone, from_open_clip, load_backbone
+from archipelago.pipeline.model.experts import ExpertGroup, expert_shapes
+from archipelago.pipeline.model.growing import GrowingModel
+from archipelago.pipeline.model.kernels import BACKENDS, Kernels, choose, has_matrix_units
+from archipelago.pipeline.model.mix import TaskMix
+from archipelago.pipeline.settings import BackboneSettings, ExpertSettings
 from tests.unit.tiny_clip import (
     CONTEXT,
     VOCABULARY,
@@ -213,7 +213,8 @@ def test_names_that_cannot_be_loaded(name: str, pretrained: str | None, complain
 def test_what_only_other_models_need_is_not_imported() -> None:
     """It would slow the start of each process; whoever needs it still gets it."""
     script = (
-        "import sys; import pipeline.model.backbone; from pipeline.model.openclip import OPTIONAL\n"
+        "import sys; import archipelago.pipeline.model.backbone\n"
+        "from archipelago.pipeline.model.openclip import OPTIONAL\n"
         "assert not sys.modules.keys() & set(OPTIONAL); import transformers"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import bench, bench_model
-from jobs.synthetic import grow, learned
-from pipeline.learned import Ask
-from pipeline.serving.model import ServedModel
-from pipeline.store import RunFolder
+from archipelago.jobs import bench, bench_model
+from archipelago.jobs.synthetic import grow, learned
+from archipelago.pipeline.learned import Ask
+from archipelago.pipeline.serving.model import ServedModel
+from archipelago.pipeline.store import RunFolder
 from tests.unit.tiny_run import TASKS, World
 from tests.unit.tiny_serving import SERVING, copy_run, learned_run, point, test_images
 

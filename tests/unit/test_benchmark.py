@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.benchmark import document, page, summary
-from pipeline.benchmark.certainty import critical_difference, intervals, ranking
-from pipeline.benchmark.memory import PeakMemory
-from pipeline.benchmark.plan import (
+from archipelago.pipeline.benchmark import document, page, summary
+from archipelago.pipeline.benchmark.certainty import critical_difference, intervals, ranking
+from archipelago.pipeline.benchmark.memory import PeakMemory
+from archipelago.pipeline.benchmark.plan import (
     Plan,
     Rival,
     World,
@@ -22,12 +22,12 @@ from pipeline.benchmark.plan import (
     read_plan,
     shared,
 )
-from pipeline.benchmark.probe import Probe, Speed, estimate, in_words
-from pipeline.errors import UserError
-from pipeline.evaluation.records import Records
-from pipeline.model.kernels import Kernels
-from pipeline.store import Folder
-from pipeline.streams import PreparedDomain
+from archipelago.pipeline.benchmark.probe import Probe, Speed, estimate, in_words
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.evaluation.records import Records
+from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.store import Folder
+from archipelago.pipeline.streams import PreparedDomain
 from tests.unit.tiny_clip import settings
 from tests.unit.tiny_run import make_world, run_settings
 

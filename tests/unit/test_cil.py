@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline.evaluation import html
-from pipeline.evaluation.console import summary
-from pipeline.evaluation.report import build_report, write_report
-from pipeline.learned import LearnedModel
-from pipeline.lifecycle.erase import erase_files
-from pipeline.methods import methods
-from pipeline.settings import Settings
-from pipeline.store import RunFolder
-from pipeline.store.tensors import load
-from pipeline.streams import ImageTable
+from archipelago.pipeline.evaluation import html
+from archipelago.pipeline.evaluation.console import summary
+from archipelago.pipeline.evaluation.report import build_report, write_report
+from archipelago.pipeline.learned import LearnedModel
+from archipelago.pipeline.lifecycle.erase import erase_files
+from archipelago.pipeline.methods import methods
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.store.tensors import load
+from archipelago.pipeline.streams import ImageTable
 from tests.unit.tiny_run import (
     World,
     learn_stream,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from actors.client import Client, Result, ServerError
+from archipelago.actors.client import Client, Result, ServerError
 from tests.helpers import png
 from tests.stand_in import CLASSES, COLOURS, TOKEN, State, serving
 
@@ -89,7 +89,7 @@ def test_a_busy_server_is_asked_again_when_it_says(
     url: str, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("actors.client.time.sleep", waits.append)
+    monkeypatch.setattr("archipelago.actors.client.time.sleep", waits.append)
     state.fail(503, "no replica is ready")
     state.fail(429, "the queue is full", **{"Retry-After": "7"})
     assert Client(url).classify(DIGITS)[0].task == "digits"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.closedform import Basis, BasisSums, make_basis
-from pipeline.errors import UserError
-from pipeline.store.tensors import dump, load
+from archipelago.pipeline.closedform import Basis, BasisSums, make_basis
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.store.tensors import dump, load
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 RAW, FROZEN = 10, 4

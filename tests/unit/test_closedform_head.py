@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.closedform import (
+from archipelago.pipeline.closedform import (
     CalibrationRows,
     Head,
     KnownTask,
@@ -14,9 +14,9 @@ from pipeline.closedform import (
     fit_ridge,
     left_out_head_scores,
 )
-from pipeline.closedform.discriminant import Discriminant, Removal
-from pipeline.closedform.head import RIDGE, SHARPNESS
-from pipeline.closedform.tempering import log_softmax
+from archipelago.pipeline.closedform.discriminant import Discriminant, Removal
+from archipelago.pipeline.closedform.head import RIDGE, SHARPNESS
+from archipelago.pipeline.closedform.tempering import log_softmax
 from tests.unit.tiny_closedform import WIDTH, basis, data, rows_of, task
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from pipeline.closedform import Knowledge, KnownTask, Sums, evidence
-from pipeline.closedform.tempering import log_softmax
+from archipelago.pipeline.closedform import Knowledge, KnownTask, Sums, evidence
+from archipelago.pipeline.closedform.tempering import log_softmax
 from tests.unit.tiny_closedform import WIDTH, basis, data, rows_of, task
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")

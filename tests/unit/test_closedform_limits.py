@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from pipeline.closedform import Knowledge, KnownTask, Sums
+from archipelago.pipeline.closedform import Knowledge, KnownTask, Sums
 from tests.unit.tiny_closedform import EMBEDDING, WIDTH, basis, data, rows_of, task
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")

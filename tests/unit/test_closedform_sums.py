@@ -7,10 +7,10 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from pipeline.closedform import CalibrationRows, Sums
-from pipeline.closedform import sums as sums_module
-from pipeline.closedform.triangle import packed, unpacked
-from pipeline.store.tensors import dump, load
+from archipelago.pipeline.closedform import CalibrationRows, Sums
+from archipelago.pipeline.closedform import sums as sums_module
+from archipelago.pipeline.closedform.triangle import packed, unpacked
+from archipelago.pipeline.store.tensors import dump, load
 from tests.unit.tiny_closedform import WIDTH, data, pictures, rows_of
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from jobs import compare
-from pipeline.benchmark.cells import CELL
-from pipeline.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER
+from archipelago.jobs import compare
+from archipelago.pipeline.benchmark.cells import CELL
+from archipelago.pipeline.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER
 from tests.helpers import parquet_domain
 
 pytestmark = pytest.mark.slow  # eight short runs

@@ -14,13 +14,13 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from pydantic import BaseModel
 
-from pipeline import config
-from pipeline.benchmark.presets import PRESETS
-from pipeline.config import flatten, load, redacted, validate
-from pipeline.errors import UserError
-from pipeline.methods import method_class
-from pipeline.settings import Settings
-from pipeline.streams.registry import PROTOCOL
+from archipelago.pipeline import config
+from archipelago.pipeline.benchmark.presets import PRESETS
+from archipelago.pipeline.config import flatten, load, redacted, validate
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.methods import method_class
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.streams.registry import PROTOCOL
 
 REQUIRED = {
     "stream": {
@@ -132,7 +132,7 @@ def test_every_file_gives_every_value_of_its_section(group: str, option: str) ->
 
 @pytest.mark.parametrize("name", ["folder", "hf", "parquet", "pascal", "scenes", "torchvision"])
 def test_a_reader_s_options_are_those_of_its_file(name: str) -> None:
-    module = importlib.import_module(f"pipeline.streams.readers.{name}")
+    module = importlib.import_module(f"archipelago.pipeline.streams.readers.{name}")
     given = yaml.safe_load((config.CONF / "stream" / f"{name}.yaml").read_text())
     dense = name in ("pascal", "scenes")
     assert given["options"] == module.OPTIONS | ({} if dense else PROTOCOL)

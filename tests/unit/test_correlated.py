@@ -13,16 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.closedform import left_out_head_scores
-from pipeline.evaluation.metrics import expected_calibration_error
-from pipeline.identifiers.describer import sample_of
-from pipeline.learned import LearnedModel
-from pipeline.methods import archipelago, methods
-from pipeline.methods.archipelago import Archipelago
-from pipeline.records import GroupRecord, TaskRecord
-from pipeline.settings import ClusterSettings, Settings, StreamSettings
-from pipeline.store import RunFolder
-from pipeline.streams import ImageTable, open_stream, prepare, stratified_fold
+from archipelago.pipeline.closedform import left_out_head_scores
+from archipelago.pipeline.evaluation.metrics import expected_calibration_error
+from archipelago.pipeline.identifiers.describer import sample_of
+from archipelago.pipeline.learned import LearnedModel
+from archipelago.pipeline.methods import archipelago, methods
+from archipelago.pipeline.methods.archipelago import Archipelago
+from archipelago.pipeline.records import GroupRecord, TaskRecord
+from archipelago.pipeline.settings import ClusterSettings, Settings, StreamSettings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.streams import ImageTable, open_stream, prepare, stratified_fold
 from tests.unit.tiny_clip import save_local
 from tests.unit.tiny_run import World, learn_stream, make_learner, open_run, run_settings
 from tests.unit.tiny_serving import test_images

@@ -13,19 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import IntegrityError, LockedError, UserError
-from pipeline.model.backbone import load_backbone
-from pipeline.serving.pointer import (
+from archipelago.pipeline.errors import IntegrityError, LockedError, UserError
+from archipelago.pipeline.model.backbone import load_backbone
+from archipelago.pipeline.serving.pointer import (
     history,
     newest_pointer,
     next_pointer,
     read_pointer,
     write_pointer,
 )
-from pipeline.settings import BackboneSettings
-from pipeline.store import Folder, RunFolder
-from pipeline.store.lease import Lease
-from pipeline.store.lock import Holder
+from archipelago.pipeline.settings import BackboneSettings
+from archipelago.pipeline.store import Folder, RunFolder
+from archipelago.pipeline.store.lease import Lease
+from archipelago.pipeline.store.lock import Holder
 from tests.unit.test_backbone import save_local
 from tests.unit.tiny_serving import copy_run
 

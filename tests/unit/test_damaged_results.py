@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from actors.exits import exit_codes
-from pipeline.errors import IntegrityError
-from pipeline.evaluation.records import read_records
-from pipeline.evaluation.report import build_report
-from pipeline.lifecycle.erase import _erase_calls
-from pipeline.records.evaluation import read_evaluation
-from pipeline.store import Folder, RunFolder
-from pipeline.tracking.snapshot import Snapshot
-from pipeline.training import checkpoints, launch
+from archipelago.actors.exits import exit_codes
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.evaluation.records import read_records
+from archipelago.pipeline.evaluation.report import build_report
+from archipelago.pipeline.lifecycle.erase import _erase_calls
+from archipelago.pipeline.records.evaluation import read_evaluation
+from archipelago.pipeline.store import Folder, RunFolder
+from archipelago.pipeline.tracking.snapshot import Snapshot
+from archipelago.pipeline.training import checkpoints, launch
 from tests.unit.test_damaged import DEEP, RUBBISH, damaged
 from tests.unit.test_training_resume import _settings, _state
 from tests.unit.tiny_run import (

@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.dense import build, kinds
-from pipeline.dense.head import DenseHead
-from pipeline.dense.losses import balanced_bce, normals_loss
-from pipeline.dense.probe import fit_head, judge_head
-from pipeline.errors import UserError
-from pipeline.streams.scenes import TASKS, render
-from pipeline.streams.targets import KINDS
+from archipelago.pipeline.dense import build, kinds
+from archipelago.pipeline.dense.head import DenseHead
+from archipelago.pipeline.dense.losses import balanced_bce, normals_loss
+from archipelago.pipeline.dense.probe import fit_head, judge_head
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.streams.scenes import TASKS, render
+from archipelago.pipeline.streams.targets import KINDS
 from tests.unit.test_dense_metrics import CLASSES, random_batch
 
 

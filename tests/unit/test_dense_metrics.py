@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.dense import build
-from pipeline.dense.boundary import BoundaryF, matched
-from pipeline.dense.regions import THRESHOLDS
-from pipeline.streams.thinning import thin
+from archipelago.pipeline.dense import build
+from archipelago.pipeline.dense.boundary import BoundaryF, matched
+from archipelago.pipeline.dense.regions import THRESHOLDS
+from archipelago.pipeline.streams.thinning import thin
 
 CLASSES = {"segmentation": 4, "parts": 4, "saliency": 2, "normals": 0, "edges": 2}
 

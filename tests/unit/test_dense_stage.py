@@ -10,25 +10,32 @@ import numpy as np
 import pytest
 import torch
 
-from actors.arguments import without_words
-from jobs.serve import bring_up
-from pipeline.errors import UserError
-from pipeline.evaluation import metrics
-from pipeline.evaluation.report import write_report
-from pipeline.model.backbone import load_backbone
-from pipeline.model.kernels import Kernels
-from pipeline.planning import stages_of
-from pipeline.records import GroupRecord
-from pipeline.serving.model import check_served
-from pipeline.serving.pointer import Refused
-from pipeline.settings import ClusterSettings, Settings, StreamSettings
-from pipeline.store import Folder, RunFolder, sha256
-from pipeline.store.tensors import dump, load
-from pipeline.streams import open_stream, prepare
-from pipeline.training import checkpoints
-from pipeline.training.loop import TrainingState
-from pipeline.training.objectives import predict_all
-from pipeline.training.stage import GROUP, Outcome, attach_heads, build, load_data, run_stage
+from archipelago.actors.arguments import without_words
+from archipelago.jobs.serve import bring_up
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.evaluation import metrics
+from archipelago.pipeline.evaluation.report import write_report
+from archipelago.pipeline.model.backbone import load_backbone
+from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.planning import stages_of
+from archipelago.pipeline.records import GroupRecord
+from archipelago.pipeline.serving.model import check_served
+from archipelago.pipeline.serving.pointer import Refused
+from archipelago.pipeline.settings import ClusterSettings, Settings, StreamSettings
+from archipelago.pipeline.store import Folder, RunFolder, sha256
+from archipelago.pipeline.store.tensors import dump, load
+from archipelago.pipeline.streams import open_stream, prepare
+from archipelago.pipeline.training import checkpoints
+from archipelago.pipeline.training.loop import TrainingState
+from archipelago.pipeline.training.objectives import predict_all
+from archipelago.pipeline.training.stage import (
+    GROUP,
+    Outcome,
+    attach_heads,
+    build,
+    load_data,
+    run_stage,
+)
 from tests.unit.tiny_clip import save_local
 from tests.unit.tiny_run import World, learn_stream, make_learner, run_settings, stage_spec
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.dense.views import view_targets
-from pipeline.settings import TrainingSettings
-from pipeline.streams.scenes import render
-from pipeline.training.views import Views
+from archipelago.pipeline.dense.views import view_targets
+from archipelago.pipeline.settings import TrainingSettings
+from archipelago.pipeline.streams.scenes import render
+from archipelago.pipeline.training.views import Views
 
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0, 1.0]], np.float32)
 MIRRORED = np.array([[0.0, 0.0, 1.0, 1.0, -1.0]], np.float32)

@@ -20,9 +20,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from actors import preflight
-from pipeline import config
-from pipeline.settings import Settings
+from archipelago.actors import preflight
+from archipelago.pipeline import config
+from archipelago.pipeline.settings import Settings
 from tests.unit.kuberay import Cluster, RayJob, RayService, check_object
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,7 +143,7 @@ def test_what_serve_is_told_is_legal(index: int) -> None:
     document = declared()[index]
     (app,) = ServeDeploySchema.model_validate(document).applications
     assert document["http_options"].keys() <= {"host", "port", "request_timeout_s"}
-    assert (app.route_prefix, app.import_path) == ("/", "actors.endpoint:build")
+    assert (app.route_prefix, app.import_path) == ("/", "archipelago.actors.endpoint:build")
     assert app.args["run_dir"] == job_settings().run_dir, "another run than the one that is learned"
     module, _, name = app.import_path.partition(":")
     assert getattr(importlib.import_module(module), name)(app.args) is not None

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from actors.exits import exit_codes
-from pipeline.errors import LockedError, UserError
+from archipelago.actors.exits import exit_codes
+from archipelago.pipeline.errors import LockedError, UserError
 
 
 class Stopped(BaseException):

@@ -9,11 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.model.backbone import Backbone
-from pipeline.model.experts import ExpertGroup, Experts, ExpertShape, expert_shapes, trunk_blocks
-from pipeline.model.router import Gating
-from pipeline.model.watch import Watch
-from pipeline.settings import ExpertSettings
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.model.experts import (
+    ExpertGroup,
+    Experts,
+    ExpertShape,
+    expert_shapes,
+    trunk_blocks,
+)
+from archipelago.pipeline.model.router import Gating
+from archipelago.pipeline.model.watch import Watch
+from archipelago.pipeline.settings import ExpertSettings
 from tests.unit.tiny_clip import images, tiny_backbone
 
 

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.encoders import EncoderPool
-from pipeline.evaluation.views import FeatureStore, Fetch, Remembering, SplitView
-from pipeline.learned import engine as engines
-from pipeline.learned.engine import Engine, EngineSpec, merged, parts_of
-from pipeline.learned.passes import Passed
-from pipeline.learned.texts import Texts
-from pipeline.learned.views import LiveView
-from pipeline.methods import Function
-from pipeline.model.kernels import Kernels
-from pipeline.records import ClassList, Prompted, class_list
-from pipeline.records.basis import keep_basis
-from pipeline.store import RunFolder
-from pipeline.streams import ImageTable, PreparedDomain
+from archipelago.actors.encoders import EncoderPool
+from archipelago.pipeline.evaluation.views import FeatureStore, Fetch, Remembering, SplitView
+from archipelago.pipeline.learned import engine as engines
+from archipelago.pipeline.learned.engine import Engine, EngineSpec, merged, parts_of
+from archipelago.pipeline.learned.passes import Passed
+from archipelago.pipeline.learned.texts import Texts
+from archipelago.pipeline.learned.views import LiveView
+from archipelago.pipeline.methods import Function
+from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.records import ClassList, Prompted, class_list
+from archipelago.pipeline.records.basis import keep_basis
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.streams import ImageTable, PreparedDomain
 from tests.unit.tiny_run import World, make_noise_basis, make_world, run_settings
 
 COUNT = 10

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.learned import LearnedModel
-from pipeline.methods import methods
-from pipeline.settings import ClusterSettings, StreamSettings
-from pipeline.store import RunFolder
-from pipeline.streams import ImageTable, open_stream, prepare
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.learned import LearnedModel
+from archipelago.pipeline.methods import methods
+from archipelago.pipeline.settings import ClusterSettings, StreamSettings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.streams import ImageTable, open_stream, prepare
 from tests.unit.tiny_run import (
     World,
     learn_stream,

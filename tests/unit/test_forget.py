@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs import forget as job
-from jobs.synthetic import learned as records_of
-from pipeline.errors import UserError
-from pipeline.learned import Answer, Ask
-from pipeline.lifecycle import retest
-from pipeline.lifecycle.forget import forget_task
-from pipeline.lifecycle.retest import score_changes
-from pipeline.serving.model import ServedModel, run_settings
-from pipeline.serving.pointer import next_pointer, read_pointer, write_pointer
-from pipeline.store import GroupRef, RunFolder
-from pipeline.store.tensors import load
-from pipeline.streams import ImageTable
+from archipelago.jobs import forget as job
+from archipelago.jobs.synthetic import learned as records_of
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.learned import Answer, Ask
+from archipelago.pipeline.lifecycle import retest
+from archipelago.pipeline.lifecycle.forget import forget_task
+from archipelago.pipeline.lifecycle.retest import score_changes
+from archipelago.pipeline.serving.model import ServedModel, run_settings
+from archipelago.pipeline.serving.pointer import next_pointer, read_pointer, write_pointer
+from archipelago.pipeline.store import GroupRef, RunFolder
+from archipelago.pipeline.store.tensors import load
+from archipelago.pipeline.streams import ImageTable
 from tests.unit.tiny_run import TASKS, World, learn_stream, make_learner
 from tests.unit.tiny_serving import SERVING, copy_run, learned_run, point, test_images
 
@@ -97,7 +97,7 @@ def test_a_model_that_cannot_be_loaded_is_no_reason_not_to_forget(
         raise UserError("backbone.name: it is gone")
 
     run, last = copy_run(learned, tmp_path / "run"), TASKS[-1]
-    monkeypatch.setattr("pipeline.lifecycle.retest.Runtime", gone)
+    monkeypatch.setattr("archipelago.pipeline.lifecycle.retest.Runtime", gone)
     assert job.main([f"run_dir={run.uri}", f"task={last}", "erase=true"]) == 0
     said = capsys.readouterr().out
     assert f"{last} is forgotten" in said and "largest change" not in said

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.closedform import make_basis
-from pipeline.identifiers import Identification
-from pipeline.learned.state import LAMBDAS, State, build_state, fusion_weight
-from pipeline.methods import Function, View
-from pipeline.methods.base import log_softmax
-from pipeline.records import ClassList, GroupRecord, TaskRecord, class_list
-from pipeline.settings import Settings, UnseenSettings
+from archipelago.pipeline.closedform import make_basis
+from archipelago.pipeline.identifiers import Identification
+from archipelago.pipeline.learned.state import LAMBDAS, State, build_state, fusion_weight
+from archipelago.pipeline.methods import Function, View
+from archipelago.pipeline.methods.base import log_softmax
+from archipelago.pipeline.records import ClassList, GroupRecord, TaskRecord, class_list
+from archipelago.pipeline.settings import Settings, UnseenSettings
 from tests.unit.tiny_clip import settings
 
 WIDTH, SCALE = 6, 20.0

@@ -9,11 +9,11 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.config import SchemathesisConfig
 
-from actors.http.admin import token_hash
-from actors.http.app import create_app
-from actors.http.local import LocalBackend
-from pipeline.serving.model import ServedModel
-from pipeline.store import RunFolder
+from archipelago.actors.http.admin import token_hash
+from archipelago.actors.http.app import create_app
+from archipelago.actors.http.local import LocalBackend
+from archipelago.pipeline.serving.model import ServedModel
+from archipelago.pipeline.store import RunFolder
 from tests.unit.tiny_serving import SERVING
 
 EXAMPLES = 12  # per operation

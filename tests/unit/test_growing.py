@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.model.backbone import Backbone
-from pipeline.model.experts import ExpertGroup, expert_shapes
-from pipeline.model.growing import GrowingModel
-from pipeline.model.mix import TaskMix
-from pipeline.settings import ExpertSettings
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.model.experts import ExpertGroup, expert_shapes
+from archipelago.pipeline.model.growing import GrowingModel
+from archipelago.pipeline.model.mix import TaskMix
+from archipelago.pipeline.settings import ExpertSettings
 from tests.unit.tiny_clip import images, randomise, tiny_backbone
 
 TASKS = ["a", "b", "c", "d", "e"]

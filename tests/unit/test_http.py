@@ -16,16 +16,16 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from ray._common.formatters import JSONFormatter
 
-from actors.http import local
-from actors.http.admin import token_hash
-from actors.http.answers import ImageAnswer
-from actors.http.app import create_app
-from actors.http.backend import Reply
-from actors.http.local import LocalBackend
-from actors.http.problems import busy, not_ready
-from pipeline.serving.model import ServedModel
-from pipeline.serving.pointer import history
-from pipeline.store import RunFolder
+from archipelago.actors.http import local
+from archipelago.actors.http.admin import token_hash
+from archipelago.actors.http.answers import ImageAnswer
+from archipelago.actors.http.app import create_app
+from archipelago.actors.http.backend import Reply
+from archipelago.actors.http.local import LocalBackend
+from archipelago.actors.http.problems import busy, not_ready
+from archipelago.pipeline.serving.model import ServedModel
+from archipelago.pipeline.serving.pointer import history
+from archipelago.pipeline.store import RunFolder
 from tests.unit.tiny_run import TASKS, World
 from tests.unit.tiny_serving import SERVING, copy_run, point, test_images
 

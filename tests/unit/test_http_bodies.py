@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from actors.http.app import create_app
-from actors.http.bodies import from_base64
-from actors.http.forms import read_form
-from actors.http.local import LocalBackend
-from actors.http.problems import Problem
-from pipeline.serving.model import ServedModel
-from pipeline.store import RunFolder
+from archipelago.actors.http.app import create_app
+from archipelago.actors.http.bodies import from_base64
+from archipelago.actors.http.forms import read_form
+from archipelago.actors.http.local import LocalBackend
+from archipelago.actors.http.problems import Problem
+from archipelago.pipeline.serving.model import ServedModel
+from archipelago.pipeline.store import RunFolder
 from tests.helpers import png
 from tests.unit.tiny_serving import SERVING
 
@@ -34,7 +34,7 @@ def client(served_run: RunFolder) -> Iterator[TestClient]:
             return {"generation": 1}
 
     model = ServedModel(served_run.uri, SERVING, "cpu")
-    from actors.http.admin import token_hash
+    from archipelago.actors.http.admin import token_hash
 
     app = create_app(WithAdmin(model), SERVING, token_hash("t"))
     with TestClient(app, raise_server_exceptions=False) as client:

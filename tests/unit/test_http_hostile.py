@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 from fastapi.testclient import TestClient
 
-from actors.http.app import create_app
-from actors.http.local import LocalBackend
-from jobs.bench_hostile import SMALL, own_words, small_image
-from jobs.hostile import hostile
-from pipeline.errors import UserError
-from pipeline.serving.model import ServedModel
-from pipeline.store import RunFolder
+from archipelago.actors.http.app import create_app
+from archipelago.actors.http.local import LocalBackend
+from archipelago.jobs.bench_hostile import SMALL, own_words, small_image
+from archipelago.jobs.hostile import hostile
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.serving.model import ServedModel
+from archipelago.pipeline.store import RunFolder
 from tests.unit.tiny_serving import SERVING
 
 FILES = hostile()

@@ -17,16 +17,16 @@ import uvicorn
 from ray._common.filters import CoreContextFilter
 from ray._common.formatters import JSONFormatter
 
-from actors.client import Client, ServerError
-from actors.http import intake
-from actors.http.admin import TOKEN, token_hash
-from actors.http.app import create_app
-from actors.http.backend import Backend
-from actors.http.local import LocalBackend
-from actors.http.observe import log
-from pipeline.errors import UserError
-from pipeline.serving.model import ServedModel
-from pipeline.store import RunFolder
+from archipelago.actors.client import Client, ServerError
+from archipelago.actors.http import intake
+from archipelago.actors.http.admin import TOKEN, token_hash
+from archipelago.actors.http.app import create_app
+from archipelago.actors.http.backend import Backend
+from archipelago.actors.http.local import LocalBackend
+from archipelago.actors.http.observe import log
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.serving.model import ServedModel
+from archipelago.pipeline.store import RunFolder
 from tests.helpers import png
 from tests.unit.tiny_serving import SERVING
 

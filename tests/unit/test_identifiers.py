@@ -8,14 +8,20 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from pipeline.closedform import CalibrationRows, Sums
-from pipeline.config import known_options
-from pipeline.errors import UserError
-from pipeline.identifiers import Evidence, Identification, Identifier, build_identifier, identifiers
-from pipeline.identifiers.base import CERTAIN, sigmoid
-from pipeline.identifiers.basis import depths, task_distance
-from pipeline.records import TaskRecord
-from pipeline.settings import IdentifierSettings
+from archipelago.pipeline.closedform import CalibrationRows, Sums
+from archipelago.pipeline.config import known_options
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifiers import (
+    Evidence,
+    Identification,
+    Identifier,
+    build_identifier,
+    identifiers,
+)
+from archipelago.pipeline.identifiers.base import CERTAIN, sigmoid
+from archipelago.pipeline.identifiers.basis import depths, task_distance
+from archipelago.pipeline.records import TaskRecord
+from archipelago.pipeline.settings import IdentifierSettings
 from tests.unit.tiny_closedform import WIDTH, basis, data, rows_of
 
 EVIDENCE = ["both", "E", "J", "mean", "class_means"]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import basis, identify
-from pipeline.identifiers.basis import find_basis, load_basis
-from pipeline.settings import BackboneSettings, IdentifierSettings
-from pipeline.store import RunFolder
+from archipelago.jobs import basis, identify
+from archipelago.pipeline.identifiers.basis import find_basis, load_basis
+from archipelago.pipeline.settings import BackboneSettings, IdentifierSettings
+from archipelago.pipeline.store import RunFolder
 from tests.unit.tiny_run import TASKS, World
 from tests.unit.tiny_serving import copy_run
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.errors import IntegrityError, UserError
-from pipeline.evaluation.protocol import stream_pairs
-from pipeline.learned import Answer, Ask, LearnedModel
-from pipeline.learned import model as learned_model
-from pipeline.learned.answering import Answered, Question
-from pipeline.learned.candidates import Candidate, match
-from pipeline.lifecycle.forget import forget_task
-from pipeline.methods.base import log_softmax
-from pipeline.records import class_list
-from pipeline.serving.model import ServedModel
-from pipeline.store import RunFolder
+from archipelago.pipeline.errors import IntegrityError, UserError
+from archipelago.pipeline.evaluation.protocol import stream_pairs
+from archipelago.pipeline.learned import Answer, Ask, LearnedModel
+from archipelago.pipeline.learned import model as learned_model
+from archipelago.pipeline.learned.answering import Answered, Question
+from archipelago.pipeline.learned.candidates import Candidate, match
+from archipelago.pipeline.lifecycle.forget import forget_task
+from archipelago.pipeline.methods.base import log_softmax
+from archipelago.pipeline.records import class_list
+from archipelago.pipeline.serving.model import ServedModel
+from archipelago.pipeline.store import RunFolder
 from tests.unit.tiny_run import TASKS, World, make_learner, open_run, run_settings
 from tests.unit.tiny_serving import SERVING, copy_run, learned_run, point, test_images
 

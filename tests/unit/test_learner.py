@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.evaluation.protocol import SETTINGS
-from pipeline.evaluation.views import Remembering, SplitView
-from pipeline.identifiers import Evidence
-from pipeline.learned.answering import blind
-from pipeline.learned.engine import Engine, EngineSpec
-from pipeline.learned.state import LAMBDAS, build_state
-from pipeline.methods import Function, methods
-from pipeline.model.kernels import Kernels
-from pipeline.records import GroupRecord, class_list
-from pipeline.settings import Settings
-from pipeline.store import RunFolder
-from pipeline.store.tensors import load
-from pipeline.streams import ImageTable, stratified_fold
+from archipelago.pipeline.evaluation.protocol import SETTINGS
+from archipelago.pipeline.evaluation.views import Remembering, SplitView
+from archipelago.pipeline.identifiers import Evidence
+from archipelago.pipeline.learned.answering import blind
+from archipelago.pipeline.learned.engine import Engine, EngineSpec
+from archipelago.pipeline.learned.state import LAMBDAS, build_state
+from archipelago.pipeline.methods import Function, methods
+from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.records import GroupRecord, class_list
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.store.tensors import load
+from archipelago.pipeline.streams import ImageTable, stratified_fold
 from tests.unit.tiny_run import (
     TASKS,
     World,

@@ -7,7 +7,7 @@ import logging.config
 
 import pytest
 
-from actors import logs
+from archipelago.actors import logs
 
 
 @pytest.mark.parametrize("name", logs.CHATTER)

@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 import ray
 
-from actors import cluster, local_ray
-from actors.arguments import load_settings
-from actors.environment import be_somebody
-from actors.exits import exit_codes
-from actors.loopback import is_loopback, spare_loopback, url_of
-from actors.mishaps import MENDS, in_words
-from jobs import sequence, serve, sync
-from pipeline.errors import UserError
-from pipeline.store import Folder
+from archipelago.actors import cluster, local_ray
+from archipelago.actors.arguments import load_settings
+from archipelago.actors.environment import be_somebody
+from archipelago.actors.exits import exit_codes
+from archipelago.actors.loopback import is_loopback, spare_loopback, url_of
+from archipelago.actors.mishaps import MENDS, in_words
+from archipelago.jobs import sequence, serve, sync
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.store import Folder
 from tests.helpers import TINY, parquet_domain
 from tests.running import IN_PROCESS
 

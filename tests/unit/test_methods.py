@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config import CONF, known_options
-from pipeline.errors import UserError
-from pipeline.methods import (
+from archipelago.pipeline.config import CONF, known_options
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.methods import (
     Function,
     Method,
     Neighbour,
@@ -20,13 +20,13 @@ from pipeline.methods import (
     method_options,
     methods,
 )
-from pipeline.methods.trge import GroupAdapter, Trge, read_neighbours
-from pipeline.methods.tuned import TunedTowers
-from pipeline.model.backbone import Backbone
-from pipeline.settings import MethodSettings
-from pipeline.store.tensors import dump, load
-from pipeline.training.objectives import Judgement, text_activations
-from pipeline.training.stage import _prune
+from archipelago.pipeline.methods.trge import GroupAdapter, Trge, read_neighbours
+from archipelago.pipeline.methods.tuned import TunedTowers
+from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.settings import MethodSettings
+from archipelago.pipeline.store.tensors import dump, load
+from archipelago.pipeline.training.objectives import Judgement, text_activations
+from archipelago.pipeline.training.stage import _prune
 from tests.unit.tiny_clip import images, randomise, settings, tiny_backbone
 
 CLASSES, TEMPLATES = ["cat", "dog", "red bus"], ["a photo of a {}.", "a {} drawn"]
@@ -352,7 +352,7 @@ def test_neighbours_that_do_not_help_are_dropped(
         heard = {n.task for n in adapter.neighbours} - adapter._silent
         return Judgement(0.5 + 0.1 * len(heard & helping), 1.0)
 
-    monkeypatch.setattr("pipeline.training.stage.judge", judge)
+    monkeypatch.setattr("archipelago.pipeline.training.stage.judge", judge)
     gains = _prune(method, adapter, [], 0, 1)
     assert [n.task for n in adapter.neighbours] == kept
     assert set(gains) == {"a", "b"}

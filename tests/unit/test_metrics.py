@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.evaluation import metrics
+from archipelago.pipeline.evaluation import metrics
 
 # Continual fine-tuning of CLIP ViT-B/16 on MTIL, Order I: rows = after Aircraft, Caltech101,
 # CIFAR100, DTD, EuroSAT, Flowers, Food, MNIST, OxfordPet, StanfordCars, SUN397; columns likewise.

@@ -13,25 +13,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs import identify
-from pipeline.evaluation.comparison import Candidate, Comparison
-from pipeline.evaluation.records import read_records
-from pipeline.evaluation.report import build_report, write_report
-from pipeline.identifiers import Evidence, Looker, Shown
-from pipeline.identifiers.cascade import Cascade
-from pipeline.identifiers.choices import Choices
-from pipeline.identifiers.description import Description
-from pipeline.identifiers.folds import Rule
-from pipeline.identifiers.places import Places, said
-from pipeline.identifiers.scorer import Scores
-from pipeline.learned import LearnedModel
-from pipeline.learned.consult import doubts_of, settle
-from pipeline.learned.engine import Engine, EngineSpec
-from pipeline.learner import Learner
-from pipeline.model.kernels import Kernels
-from pipeline.records.group import read_card
-from pipeline.settings import IdentifierSettings, MethodSettings, Settings
-from pipeline.store import RunFolder
+from archipelago.jobs import identify
+from archipelago.pipeline.evaluation.comparison import Candidate, Comparison
+from archipelago.pipeline.evaluation.records import read_records
+from archipelago.pipeline.evaluation.report import build_report, write_report
+from archipelago.pipeline.identifiers import Evidence, Looker, Shown
+from archipelago.pipeline.identifiers.cascade import Cascade
+from archipelago.pipeline.identifiers.choices import Choices
+from archipelago.pipeline.identifiers.description import Description
+from archipelago.pipeline.identifiers.folds import Rule
+from archipelago.pipeline.identifiers.places import Places, said
+from archipelago.pipeline.identifiers.scorer import Scores
+from archipelago.pipeline.learned import LearnedModel
+from archipelago.pipeline.learned.consult import doubts_of, settle
+from archipelago.pipeline.learned.engine import Engine, EngineSpec
+from archipelago.pipeline.learner import Learner
+from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.records.group import read_card
+from archipelago.pipeline.settings import IdentifierSettings, MethodSettings, Settings
+from archipelago.pipeline.store import RunFolder
 from tests.unit.tiny_run import (
     TASKS,
     World,

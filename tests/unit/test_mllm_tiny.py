@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.model.backbone import load_backbone
-from pipeline.pretraining.build import load
-from pipeline.pretraining.exam import Examiner
-from pipeline.pretraining.lessons import KIND_PROMPT, LETTERS, question
-from pipeline.pretraining.renderers import RENDERERS
-from pipeline.settings import BackboneSettings
+from archipelago.pipeline.model.backbone import load_backbone
+from archipelago.pipeline.pretraining.build import load
+from archipelago.pipeline.pretraining.exam import Examiner
+from archipelago.pipeline.pretraining.lessons import KIND_PROMPT, LETTERS, question
+from archipelago.pipeline.pretraining.renderers import RENDERERS
+from archipelago.pipeline.settings import BackboneSettings
 
 FOLDER = Path(__file__).resolve().parents[2] / "pipeline/identifiers/weights/mllm-tiny"
 MIB = 2**20

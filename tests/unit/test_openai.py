@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.identifiers import Looker, Shown
-from pipeline.identifiers.drivers import openai
-from pipeline.identifiers.scorer import ScorerError, build_scorer
-from pipeline.redact import redacted
-from pipeline.settings import IdentifierSettings
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifiers import Looker, Shown
+from archipelago.pipeline.identifiers.drivers import openai
+from archipelago.pipeline.identifiers.scorer import ScorerError, build_scorer
+from archipelago.pipeline.redact import redacted
+from archipelago.pipeline.settings import IdentifierSettings
 
 SECRET = "sk-do-not-tell"
 TEXTS = ["dark pictures", "bright pictures"]

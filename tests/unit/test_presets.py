@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.benchmark.presets import PRESETS, SETS, check_sets, deviations, name_deviations
-from pipeline.config import load
-from pipeline.errors import UserError
-from pipeline.settings import StreamSettings
-from pipeline.streams import open_stream
+from archipelago.pipeline.benchmark.presets import (
+    PRESETS,
+    SETS,
+    check_sets,
+    deviations,
+    name_deviations,
+)
+from archipelago.pipeline.config import load
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams import open_stream
 from tests.helpers import parquet_domain
 
 ORDER_II = [

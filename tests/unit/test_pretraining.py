@@ -11,14 +11,21 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from jobs import pretrain as job
-from pipeline.config import flatten
-from pipeline.errors import IntegrityError
-from pipeline.pretraining import captions, checkpoints, lessons, measures, pictures, prepare
-from pipeline.pretraining.launch import pretrain
-from pipeline.pretraining.lessons import Known
-from pipeline.pretraining.renderers import RENDERERS, SIZE
-from pipeline.pretraining.settings import FILE, PretrainSettings, load_settings
+from archipelago.jobs import pretrain as job
+from archipelago.pipeline.config import flatten
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.pretraining import (
+    captions,
+    checkpoints,
+    lessons,
+    measures,
+    pictures,
+    prepare,
+)
+from archipelago.pipeline.pretraining.launch import pretrain
+from archipelago.pipeline.pretraining.lessons import Known
+from archipelago.pipeline.pretraining.renderers import RENDERERS, SIZE
+from archipelago.pipeline.pretraining.settings import FILE, PretrainSettings, load_settings
 from tests.helpers import parquet_domain
 from tests.unit.tiny_corpus import tiny_pretraining
 
@@ -125,11 +132,11 @@ def test_pretraining_knows_no_stream_s_pictures() -> None:
             name
             for node in ast.walk(ast.parse(file.read_text()))
             for name in _imported(node)
-            if name.startswith(("pipeline.streams", "matplotlib", "sklearn"))
+            if name.startswith(("archipelago.pipeline.streams", "matplotlib", "sklearn"))
         }
-        allowed = {"pipeline.streams.decode"}
+        allowed = {"archipelago.pipeline.streams.decode"}
         if file.name == "exam.py":
-            allowed |= {"pipeline.streams.domain", "pipeline.streams.stream"}
+            allowed |= {f"archipelago.pipeline.streams.{name}" for name in ("domain", "stream")}
         assert names <= allowed, file.name
 
 

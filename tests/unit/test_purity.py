@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.learned import LearnedModel
-from pipeline.lifecycle.forget import forget_task
-from pipeline.methods import methods
-from pipeline.records import GroupRecord
-from pipeline.settings import Settings
-from pipeline.store import RunFolder
+from archipelago.pipeline.learned import LearnedModel
+from archipelago.pipeline.lifecycle.forget import forget_task
+from archipelago.pipeline.methods import methods
+from archipelago.pipeline.records import GroupRecord
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import RunFolder
 from tests.unit.tiny_run import (
     World,
     learn_stream,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config
-from pipeline.config import load
-from pipeline.settings import Settings
+from archipelago.pipeline import config
+from archipelago.pipeline.config import load
+from archipelago.pipeline.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -103,7 +103,7 @@ def test_the_table_of_settings_lists_every_group_and_option() -> None:
 
 
 def test_the_exit_codes_are_those_of_the_code() -> None:
-    from pipeline import errors
+    from archipelago.pipeline import errors
 
     text = (ROOT / "README.md").read_text()
     codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}

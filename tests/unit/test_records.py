@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.closedform import Sums
-from pipeline.errors import IntegrityError, UserError
-from pipeline.records import GroupRecord, Probe, TaskRecord
-from pipeline.records.basis import keep_basis, read_basis
-from pipeline.records.group import read_card
-from pipeline.registry import Registry
-from pipeline.store import GroupRef, RunFolder, names
-from pipeline.store.documents import dumps
+from archipelago.pipeline.closedform import Sums
+from archipelago.pipeline.errors import IntegrityError, UserError
+from archipelago.pipeline.records import GroupRecord, Probe, TaskRecord
+from archipelago.pipeline.records.basis import keep_basis, read_basis
+from archipelago.pipeline.records.group import read_card
+from archipelago.pipeline.registry import Registry
+from archipelago.pipeline.store import GroupRef, RunFolder, names
+from archipelago.pipeline.store.documents import dumps
 from tests.unit.tiny_closedform import EMBEDDING, WIDTH, basis, data, pictures, rows_of
 
 
@@ -192,7 +192,7 @@ def test_the_basis_of_a_run_is_kept_and_checked(run: RunFolder) -> None:
 
 
 def test_a_name_stands_for_one_thing() -> None:
-    registry: Registry[type] = Registry("pipeline.dense.tasks", "thing.name")
+    registry: Registry[type] = Registry("archipelago.pipeline.dense.tasks", "thing.name")
 
     def thing(module: str) -> type:
         return type("Thing", (), {"__module__": module})

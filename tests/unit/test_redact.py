@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from actors.exits import exit_codes
-from actors.logs import Discreet
-from pipeline.config import load, validate
-from pipeline.errors import UserError
-from pipeline.redact import discreet, discreet_text, redacted
-from pipeline.store import RunFolder, resume
+from archipelago.actors.exits import exit_codes
+from archipelago.actors.logs import Discreet
+from archipelago.pipeline.config import load, validate
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.redact import discreet, discreet_text, redacted
+from archipelago.pipeline.store import RunFolder, resume
 
 LEAKY = """
 serving.url=http://user:hunter2@host:8000 does not answer

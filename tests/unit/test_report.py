@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipeline.evaluation import cost
-from pipeline.evaluation import report as reporting
-from pipeline.evaluation.console import summary
-from pipeline.evaluation.protocol import SETTINGS
-from pipeline.records import GroupRecord
-from pipeline.store import RunFolder
+from archipelago.pipeline.evaluation import cost
+from archipelago.pipeline.evaluation import report as reporting
+from archipelago.pipeline.evaluation.console import summary
+from archipelago.pipeline.evaluation.protocol import SETTINGS
+from archipelago.pipeline.records import GroupRecord
+from archipelago.pipeline.store import RunFolder
 from tests.unit import synthetic_run
 from tests.unit.synthetic_run import IMAGES, LEARNED, TASKS, ZERO_SHOT, write_run
 

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluation.report import write_report
-from pipeline.learned import LearnedModel
-from pipeline.learned.texts import Texts
-from pipeline.lifecycle.forget import forget_task
-from pipeline.methods import Function, build_method, method_class
-from pipeline.records import ClassList
-from pipeline.settings import Settings
-from pipeline.store import Folder, RunFolder, sha256
-from pipeline.store.tensors import dump
-from pipeline.streams import ImageTable
-from pipeline.training import checkpoints, launch
-from pipeline.training.loop import TrainingState
-from pipeline.training.stage import Outcome, run_stage
+from archipelago.pipeline.evaluation.report import write_report
+from archipelago.pipeline.learned import LearnedModel
+from archipelago.pipeline.learned.texts import Texts
+from archipelago.pipeline.lifecycle.forget import forget_task
+from archipelago.pipeline.methods import Function, build_method, method_class
+from archipelago.pipeline.records import ClassList
+from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import Folder, RunFolder, sha256
+from archipelago.pipeline.store.tensors import dump
+from archipelago.pipeline.streams import ImageTable
+from archipelago.pipeline.training import checkpoints, launch
+from archipelago.pipeline.training.loop import TrainingState
+from archipelago.pipeline.training.stage import Outcome, run_stage
 from tests.unit.tiny_run import (
     World,
     group_hashes,

@@ -7,11 +7,11 @@ import hashlib
 import numpy as np
 import pytest
 
-from pipeline.streams.atlas.canvas import Dice
-from pipeline.streams.scenes import NAMES, TASKS, render
-from pipeline.streams.scenes.solids import MEET, Paint, Solid, Vector, unit
-from pipeline.streams.scenes.things import BUILDERS, placed
-from pipeline.streams.targets import SCALE
+from archipelago.pipeline.streams.atlas.canvas import Dice
+from archipelago.pipeline.streams.scenes import NAMES, TASKS, render
+from archipelago.pipeline.streams.scenes.solids import MEET, Paint, Solid, Vector, unit
+from archipelago.pipeline.streams.scenes.things import BUILDERS, placed
+from archipelago.pipeline.streams.targets import SCALE
 
 PAINT = Paint((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 HALF = {"ball": (0.7, 0.7, 0.7), "box": (0.5, 0.8, 0.3), "cylinder": (0.4, 0.6, 0.4),

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.identifiers.description import (
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifiers.description import (
     choice_prompt,
     clean,
     describe_prompt,
@@ -16,9 +16,9 @@ from pipeline.identifiers.description import (
     orders,
     parse_letter,
 )
-from pipeline.identifiers.drivers.local import TransformersScorer
-from pipeline.identifiers.scorer import build_scorer
-from pipeline.settings import IdentifierSettings
+from archipelago.pipeline.identifiers.drivers.local import TransformersScorer
+from archipelago.pipeline.identifiers.scorer import build_scorer
+from archipelago.pipeline.settings import IdentifierSettings
 from tests.unit.tiny_mllm import save_mllm
 
 TEXTS = ("a photo of a cat", "grey noise", "answer A")

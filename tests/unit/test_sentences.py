@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from pipeline.identifiers.sentences import WORTH, fits, join, most_fitting, sentences_of
+from archipelago.pipeline.identifiers.sentences import WORTH, fits, join, most_fitting, sentences_of
 
 FLAG, MAP = [0.0, -20.0, 0.0, -20.0], [-20.0, 0.0, -20.0, 0.0]  # fits of four images, of two kinds
 BOTH = [-5.0, -5.0, -5.0, -5.0]

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.identifiers import Evidence
-from pipeline.learned import Answer, Ask
-from pipeline.learned.answering import Question
-from pipeline.learned.candidates import match
-from pipeline.learner import Learner
-from pipeline.methods.base import log_softmax
-from pipeline.records import class_list
-from pipeline.serving.model import ServedModel, run_settings
-from pipeline.serving.pointer import (
+from archipelago.pipeline.identifiers import Evidence
+from archipelago.pipeline.learned import Answer, Ask
+from archipelago.pipeline.learned.answering import Question
+from archipelago.pipeline.learned.candidates import match
+from archipelago.pipeline.learner import Learner
+from archipelago.pipeline.methods.base import log_softmax
+from archipelago.pipeline.records import class_list
+from archipelago.pipeline.serving.model import ServedModel, run_settings
+from archipelago.pipeline.serving.pointer import (
     Pointer,
     Refused,
     history,
@@ -24,8 +24,8 @@ from pipeline.serving.pointer import (
     read_pointer,
     write_pointer,
 )
-from pipeline.store import RunFolder
-from pipeline.store.tensors import dump, load
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.store.tensors import dump, load
 from tests.unit.tiny_run import TASKS, World, make_learner
 from tests.unit.tiny_serving import SERVING, copy_run, learned_run, point, test_images
 

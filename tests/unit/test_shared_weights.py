@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from pipeline.evaluation.report import write_report
-from pipeline.learned import LearnedModel
-from pipeline.methods import Function, methods
-from pipeline.methods.finetune import Finetune
-from pipeline.store import RunFolder
-from pipeline.store.tensors import load
+from archipelago.pipeline.evaluation.report import write_report
+from archipelago.pipeline.learned import LearnedModel
+from archipelago.pipeline.methods import Function, methods
+from archipelago.pipeline.methods.finetune import Finetune
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.store.tensors import load
 from tests.unit.tiny_run import (
     World,
     learn_stream,

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.identifiers.mllm import Mllm
-from pipeline.identifiers.scorer import Scores
-from pipeline.store import RunFolder
-from pipeline.streams import ImageTable
+from archipelago.pipeline.identifiers.mllm import Mllm
+from archipelago.pipeline.identifiers.scorer import Scores
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.streams import ImageTable
 from tests.unit.test_mllm import IMAGES, Colours, N, _learner, _settings
 from tests.unit.tiny_run import TASKS, World, learn_stream, make_world, run_settings
 

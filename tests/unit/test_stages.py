@@ -10,22 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.evaluation import metrics
-from pipeline.evaluation.report import build_report, write_report
-from pipeline.methods import Function, Neighbour, StageContext, build_method
-from pipeline.methods.trge import GroupAdapter, Trge
-from pipeline.model.watch import Watch, mutual_information
-from pipeline.records import GroupRecord
-from pipeline.settings import StreamSettings
-from pipeline.store import Folder, RunFolder, sha256
-from pipeline.store.tensors import dump, load
-from pipeline.streams import open_stream, plan_stages
-from pipeline.training import checkpoints
-from pipeline.training.loop import TrainingState
-from pipeline.training.objectives import text_activations
-from pipeline.training.stage import GROUP, Outcome, run_stage
-from pipeline.training.trunk import batch_rows
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.evaluation import metrics
+from archipelago.pipeline.evaluation.report import build_report, write_report
+from archipelago.pipeline.methods import Function, Neighbour, StageContext, build_method
+from archipelago.pipeline.methods.trge import GroupAdapter, Trge
+from archipelago.pipeline.model.watch import Watch, mutual_information
+from archipelago.pipeline.records import GroupRecord
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.store import Folder, RunFolder, sha256
+from archipelago.pipeline.store.tensors import dump, load
+from archipelago.pipeline.streams import open_stream, plan_stages
+from archipelago.pipeline.training import checkpoints
+from archipelago.pipeline.training.loop import TrainingState
+from archipelago.pipeline.training.objectives import text_activations
+from archipelago.pipeline.training.stage import GROUP, Outcome, run_stage
+from archipelago.pipeline.training.trunk import batch_rows
 from tests.unit.tiny_clip import images, randomise, settings, tiny_backbone
 from tests.unit.tiny_run import (
     World,

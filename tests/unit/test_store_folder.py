@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs as pafs
 
-from pipeline.errors import UserError
-from pipeline.store import Folder, documents
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.store import Folder, documents
 
 
 def test_write_read_replace_and_delete(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import IntegrityError
-from pipeline.store import Folder, GroupRef, GroupStore, sha256
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.store import Folder, GroupRef, GroupStore, sha256
 
 FILES = {"group.safetensors": b"g" * 50, "identity.safetensors": b"i" * 9, "task.json": b"{}"}
 

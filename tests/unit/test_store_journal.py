@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import LockedError
-from pipeline.store import Folder, Journal
+from archipelago.pipeline.errors import LockedError
+from archipelago.pipeline.store import Folder, Journal
 
 EVENTS = st.sampled_from(["run-started", "stage-done", "evaluated", "stopped"])
 

@@ -14,11 +14,11 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs as pafs
 
-from pipeline.errors import LockedError
-from pipeline.store import Folder, Holder, RunFolder
-from pipeline.store.conditional import S3Objects, conditional
-from pipeline.store.lease import CLAIM, Lease
-from pipeline.store.lock import LOCK
+from archipelago.pipeline.errors import LockedError
+from archipelago.pipeline.store import Folder, Holder, RunFolder
+from archipelago.pipeline.store.conditional import S3Objects, conditional
+from archipelago.pipeline.store.lease import CLAIM, Lease
+from archipelago.pipeline.store.lock import LOCK
 from tests.unit.test_store_remote import ObjectStore
 
 HOUR = 3600.0
@@ -266,7 +266,7 @@ def test_a_run_in_s3_with_and_without_the_client(
 def test_an_s3_store_that_ignores_conditions_is_not_trusted(
     bucket: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.store import conditional as module
+    from archipelago.pipeline.store import conditional as module
 
     client = module._client(bucket.place[0])
     whole = client.put_object

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import LockedError
-from pipeline.store import Holder, RunFolder
+from archipelago.pipeline.errors import LockedError
+from archipelago.pipeline.store import Holder, RunFolder
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
-from pipeline.store import RunFolder
+from archipelago.pipeline.store import RunFolder
 with RunFolder(sys.argv[1]).lock():
     sys.stdout.write("locked\\n"); sys.stdout.flush()
     sys.stdin.readline()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import IntegrityError
-from pipeline.store import Folder, GroupRef, Manifests, sha256
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.store import Folder, GroupRef, Manifests, sha256
 
 
 def group(stage: int, content: str = "x") -> GroupRef:

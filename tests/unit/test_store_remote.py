@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs as pafs
 
-from pipeline.errors import IntegrityError, LockedError
-from pipeline.store import Folder, Holder, RunFolder
-from pipeline.store.lease import Lease
+from archipelago.pipeline.errors import IntegrityError, LockedError
+from archipelago.pipeline.store import Folder, Holder, RunFolder
+from archipelago.pipeline.store.lease import Lease
 
 
 class Upload(io.BytesIO):

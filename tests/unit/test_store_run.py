@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.settings import default_of
-from pipeline.store import GroupRef, RunFolder, resume
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import default_of
+from archipelago.pipeline.store import GroupRef, RunFolder, resume
 
 SETTINGS: dict[str, Any] = {
     "run_dir": "/a",

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import IntegrityError
-from pipeline.store import tensors
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.store import tensors
 
 
 def sample() -> dict[str, torch.Tensor | np.ndarray]:
@@ -46,7 +46,7 @@ def test_bytes_are_the_same_in_any_order_and_process() -> None:
     assert tensors.dump(dict(reversed(source.items()))) == data
     code = (
         "import hashlib, sys; sys.path.insert(0, 'tests/unit');"
-        "from test_store_tensors import sample; from pipeline.store import tensors;"
+        "from test_store_tensors import sample; from archipelago.pipeline.store import tensors;"
         "sys.stdout.write(hashlib.sha256(tensors.dump(sample())).hexdigest())"
     )
     root = Path(__file__).parents[2]

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import validate
-from pipeline.learned import Ask, LearnedModel
-from pipeline.learner import Learner
-from pipeline.lifecycle.forget import forget_task
-from pipeline.serving.model import ServedModel
-from pipeline.store import RunFolder
-from pipeline.streams import open_stream, prepare
+from archipelago.pipeline.config import validate
+from archipelago.pipeline.learned import Ask, LearnedModel
+from archipelago.pipeline.learner import Learner
+from archipelago.pipeline.lifecycle.forget import forget_task
+from archipelago.pipeline.serving.model import ServedModel
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.streams import open_stream, prepare
 from tests.unit.stored_run import LEARNED, TASKS, copy
 from tests.unit.tiny_run import World, learn_stream, make_learner
 from tests.unit.tiny_serving import SERVING, point

@@ -19,13 +19,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.errors import IntegrityError, UserError
-from pipeline.settings import ClusterSettings, StreamSettings
-from pipeline.streams import Domain, ImageTable, PreparedDomain, RawRow, Split, execution, shards
-from pipeline.streams import open_stream as open_settings
-from pipeline.streams import prepare as prepare_domains
-from pipeline.streams.entries import Entries
-from pipeline.streams.shards import ShardJob, write_shard
+from archipelago.pipeline.errors import IntegrityError, UserError
+from archipelago.pipeline.settings import ClusterSettings, StreamSettings
+from archipelago.pipeline.streams import (
+    Domain,
+    ImageTable,
+    PreparedDomain,
+    RawRow,
+    Split,
+    execution,
+    shards,
+)
+from archipelago.pipeline.streams import open_stream as open_settings
+from archipelago.pipeline.streams import prepare as prepare_domains
+from archipelago.pipeline.streams.entries import Entries
+from archipelago.pipeline.streams.shards import ShardJob, write_shard
 from tests.helpers import parquet_domain, png
 
 

@@ -10,17 +10,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from actors.preflight import check_data
-from pipeline.config import load
-from pipeline.errors import UserError
-from pipeline.fitting import task_record
-from pipeline.model.tokens import tokenizer_of
-from pipeline.settings import BackboneSettings
-from pipeline.store import RunFolder
-from pipeline.streams import Domain, PreparedDomain
-from pipeline.streams.changed import check_unchanged
-from pipeline.streams.coverage import check_coverage
-from pipeline.streams.prompts import check_prompts, same_prompts
+from archipelago.actors.preflight import check_data
+from archipelago.pipeline.config import load
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.fitting import task_record
+from archipelago.pipeline.model.tokens import tokenizer_of
+from archipelago.pipeline.settings import BackboneSettings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.streams import Domain, PreparedDomain
+from archipelago.pipeline.streams.changed import check_unchanged
+from archipelago.pipeline.streams.coverage import check_coverage
+from archipelago.pipeline.streams.prompts import check_prompts, same_prompts
 from tests.helpers import parquet_domain, png
 from tests.unit.test_streams_cache import listed, prepare
 from tests.unit.test_streams_readers import facts, stream

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from pipeline.streams.decode import BadImage, decode, fit
+from archipelago.pipeline.streams.decode import BadImage, decode, fit
 
 LIMIT = 1_000_000
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")

@@ -12,13 +12,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.settings import StreamSettings
-from pipeline.streams import DenseTable, Domain, ImageTable, RawRow, Split, Target, Unusable
-from pipeline.streams import open_stream as open_settings
-from pipeline.streams.scenes import render
-from pipeline.streams.stream import check_domain
-from pipeline.streams.targets import IGNORE, SCALE, to_stored
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams import (
+    DenseTable,
+    Domain,
+    ImageTable,
+    RawRow,
+    Split,
+    Target,
+    Unusable,
+)
+from archipelago.pipeline.streams import open_stream as open_settings
+from archipelago.pipeline.streams.scenes import render
+from archipelago.pipeline.streams.stream import check_domain
+from archipelago.pipeline.streams.targets import IGNORE, SCALE, to_stored
 from tests.helpers import png
 from tests.unit.test_streams_cache import prepare
 

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.streams import Domain, ImageTable
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.streams import Domain, ImageTable
 from tests.helpers import png
 from tests.unit.test_streams_cache import prepare
 from tests.unit.test_streams_readers import rows, stream
@@ -153,7 +153,7 @@ def test_flat_folders_are_refused_as_such(tmp_path: Path) -> None:
 
 
 def test_a_class_without_images_stays_and_is_named(tmp_path: Path, caplog: Any) -> None:
-    from pipeline.streams.coverage import check_coverage
+    from archipelago.pipeline.streams.coverage import check_coverage
 
     ready(tmp_path / "shop", "apple", "pear")
     (tmp_path / "shop/train/plum").mkdir()

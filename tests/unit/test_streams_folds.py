@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.streams import stratified_fold
+from archipelago.pipeline.streams import stratified_fold
 
 
 @settings(max_examples=100, deadline=None)

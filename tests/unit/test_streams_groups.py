@@ -15,11 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.settings import ClusterSettings, StreamSettings
-from pipeline.streams import Domain, ImageTable, PreparedDomain, execution, open_stream, prepare
-from pipeline.streams.coverage import check_coverage
-from pipeline.streams.groups import numbered
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import ClusterSettings, StreamSettings
+from archipelago.pipeline.streams import (
+    Domain,
+    ImageTable,
+    PreparedDomain,
+    execution,
+    open_stream,
+    prepare,
+)
+from archipelago.pipeline.streams.coverage import check_coverage
+from archipelago.pipeline.streams.groups import numbered
 from tests.helpers import parquet_domain, png
 
 CLASSES, FRAMES, TRACKS = 3, 4, 3  # images of a track, tracks of a class

@@ -10,11 +10,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import IntegrityError, UserError
-from pipeline.settings import ClusterSettings, StreamSettings
-from pipeline.store import resume
-from pipeline.streams import Domain, ImageTable, PreparedDomain, execution, open_stream, prepare
-from pipeline.streams.shards import ShardJob
+from archipelago.pipeline.errors import IntegrityError, UserError
+from archipelago.pipeline.settings import ClusterSettings, StreamSettings
+from archipelago.pipeline.store import resume
+from archipelago.pipeline.streams import (
+    Domain,
+    ImageTable,
+    PreparedDomain,
+    execution,
+    open_stream,
+    prepare,
+)
+from archipelago.pipeline.streams.shards import ShardJob
 from tests.helpers import parquet_domain
 
 CLASSES, TRAIN, TEST = 10, 7, 4

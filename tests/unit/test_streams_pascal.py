@@ -11,11 +11,11 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from pipeline.errors import UserError
-from pipeline.settings import StreamSettings
-from pipeline.streams import DenseTable, Domain, open_stream
-from pipeline.streams.pascal.labels import NORMAL_LABELS, PART_OF
-from pipeline.streams.targets import SCALE
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams import DenseTable, Domain, open_stream
+from archipelago.pipeline.streams.pascal.labels import NORMAL_LABELS, PART_OF
+from archipelago.pipeline.streams.targets import SCALE
 from tests.unit.test_streams_cache import prepare
 
 HIGH, WIDE = 24, 32

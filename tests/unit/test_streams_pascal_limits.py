@@ -14,8 +14,8 @@ import pytest
 import scipy.io
 from PIL import Image, PngImagePlugin
 
-from pipeline.streams.pascal import files, matfiles
-from pipeline.streams.pascal.labels import NORMAL_LABELS
+from archipelago.pipeline.streams.pascal import files, matfiles
+from archipelago.pipeline.streams.pascal.labels import NORMAL_LABELS
 from tests.unit.test_streams_cache import prepare
 from tests.unit.test_streams_pascal import ALL, HIGH, WIDE, person, save_mat, stream, tree
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.settings import StreamSettings
-from pipeline.streams import Domain, RawRow, open_stream
-from pipeline.streams.registry import readers
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams import Domain, RawRow, open_stream
+from archipelago.pipeline.streams.registry import readers
 from tests.helpers import parquet_domain, png
 
 

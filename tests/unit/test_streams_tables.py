@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.streams import Domain, ImageTable
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.streams import Domain, ImageTable
 from tests.helpers import parquet_domain, png
 from tests.unit.test_streams_cache import prepare
 from tests.unit.test_streams_readers import facts, rows, stream

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from pipeline.errors import UserError
-from pipeline.settings import TrackingSettings
-from pipeline.store import RunFolder
-from pipeline.tracking import Tracker, locate
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import TrackingSettings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.tracking import Tracker, locate
 
 
 def _at(run: Path | RunFolder, **values: object) -> tuple[str, str | None]:

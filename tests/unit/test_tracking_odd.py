@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.settings import TrackingSettings
-from pipeline.store import RunFolder
-from pipeline.tracking import Tracker, client
-from pipeline.tracking.client import connected
-from pipeline.tracking.location import locate
-from pipeline.tracking.sync import _experiment, sync
+from archipelago.pipeline.settings import TrackingSettings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.tracking import Tracker, client
+from archipelago.pipeline.tracking.client import connected
+from archipelago.pipeline.tracking.location import locate
+from archipelago.pipeline.tracking.sync import _experiment, sync
 from tests.running import ROOT
 from tests.unit.tiny_serving import copy_run
 
@@ -27,11 +27,11 @@ ODD = ["Fotos März #2 (50%)/set=a, b", "it's a%20b?x=1"]
 MORE = ["per%cent", "a%3Fb?c", "$HOME", "[::1]", "q?x=1&y", "a;b"]
 FIRST = """
 import sys
-from pipeline.settings import TrackingSettings
-from pipeline.store import RunFolder
-from pipeline.tracking.client import connected
-from pipeline.tracking.location import locate
-from pipeline.tracking.sync import _experiment
+from archipelago.pipeline.settings import TrackingSettings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.tracking.client import connected
+from archipelago.pipeline.tracking.location import locate
+from archipelago.pipeline.tracking.sync import _experiment
 settings = TrackingSettings()
 place = locate(RunFolder(sys.argv[1]), settings)
 import mlflow

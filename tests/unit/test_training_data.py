@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.methods import StageContext, build_method
-from pipeline.model.kernels import Kernels
-from pipeline.settings import TrainingSettings
-from pipeline.training.loop import learning_rate, planned_steps
-from pipeline.training.objectives import Classification, text_activations
-from pipeline.training.trunk import CACHE_DTYPE, TrunkCache, batch_rows, gather
-from pipeline.training.views import ASPECT, Views
+from archipelago.pipeline.methods import StageContext, build_method
+from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.settings import TrainingSettings
+from archipelago.pipeline.training.loop import learning_rate, planned_steps
+from archipelago.pipeline.training.objectives import Classification, text_activations
+from archipelago.pipeline.training.trunk import CACHE_DTYPE, TrunkCache, batch_rows, gather
+from archipelago.pipeline.training.views import ASPECT, Views
 from tests.unit.tiny_clip import images, settings, tiny_backbone
 
 PIXELS = images(70)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import IntegrityError
-from pipeline.store import Folder, sha256
-from pipeline.store.tensors import dump
-from pipeline.streams import PreparedDomain
-from pipeline.training import checkpoints, launch
-from pipeline.training.loop import TrainingState
-from pipeline.training.stage import Outcome, run_stage
+from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.store import Folder, sha256
+from archipelago.pipeline.store.tensors import dump
+from archipelago.pipeline.streams import PreparedDomain
+from archipelago.pipeline.training import checkpoints, launch
+from archipelago.pipeline.training.loop import TrainingState
+from archipelago.pipeline.training.stage import Outcome, run_stage
 from tests.unit.tiny_run import World, make_world, run_settings, stage_spec
 
 STEPS = (3, 6, 8)  # checkpoints of the runs below

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.methods import Function, Neighbour, StageContext, build_method
-from pipeline.methods.trge import GroupAdapter, Trge
-from pipeline.model.backbone import load_backbone
-from pipeline.settings import TrainingSettings
-from pipeline.store.tensors import dump, load
-from pipeline.training.loop import train
-from pipeline.training.objectives import Classification, text_activations
-from pipeline.training.trunk import TrunkCache
-from pipeline.training.views import Views
+from archipelago.pipeline.methods import Function, Neighbour, StageContext, build_method
+from archipelago.pipeline.methods.trge import GroupAdapter, Trge
+from archipelago.pipeline.model.backbone import load_backbone
+from archipelago.pipeline.settings import TrainingSettings
+from archipelago.pipeline.store.tensors import dump, load
+from archipelago.pipeline.training.loop import train
+from archipelago.pipeline.training.objectives import Classification, text_activations
+from archipelago.pipeline.training.trunk import TrunkCache
+from archipelago.pipeline.training.views import Views
 from tests.unit.tiny_clip import images, settings
 
 CLASSES, TEMPLATES = ["cat", "dog"], ["a photo of a {}."]

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.identifiers.drivers import vllm
-from pipeline.identifiers.scorer import Scorer, build_scorer
-from pipeline.settings import IdentifierSettings
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifiers.drivers import vllm
+from archipelago.pipeline.identifiers.scorer import Scorer, build_scorer
+from archipelago.pipeline.settings import IdentifierSettings
 from tests.unit import vllm_stand_in as stand_in
 from tests.unit.tiny_mllm import save_mllm
 
@@ -66,7 +66,7 @@ def test_an_answer_in_text_is_read_strictly(
 ) -> None:
     scorer = both[1]
     order = np.array([[1, 0, 2], [0, 1, 2], [1, 0, 2]])
-    monkeypatch.setattr("pipeline.identifiers.choices.orders", lambda *_: order)
+    monkeypatch.setattr("archipelago.pipeline.identifiers.choices.orders", lambda *_: order)
     monkeypatch.setattr(scorer, "_texts", lambda *_: ["A", " (C) ", "answer A"])
     found = scorer.score(IMAGES, TEXTS[:2], "generate", 0)
     assert found.values.argmax(axis=1)[:2].tolist() == [1, 2]
@@ -92,7 +92,7 @@ def test_settings_reach_vllm_and_what_cannot_work_is_refused(
 
     save_mllm(tmp_path / "m")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install 'archipelago[vllm]'" in refused()
+    assert "pip install 'archipelago-cl[vllm]'" in refused()
     monkeypatch.undo()
     stand_in.put_in_place(monkeypatch)
     assert "identifier.device=cpu" in refused(device="cpu")

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.model.backbone import EMBEDDED, Backbone, from_open_clip
-from pipeline.model.experts import ExpertGroup
-from pipeline.settings import Settings
+from archipelago.pipeline.model.backbone import EMBEDDED, Backbone, from_open_clip
+from archipelago.pipeline.model.experts import ExpertGroup
+from archipelago.pipeline.settings import Settings
 
 VOCABULARY, CONTEXT = 99, 12
 IMAGE = {"image_size": 32, "layers": 4, "width": 48, "head_width": 16, "patch_size": 8}

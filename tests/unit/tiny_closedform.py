@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.closedform import Basis, CalibrationRows, KnownTask, Sums, make_basis
+from archipelago.pipeline.closedform import Basis, CalibrationRows, KnownTask, Sums, make_basis
 
 WIDTH = 12
 EMBEDDING = 5

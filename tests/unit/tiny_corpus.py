@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.pretraining import pictures
-from pipeline.pretraining.settings import (
+from archipelago.pipeline.pretraining import pictures
+from archipelago.pipeline.pretraining.settings import (
     LessonSettings,
     ModelSettings,
     PictureSettings,
     PretrainSettings,
 )
-from pipeline.settings import WorkerSettings
+from archipelago.pipeline.settings import WorkerSettings
 
 
 def tiny_pretraining(corpus: Path, out: Path, workers: int = 0) -> PretrainSettings:

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pipeline.identifiers.description import ANSWER, CHOICE, DESCRIBE, LIKELIHOOD
+from archipelago.pipeline.identifiers.description import ANSWER, CHOICE, DESCRIBE, LIKELIHOOD
 
 CHAT = (
     "<s>{% for m in messages %}{% for part in m['content'] %}"

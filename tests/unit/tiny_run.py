@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.closedform import Basis, make_basis
-from pipeline.config import redacted
-from pipeline.identifiers import Looker
-from pipeline.learned.engine import Engine, EngineSpec
-from pipeline.learner import Learner
-from pipeline.model.kernels import Kernels
-from pipeline.planning import stages_of
-from pipeline.records.basis import keep_basis
-from pipeline.settings import ClusterSettings, Settings, StreamSettings
-from pipeline.store import RunFolder, names
-from pipeline.streams import PreparedDomain, open_stream, prepare
-from pipeline.training.stage import StageSpec
+from archipelago.pipeline.closedform import Basis, make_basis
+from archipelago.pipeline.config import redacted
+from archipelago.pipeline.identifiers import Looker
+from archipelago.pipeline.learned.engine import Engine, EngineSpec
+from archipelago.pipeline.learner import Learner
+from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.planning import stages_of
+from archipelago.pipeline.records.basis import keep_basis
+from archipelago.pipeline.settings import ClusterSettings, Settings, StreamSettings
+from archipelago.pipeline.store import RunFolder, names
+from archipelago.pipeline.streams import PreparedDomain, open_stream, prepare
+from archipelago.pipeline.training.stage import StageSpec
 from tests.helpers import parquet_domain
 from tests.unit.tiny_clip import images, save_local, settings
 

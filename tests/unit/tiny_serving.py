@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.identifiers import Looker
-from pipeline.identifiers.scorer import Scorer
-from pipeline.serving.pointer import next_pointer, write_pointer
-from pipeline.settings import ServingSettings
-from pipeline.store import RunFolder
-from pipeline.streams import ImageTable
+from archipelago.pipeline.identifiers import Looker
+from archipelago.pipeline.identifiers.scorer import Scorer
+from archipelago.pipeline.serving.pointer import next_pointer, write_pointer
+from archipelago.pipeline.settings import ServingSettings
+from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.streams import ImageTable
 from tests.unit.tiny_run import World, learn_stream, make_learner, open_run, run_settings
 
 BORROWING = {"max_distance": 2.0, "min_gain": -100.0, "count": 1}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pipeline.dense.base import DenseTask, Metric, register
-from pipeline.dense.boundary import BoundaryF
-from pipeline.dense.losses import balanced_bce
+from archipelago.pipeline.dense.base import DenseTask, Metric, register
+from archipelago.pipeline.dense.boundary import BoundaryF
+from archipelago.pipeline.dense.losses import balanced_bce
 
 POSITIVE = 0.95  # weight of an edge pixel in the benchmark's loss
 

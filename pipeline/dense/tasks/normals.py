@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pipeline.dense.angles import MeanAngle
-from pipeline.dense.base import DenseTask, Metric, register
-from pipeline.dense.losses import normals_loss
+from archipelago.pipeline.dense.angles import MeanAngle
+from archipelago.pipeline.dense.base import DenseTask, Metric, register
+from archipelago.pipeline.dense.losses import normals_loss
 
 
 @register

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pipeline.dense.base import DenseTask, Metric, register
-from pipeline.dense.losses import balanced_bce
-from pipeline.dense.regions import Saliency as SaliencyMetric
+from archipelago.pipeline.dense.base import DenseTask, Metric, register
+from archipelago.pipeline.dense.losses import balanced_bce
+from archipelago.pipeline.dense.regions import Saliency as SaliencyMetric
 
 
 @register

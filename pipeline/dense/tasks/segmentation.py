@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pipeline.dense.base import DenseTask, Metric, register
-from pipeline.dense.losses import cross_entropy
-from pipeline.dense.regions import MeanIoU
+from archipelago.pipeline.dense.base import DenseTask, Metric, register
+from archipelago.pipeline.dense.losses import cross_entropy
+from archipelago.pipeline.dense.regions import MeanIoU
 
 
 @register

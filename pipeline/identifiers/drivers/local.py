@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.identifiers.choices import Choices
-from pipeline.identifiers.description import ANSWER, LIKELIHOOD, describe_prompt
-from pipeline.identifiers.processor import Processor, loading
-from pipeline.identifiers.scorer import Scores, register_driver
-from pipeline.identifiers.sentences import fits, most_fitting, sentences_of
-from pipeline.settings import IdentifierSettings
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifiers.choices import Choices
+from archipelago.pipeline.identifiers.description import ANSWER, LIKELIHOOD, describe_prompt
+from archipelago.pipeline.identifiers.processor import Processor, loading
+from archipelago.pipeline.identifiers.scorer import Scores, register_driver
+from archipelago.pipeline.identifiers.sentences import fits, most_fitting, sentences_of
+from archipelago.pipeline.settings import IdentifierSettings
 
 log = logging.getLogger(__name__)
 

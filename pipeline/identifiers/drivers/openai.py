@@ -21,12 +21,12 @@ import httpx2
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import UserError
-from pipeline.identifiers.choices import Choices
-from pipeline.identifiers.description import clean, describe_prompt, parse_letter
-from pipeline.identifiers.scorer import ScorerError, Scores, one_hot, register_driver
-from pipeline.redact import redacted
-from pipeline.settings import IdentifierSettings
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifiers.choices import Choices
+from archipelago.pipeline.identifiers.description import clean, describe_prompt, parse_letter
+from archipelago.pipeline.identifiers.scorer import ScorerError, Scores, one_hot, register_driver
+from archipelago.pipeline.redact import redacted
+from archipelago.pipeline.settings import IdentifierSettings
 
 log = logging.getLogger(__name__)
 

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.errors import UserError
-from pipeline.identifiers.choices import Choices
-from pipeline.identifiers.description import ANSWER, LIKELIHOOD, describe_prompt
-from pipeline.identifiers.processor import Processor, folder_digest, loading
-from pipeline.identifiers.scorer import Scores, register_driver
-from pipeline.identifiers.sentences import fits, most_fitting, sentences_of
-from pipeline.settings import IdentifierSettings
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifiers.choices import Choices
+from archipelago.pipeline.identifiers.description import ANSWER, LIKELIHOOD, describe_prompt
+from archipelago.pipeline.identifiers.processor import Processor, folder_digest, loading
+from archipelago.pipeline.identifiers.scorer import Scores, register_driver
+from archipelago.pipeline.identifiers.sentences import fits, most_fitting, sentences_of
+from archipelago.pipeline.settings import IdentifierSettings
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 DESCRIBE_TOKENS, ANSWER_TOKENS = 48, 4

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from pipeline.streams.atlas import digits, flags, glyphs, shapes, terrain, textures
-from pipeline.streams.atlas.scene import Scene
+from archipelago.pipeline.streams.atlas import digits, flags, glyphs, shapes, terrain, textures
+from archipelago.pipeline.streams.atlas.scene import Scene
 
 VERSION = 1
 

@@ -1,16 +1,16 @@
 """Paint a contact sheet of the atlas, one band a domain:
 
-python -m pipeline.streams.atlas docs/atlas.png [--seed 0]
+python -m archipelago.pipeline.streams.atlas docs/atlas.png [--seed 0]
 """
 
 from __future__ import annotations
 
 from PIL import Image, ImageFont
 
-from pipeline.streams.atlas import SCENES
-from pipeline.streams.atlas.glyphs import font
-from pipeline.streams.atlas.paper import INK, TILE, blank, tile, write
-from pipeline.streams.atlas.scene import Scene
+from archipelago.pipeline.streams.atlas import SCENES
+from archipelago.pipeline.streams.atlas.glyphs import font
+from archipelago.pipeline.streams.atlas.paper import INK, TILE, blank, tile, write
+from archipelago.pipeline.streams.atlas.scene import Scene
 
 GAP = 14
 LABEL = 34

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from pipeline.streams.atlas.canvas import (
+from archipelago.pipeline.streams.atlas.canvas import (
     CANVAS,
     Dice,
     blend,
@@ -17,7 +17,7 @@ from pipeline.streams.atlas.canvas import (
     noise,
     shade,
 )
-from pipeline.streams.atlas.scene import Request, Scene
+from archipelago.pipeline.streams.atlas.scene import Request, Scene
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEST_FIFTHS = (1, 3)  # of every five scans of a digit, those that only the test split may use

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.streams.atlas.canvas import (
+from archipelago.pipeline.streams.atlas.canvas import (
     CANVAS,
     ONE,
     TURN,
@@ -24,7 +24,7 @@ from pipeline.streams.atlas.canvas import (
     shade,
     sine,
 )
-from pipeline.streams.atlas.scene import Request, Scene
+from archipelago.pipeline.streams.atlas.scene import Request, Scene
 
 WIDE, TALL = 180, 120  # the cloth as drawn, upright and flat
 

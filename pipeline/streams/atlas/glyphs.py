@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.streams.atlas.canvas import (
+from archipelago.pipeline.streams.atlas.canvas import (
     CANVAS,
     Dice,
     blend,
@@ -18,7 +18,7 @@ from pipeline.streams.atlas.canvas import (
     noise,
     ramp,
 )
-from pipeline.streams.atlas.scene import Request, Scene
+from archipelago.pipeline.streams.atlas.scene import Request, Scene
 
 BIG = 2 * CANVAS
 SANS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from pipeline.streams.atlas.canvas import SIZE
+from archipelago.pipeline.streams.atlas.canvas import SIZE
 
 TILE = 2 * SIZE  # side of an image on paper
 BITS = 5  # a channel: halves the file, and the grain hides the steps

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.streams.atlas.canvas import Dice
+from archipelago.pipeline.streams.atlas.canvas import Dice
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.streams.atlas.canvas import (
+from archipelago.pipeline.streams.atlas.canvas import (
     CANVAS,
     TURN,
     Dice,
@@ -17,7 +17,7 @@ from pipeline.streams.atlas.canvas import (
     polar,
     ramp,
 )
-from pipeline.streams.atlas.scene import Request, Scene
+from archipelago.pipeline.streams.atlas.scene import Request, Scene
 
 BIG = 2 * CANVAS  # figures are drawn at twice the canvas
 MIDDLE = BIG // 2

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from pipeline.streams.atlas import land, works
-from pipeline.streams.atlas.canvas import Dice, blend, camera, finish, noise
-from pipeline.streams.atlas.scene import Request, Scene
+from archipelago.pipeline.streams.atlas import land, works
+from archipelago.pipeline.streams.atlas.canvas import Dice, blend, camera, finish, noise
+from archipelago.pipeline.streams.atlas.scene import Request, Scene
 
 PLACES: dict[str, Callable[[Dice], np.ndarray]] = {
     "beach": land.beach,

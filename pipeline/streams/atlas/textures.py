@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.streams.atlas.canvas import (
+from archipelago.pipeline.streams.atlas.canvas import (
     CANVAS,
     ONE,
     TURN,
@@ -26,7 +26,7 @@ from pipeline.streams.atlas.canvas import (
     sine,
     turned,
 )
-from pipeline.streams.atlas.scene import Request, Scene
+from archipelago.pipeline.streams.atlas.scene import Request, Scene
 
 # Every maker returns a field of 0..255 (CANVAS, CANVAS): 0 is the ground colour, 255 the figure's.
 Maker = Callable[[Dice], np.ndarray]

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.streams.atlas.canvas import CANVAS, TURN, Dice, blend, noise, polar, turned
-from pipeline.streams.atlas.land import box, crowns, ground, meadow, pen, sea
+from archipelago.pipeline.streams.atlas.canvas import (
+    CANVAS,
+    TURN,
+    Dice,
+    blend,
+    noise,
+    polar,
+    turned,
+)
+from archipelago.pipeline.streams.atlas.land import box, crowns, ground, meadow, pen, sea
 
 EARTH, ASPHALT, CONCRETE, PAINT = (138, 112, 82), (84, 85, 88), (168, 166, 160), (235, 235, 228)
 ROOFS = ((160, 82, 62), (128, 70, 58), (150, 146, 142), (104, 100, 100), (186, 130, 96))

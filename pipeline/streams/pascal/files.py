@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.streams.containers import without_metadata
-from pipeline.streams.files import one_line
-from pipeline.streams.pascal import matfiles
-from pipeline.streams.pascal.labels import NORMAL_LABELS, PART_OF, PERSON
-from pipeline.streams.targets import to_stored
-from pipeline.streams.thinning import thin
+from archipelago.pipeline.streams.containers import without_metadata
+from archipelago.pipeline.streams.files import one_line
+from archipelago.pipeline.streams.pascal import matfiles
+from archipelago.pipeline.streams.pascal.labels import NORMAL_LABELS, PART_OF, PERSON
+from archipelago.pipeline.streams.targets import to_stored
+from archipelago.pipeline.streams.thinning import thin
 
 NUMBER = 8  # bytes of the widest number of a label map
 SLACK = 1 << 16  # bytes of a .mat file beside its largest variable: names, and its creator's notes

@@ -12,7 +12,7 @@ import struct
 import zlib
 from typing import Any
 
-from pipeline.streams.files import one_line
+from archipelago.pipeline.streams.files import one_line
 
 HEADER, TAG = 128, 8
 DIMENSIONS, MATRIX, COMPRESSED = 5, 14, 15  # types of elements

@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.settings import StreamSettings
-from pipeline.streams.domain import SPLITS, Domain, LeftOut, RawRow, Split
-from pipeline.streams.files import Root, combine, one_line, shown
-from pipeline.streams.folds import stratified_fold
-from pipeline.streams.groups import BY_PATTERN, grouping, shared
-from pipeline.streams.layout import FACTS, Layout, read_layout
-from pipeline.streams.names import composed
-from pipeline.streams.registry import read_options, register
-from pipeline.streams.walk import some
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams.domain import SPLITS, Domain, LeftOut, RawRow, Split
+from archipelago.pipeline.streams.files import Root, combine, one_line, shown
+from archipelago.pipeline.streams.folds import stratified_fold
+from archipelago.pipeline.streams.groups import BY_PATTERN, grouping, shared
+from archipelago.pipeline.streams.layout import FACTS, Layout, read_layout
+from archipelago.pipeline.streams.names import composed
+from archipelago.pipeline.streams.registry import read_options, register
+from archipelago.pipeline.streams.walk import some
 
 log = logging.getLogger(__name__)
 

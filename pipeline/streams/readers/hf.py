@@ -19,12 +19,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import UserError
-from pipeline.settings import StreamSettings
-from pipeline.streams.domain import SPLITS, Domain, RawRow, Split
-from pipeline.streams.files import combine, one_line, shown
-from pipeline.streams.groups import grouping, of_column
-from pipeline.streams.registry import read_options, register
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams.domain import SPLITS, Domain, RawRow, Split
+from archipelago.pipeline.streams.files import combine, one_line, shown
+from archipelago.pipeline.streams.groups import grouping, of_column
+from archipelago.pipeline.streams.registry import read_options, register
 
 CHUNK_ROWS = 256
 OPTIONS: dict[str, Any] = {
@@ -153,7 +153,7 @@ class HubReader:
         except ImportError:
             raise UserError(
                 "stream.reader: hf needs the package `datasets`; install it with "
-                "pip install 'archipelago[hub]'"
+                "pip install 'archipelago-cl[hub]'"
             ) from None
         try:
             data = datasets.load_dataset(

@@ -23,27 +23,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UserError
-from pipeline.settings import StreamSettings
-from pipeline.streams.columns import (
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams.columns import (
     check_image,
     check_labels,
     check_names,
     class_names,
     lack_of_labels,
 )
-from pipeline.streams.domain import SPLITS, Domain, RawRow, Split
-from pipeline.streams.files import Root, combine, one_line, shown
-from pipeline.streams.groups import grouping, of_column
-from pipeline.streams.linked import (
+from archipelago.pipeline.streams.domain import SPLITS, Domain, RawRow, Split
+from archipelago.pipeline.streams.files import Root, combine, one_line, shown
+from archipelago.pipeline.streams.groups import grouping, of_column
+from archipelago.pipeline.streams.linked import (
     NoFile,
     bytes_and_path,
     paths_without_bytes,
     resolve,
     stated_paths,
 )
-from pipeline.streams.names import composed
-from pipeline.streams.registry import read_options, register
+from archipelago.pipeline.streams.names import composed
+from archipelago.pipeline.streams.registry import read_options, register
 
 FACTS = "domain.json"
 CHUNK_ROWS = 256  # rows of one task: small enough to spread, large enough to be worth a task

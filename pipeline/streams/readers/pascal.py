@@ -18,15 +18,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.settings import StreamSettings
-from pipeline.streams.decode import header_size
-from pipeline.streams.domain import SPLITS, Domain, RawRow, Split
-from pipeline.streams.files import Root, combine
-from pipeline.streams.pascal import files
-from pipeline.streams.pascal.labels import CLASSES, PARTS
-from pipeline.streams.registry import read_options, register
-from pipeline.streams.targets import Target, Unusable
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams.decode import header_size
+from archipelago.pipeline.streams.domain import SPLITS, Domain, RawRow, Split
+from archipelago.pipeline.streams.files import Root, combine
+from archipelago.pipeline.streams.pascal import files
+from archipelago.pipeline.streams.pascal.labels import CLASSES, PARTS
+from archipelago.pipeline.streams.registry import read_options, register
+from archipelago.pipeline.streams.targets import Target, Unusable
 
 CHUNK_ROWS = 64
 # Bytes a pixel that masks may unpack to: what the dearest image takes while it is decoded.

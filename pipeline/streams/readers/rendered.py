@@ -11,11 +11,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.errors import UserError
-from pipeline.settings import StreamSettings
-from pipeline.streams.atlas import SCENES, VERSION
-from pipeline.streams.domain import SPLITS, Domain, RawRow, Split
-from pipeline.streams.registry import read_options, register
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams.atlas import SCENES, VERSION
+from archipelago.pipeline.streams.domain import SPLITS, Domain, RawRow, Split
+from archipelago.pipeline.streams.registry import read_options, register
 
 CHUNK_ROWS = 120
 OPTIONS = {"set": "atlas", "train": 720, "test": 240}

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from pipeline.errors import UserError
-from pipeline.settings import StreamSettings
-from pipeline.streams.domain import SPLITS, Domain, RawRow, Split
-from pipeline.streams.files import combine
-from pipeline.streams.registry import read_options, register
-from pipeline.streams.scenes import NAMES, TASKS, VERSION, render
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams.domain import SPLITS, Domain, RawRow, Split
+from archipelago.pipeline.streams.files import combine
+from archipelago.pipeline.streams.registry import read_options, register
+from archipelago.pipeline.streams.scenes import NAMES, TASKS, VERSION, render
 
 CHUNK_ROWS = 50
 OPTIONS = {"train": 600, "test": 200}

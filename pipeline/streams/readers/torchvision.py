@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.settings import StreamSettings
-from pipeline.streams.decode import to_rgb
-from pipeline.streams.domain import Domain, RawRow, Split
-from pipeline.streams.files import combine, one_line
-from pipeline.streams.folds import stratified_fold
-from pipeline.streams.registry import read_options, register
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.settings import StreamSettings
+from archipelago.pipeline.streams.decode import to_rgb
+from archipelago.pipeline.streams.domain import Domain, RawRow, Split
+from archipelago.pipeline.streams.files import combine, one_line
+from archipelago.pipeline.streams.folds import stratified_fold
+from archipelago.pipeline.streams.registry import read_options, register
 
 log = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.streams.atlas.canvas import Dice
-from pipeline.streams.scenes.caster import lit, look
-from pipeline.streams.scenes.layout import compose
-from pipeline.streams.scenes.shading import picture
-from pipeline.streams.scenes.things import CLASSES, PARTS
-from pipeline.streams.scenes.truth import truth
-from pipeline.streams.targets import Target
+from archipelago.pipeline.streams.atlas.canvas import Dice
+from archipelago.pipeline.streams.scenes.caster import lit, look
+from archipelago.pipeline.streams.scenes.layout import compose
+from archipelago.pipeline.streams.scenes.shading import picture
+from archipelago.pipeline.streams.scenes.things import CLASSES, PARTS
+from archipelago.pipeline.streams.scenes.truth import truth
+from archipelago.pipeline.streams.targets import Target
 
 VERSION = 1
 TASKS = (

@@ -1,6 +1,6 @@
 """Paint some scenes beside their five targets:
 
-python -m pipeline.streams.scenes docs/scenes.png [--seed 0]
+python -m archipelago.pipeline.streams.scenes docs/scenes.png [--seed 0]
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from pipeline.streams.atlas.glyphs import font
-from pipeline.streams.atlas.paper import INK, TILE, blank, tile, write
-from pipeline.streams.scenes import render
-from pipeline.streams.scenes.things import CLASSES, PARTS
+from archipelago.pipeline.streams.atlas.glyphs import font
+from archipelago.pipeline.streams.atlas.paper import INK, TILE, blank, tile, write
+from archipelago.pipeline.streams.scenes import render
+from archipelago.pipeline.streams.scenes.things import CLASSES, PARTS
 
 GAP = 6
 MARGIN = 24

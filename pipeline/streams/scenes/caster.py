@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.streams.scenes.solids import Solid, Vector, add, cross, dot, unit
+from archipelago.pipeline.streams.scenes.solids import Solid, Vector, add, cross, dot, unit
 
 FINE = 128  # rays along an edge: two for each pixel
 CLEAR = 2e-3  # metres that a shadow's ray starts above its surface

@@ -6,10 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.streams.atlas.canvas import ONE, TURN, Dice, cosine, sine
-from pipeline.streams.scenes.caster import Camera
-from pipeline.streams.scenes.solids import Paint, Solid, Vector, unit
-from pipeline.streams.scenes.things import BUILDERS, colour_of, metres, person, placed, width
+from archipelago.pipeline.streams.atlas.canvas import ONE, TURN, Dice, cosine, sine
+from archipelago.pipeline.streams.scenes.caster import Camera
+from archipelago.pipeline.streams.scenes.solids import Paint, Solid, Vector, unit
+from archipelago.pipeline.streams.scenes.things import (
+    BUILDERS,
+    colour_of,
+    metres,
+    person,
+    placed,
+    width,
+)
 
 GROUND, WALL, SIDE, FIRST = 1, 2, 3, 4  # numbers of things; 0 is the sky
 TRIES = 12  # places tried for a thing before it is left out

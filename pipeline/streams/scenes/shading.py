@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.streams.atlas.canvas import SIZE, Dice
-from pipeline.streams.scenes.caster import FINE, Seen
-from pipeline.streams.scenes.layout import CELLS, Scene
-from pipeline.streams.scenes.solids import Paint, Vector, add, dot, unit
+from archipelago.pipeline.streams.atlas.canvas import SIZE, Dice
+from archipelago.pipeline.streams.scenes.caster import FINE, Seen
+from archipelago.pipeline.streams.scenes.layout import CELLS, Scene
+from archipelago.pipeline.streams.scenes.solids import Paint, Vector, add, dot, unit
 
 FINENESS = FINE // SIZE
 

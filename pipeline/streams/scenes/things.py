@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.streams.atlas.canvas import ONE, TURN, Colour, Dice, cosine, sine
-from pipeline.streams.scenes.solids import Paint, Solid, Vector, add, cross, dot, unit
+from archipelago.pipeline.streams.atlas.canvas import ONE, TURN, Colour, Dice, cosine, sine
+from archipelago.pipeline.streams.scenes.solids import Paint, Solid, Vector, add, cross, dot, unit
 
 CLASSES = ("background", "person", "dog", "ball", "crate", "barrel", "table", "tree")
 PARTS = ("none", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.streams.atlas.canvas import SIZE
-from pipeline.streams.scenes.caster import FINE, Seen
-from pipeline.streams.scenes.layout import FIRST, Scene
-from pipeline.streams.scenes.solids import dot
-from pipeline.streams.targets import SCALE
+from archipelago.pipeline.streams.atlas.canvas import SIZE
+from archipelago.pipeline.streams.scenes.caster import FINE, Seen
+from archipelago.pipeline.streams.scenes.layout import FIRST, Scene
+from archipelago.pipeline.streams.scenes.solids import dot
+from archipelago.pipeline.streams.targets import SCALE
 
 STEP = 0.1  # metres between two surfaces of one thing that make an edge
 CALM = 24  # pixels; nothing smaller is salient
