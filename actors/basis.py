@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import track
 
 from archipelago.actors.arguments import cache_dir
 from archipelago.pipeline.closedform import Basis, make_basis
 from archipelago.pipeline.config import load
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifiers.basis import save_basis
+from archipelago.pipeline.learned.engine import Engine, EngineSpec
+from archipelago.pipeline.model.kernels import Kernels, resolve_device
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import RunFolder
 from archipelago.pipeline.streams import ImageTable, open_stream, prepare
+from archipelago.pipeline.streams.decode import decode, fit
 
 log = logging.getLogger("archipelago")
 
+PER_FILE = 1500  # images taken from each file, so that no kind outweighs the others
+BATCH = 128
 IMAGES = 600  # of the embedded stream: a pass of a large CLIP over more takes long on a CPU
 
 
@@ -54,3 +66,44 @@ def basis_of_atlas(
             "backbone.basis: made from %s, which this run learns", ", ".join(same) or "atlas"
         )
     return basis
+
+
+def basis_of_files(images: Path, target: Path, words: Sequence[str]) -> Basis:
+    """Make and write a basis from parquet files with an `image` column.
+
+    Args:
+        images: a folder of them, of many kinds and of no stream.
+        target: the file to write.
+        words: settings: which backbone, how wide.
+
+    Raises:
+        UserError: there are no parquet files.
+    """
+    files = sorted(images.glob("*.parquet"))
+    if not files:
+        raise UserError(f"{images}: no parquet files there")
+    settings = load(words)
+    kernels = Kernels(device=resolve_device("auto"))
+    engine = Engine(EngineSpec(settings, str(target.parent.absolute()), kernels))
+    batches = (
+        engine.raw(batch)
+        for file in track(files, console=Console(stderr=True))
+        for batch in _batches(file, engine)
+    )
+    source = f"{len(files)} files of images"
+    basis = make_basis(batches, settings.identifier.width, source, settings.identifier.depths)
+    save_basis(target, basis)
+    return basis
+
+
+def _batches(file: Path, engine: Engine) -> list[np.ndarray]:
+    settings = engine.settings
+    column = pq.read_table(file, columns=["image"])["image"]
+    rows = np.random.default_rng(0).permutation(len(column))[:PER_FILE]
+    size = engine.backbone.image_size
+    pixels = []
+    for row in rows:
+        value = column[int(row)].as_py()
+        data = value["bytes"] if isinstance(value, dict) else value
+        pixels.append(fit(decode(data, settings.stream.max_pixels), size))
+    return [np.stack(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]

@@ -1,7 +1,7 @@
 """The endpoint in Ray Serve: thin ingresses, replicas of the model, one publisher.
 
 `jobs/serve.py` binds `application` and waits until it answers; `serve deploy deploy/serve.yaml`
-declares the same, with `actors.endpoint:build` as its import path.
+declares the same, with `archipelago.actors.endpoint:build` as its import path.
 """
 
 from __future__ import annotations

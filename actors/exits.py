@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
 from archipelago.actors.environment import be_somebody
 from archipelago.actors.loopback import spare_loopback
+from archipelago.actors.manual import asks_for_help, show_manual
 from archipelago.actors.mishaps import in_words, one_line
 from archipelago.pipeline.errors import (
+    EXIT_DONE,
     EXIT_FAILURE,
     EXIT_LOCKED,
     EXIT_STOPPED,
     EXIT_USER,
     IntegrityError,
     LockedError,
+    Refused,
+    Stopped,
     UserError,
 )
 from archipelago.pipeline.redact import discreet_text
@@ -25,12 +30,10 @@ from archipelago.pipeline.redact import discreet_text
 log = logging.getLogger("archipelago")
 
 Main = Callable[[Sequence[str]], int]
-Kinds = tuple[type[BaseException], ...]
+MISTAKES = (UserError, IntegrityError, Refused)
 
 
-def exit_codes(
-    job: str, failure: str = "", *, mistakes: Kinds = (), stopped: Kinds = ()
-) -> Callable[[Main], Main]:
+def exit_codes(job: str, failure: str = "") -> Callable[[Main], Main]:
     """Decorator of a job's `main`, which returns its own code when nothing is raised.
 
     What the operating system refuses (a full disk, a name that is too long) and what is stored
@@ -39,24 +42,23 @@ def exit_codes(
     Args:
         job: its name, before what is said.
         failure: what to log about any other error; empty = such errors are raised on.
-        mistakes: errors of the user's beside `UserError`.
-        stopped: errors that say the job was stopped and can go on.
     """
-
-    wrong: Kinds = (UserError, IntegrityError, *mistakes)
 
     def around(main: Main) -> Main:
         @functools.wraps(main)
         def guarded(arguments: Sequence[str]) -> int:
+            if asks_for_help(arguments):
+                show_manual(sys.modules[main.__module__], Console())
+                return EXIT_DONE
             be_somebody()
             spare_loopback()
             try:
                 return main(arguments)
-            except wrong as error:
+            except MISTAKES as error:
                 return _say(job, getattr(error, "cause", None) or error, EXIT_USER)  # Ray's wrap
             except LockedError as error:
                 return _say(job, error, EXIT_LOCKED)
-            except stopped:
+            except Stopped:
                 return _say(job, "stopped; the same command continues", EXIT_STOPPED)
             except Exception as error:
                 if (words := in_words(error)) is not None:

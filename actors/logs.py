@@ -11,7 +11,7 @@ from rich.logging import RichHandler
 
 from archipelago.pipeline.redact import discreet_text
 
-OWN = ("archipelago", "pipeline", "actors")
+OWN = ("archipelago",)
 TIME = "%H:%M:%S"
 SETUP_HOOK = f"{__name__}.set_up_worker"
 # Ray's, by what they say too often.

@@ -9,10 +9,14 @@ import logging
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
+from archipelago.actors.arguments import load_settings
 from archipelago.actors.http.admin import TOKEN, clean_token
+from archipelago.actors.words import has_word
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.serving.pointer import history, newest_pointer
 from archipelago.pipeline.settings import ServingSettings, Settings
 from archipelago.pipeline.store import RunFolder
 
@@ -61,10 +65,63 @@ def _publish(serving: ServingSettings, manifest: int) -> dict[str, Any]:
 
     if not ray.is_initialized():
         raise UserError("serving.url: this run uses no Ray; name the endpoint it publishes to")
+    return _call(serving, manifest, "publish")
+
+
+def _call(serving: ServingSettings, manifest: int, reason: str) -> dict[str, Any]:
     from archipelago.actors.endpoint import publisher_of
 
-    call = publisher_of(serving.name).publish.remote(manifest)
+    call = publisher_of(serving.name).publish.remote(manifest, reason)
     return dict(call.result(timeout_s=serving.publish_timeout_s + MARGIN_S))
+
+
+def publish_manifest(words: Sequence[str], manifest: int | None, reason: str) -> dict[str, Any]:
+    """Publish or roll back, as a person asks for it.
+
+    Args:
+        words: settings with `run_dir`; `serving.url` names an endpoint elsewhere.
+        manifest: which version; None = the newest, or for a rollback the one that answered before.
+        reason: `publish` or `rollback`.
+
+    Returns:
+        What the publisher said, with `generation` and `manifest`.
+
+    Raises:
+        UserError: no run, no such manifest, no endpoint, or a refusal, in words.
+    """
+    settings = load_settings(words)
+    if not has_word(words, "run_dir"):
+        raise UserError("run_dir: must be given, run_dir=DIR (the run that answers)")
+    run = RunFolder.open(str(settings.run_dir))
+    chosen = manifest or (_before(run) if reason == "rollback" else _newest(run))
+    if chosen not in run.models.versions():
+        known = ", ".join(map(str, run.models.versions())) or "none"
+        raise UserError(f"manifest={chosen}: the run has {known}")
+    if settings.serving.url:
+        told = post_admin(settings.serving, reason, {"manifest": chosen})
+        return {"manifest": chosen, **told}
+    from archipelago.actors.cluster import join_cluster
+
+    with join_cluster(settings):
+        told = _call(settings.serving, chosen, reason)
+    if told["code"] != 200:
+        raise UserError(f"manifest={chosen}: {told['message']}")
+    return told
+
+
+def _newest(run: RunFolder) -> int:
+    versions = run.models.versions()
+    if not versions:
+        raise UserError(f"run_dir={run.folder.shown()}: has no model yet; learn a domain first")
+    return versions[-1]
+
+
+def _before(run: RunFolder) -> int:
+    current = newest_pointer(run).manifest
+    earlier = [note["manifest"] for note in history(run) if note["manifest"] != current]
+    if not earlier:
+        raise UserError("manifest: nothing else answered before; say which, manifest=N")
+    return int(earlier[-1])
 
 
 def post_admin(serving: ServingSettings, verb: str, body: dict[str, Any]) -> dict[str, Any]:

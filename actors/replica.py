@@ -18,11 +18,11 @@ from ray import serve
 from archipelago.actors.consult import SecondOpinion, consults
 from archipelago.actors.http.backend import Reply
 from archipelago.actors.http.local import describe, example, lineage
-from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.errors import IntegrityError, Refused
 from archipelago.pipeline.learned.asking import Ask
 from archipelago.pipeline.learned.consult import Doubt, Shares
 from archipelago.pipeline.serving.model import ServedModel, single_thread
-from archipelago.pipeline.serving.pointer import Pointer, Refused, read_pointer
+from archipelago.pipeline.serving.pointer import Pointer, read_pointer
 from archipelago.pipeline.settings import ServingSettings
 
 log = logging.getLogger("ray.serve.archipelago")

@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import platform
 import signal
 import socket
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Any
 
 import ray
@@ -27,8 +25,10 @@ from archipelago.actors.identify import IdentifierPool, in_pool
 from archipelago.actors.logs import show_logs
 from archipelago.actors.preflight import check_batch, check_data, check_resources
 from archipelago.actors.publishing import publish_newest
+from archipelago.actors.versions import versions
 from archipelago.pipeline.closedform import Basis
 from archipelago.pipeline.config import redacted
+from archipelago.pipeline.errors import Stopped
 from archipelago.pipeline.evaluation.joint import dense_figure
 from archipelago.pipeline.evaluation.report import write_report
 from archipelago.pipeline.identifiers import Looker, identifiers
@@ -49,13 +49,8 @@ from archipelago.pipeline.tracking import Tracker
 
 log = logging.getLogger("archipelago")
 
-PACKAGES = ("archipelago", "torch", "open_clip_torch", "ray", "mlflow", "pyarrow", "numpy")
 STOPS = (signal.SIGTERM, signal.SIGINT)
 SHOWN = ("mtil_identified", "mtil_given")  # the first that was measured is shown by stage
-
-
-class Stopped(BaseException):
-    """The run was asked to stop (SIGTERM or Ctrl-C); `except Exception` lets it by."""
 
 
 class Session:
@@ -336,15 +331,6 @@ class Session:
 
         for number in STOPS:
             signal.signal(number, stop)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what results depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
 
 
 def _job_id() -> str | None:

@@ -13,7 +13,8 @@ Text is taken as it stands, so that a path needs no quotes within quotes; everyt
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -29,6 +30,7 @@ class Words(BaseModel):
 
 
 W = TypeVar("W", bound=Words)
+SPECIAL = {"null", "true", "false", "nan", "inf", "on", "off", "yes", "no"}  # words that are more
 
 
 def read_words(
@@ -58,6 +60,33 @@ def read_words(
         return own.model_validate(given, strict=True), rest
     except ValidationError as error:
         raise UserError("; ".join(_said(problem, own) for problem in error.errors())) from None
+
+
+def as_words(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as plain Python, as the words of a command line.
+
+    Args:
+        settings: `{"stream": "folder", "stream.root": "/data", "stream.order": ["a", "b"]}`; groups
+            come before single keys, as on a command line where the order does not matter.
+    """
+    return [f"{key}={_written(value)}" for key, value in settings.items() if key]
+
+
+def _written(value: Any) -> str:
+    """A value in the grammar of overrides; text is quoted where it could be taken for more."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_written(item) for item in value) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float):
+        return repr(value)
+    text = str(value)
+    if re.fullmatch(r"[A-Za-z_/~][\w/.~-]*", text) and text.lower() not in SPECIAL:
+        return text
+    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), text)
+    return f'"{escaped}"'
 
 
 def has_word(words: Sequence[str], key: str) -> bool:

@@ -14,267 +14,35 @@ Exit codes: 0 done, 1 failure, 2 a mistake of the user's, 3 the folder is locked
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
-from typing import Any
 
+from pydantic import Field
 from rich.console import Console
 
-from archipelago.actors.arguments import load_settings
 from archipelago.actors.exits import exit_codes
-from archipelago.actors.session import Session, Stopped, versions
-from archipelago.jobs.sequence import learn_stream
-from archipelago.pipeline.benchmark import document
-from archipelago.pipeline.benchmark.cells import (
-    CELL,
-    image_gradients,
-    learning_seconds,
-    passes,
-    row_of,
-)
-from archipelago.pipeline.benchmark.memory import PeakMemory
-from archipelago.pipeline.benchmark.plan import (
-    Plan,
-    Rival,
-    World,
-    claim,
-    ordered,
-    read_plan,
-    shared,
-)
-from archipelago.pipeline.benchmark.presets import PRESETS, check_sets, name_deviations
-from archipelago.pipeline.benchmark.probe import Probe, Speed, estimate, in_words
-from archipelago.pipeline.benchmark.summary import tables
-from archipelago.pipeline.config import known_options, redacted
-from archipelago.pipeline.errors import EXIT_DONE, UserError
-from archipelago.pipeline.evaluation.records import Records, read_records
-from archipelago.pipeline.evaluation.report import write_report
-from archipelago.pipeline.methods import method_class, method_options
-from archipelago.pipeline.planning import stages_of
-from archipelago.pipeline.settings import Settings
-from archipelago.pipeline.store import Folder, RunFolder
-from archipelago.pipeline.streams import ImageTable, open_stream, stratified_fold
-from archipelago.pipeline.streams.folds import check_held_out
-
-log = logging.getLogger("archipelago")
-
-BASE = Rival("zero_shot", "zero_shot")  # whose session, images and features all others share
+from archipelago.actors.words import Words
+from archipelago.pipeline.errors import EXIT_DONE
 
 
-class Comparison:
-    """A plan at work in its folder.
+class Own(Words):
+    """What is compared; everything else is the same for all."""
 
-    Args:
-        plan: what is compared.
-        words: settings that all runs share.
-    """
-
-    def __init__(self, plan: Plan, words: Sequence[str]) -> None:
-        self.plan = plan
-        self.words = ["tracking=off", *words]
-        self._composed: dict[tuple[str, Rival, int], Settings] = {}
-        first = self._loaded("", BASE, 0)
-        given = any(word.startswith("run_dir=") for word in words)
-        if not given or first.run_dir is None:
-            raise UserError("run_dir: a comparison wants a folder, as run_dir=/data/runs/side")
-        self.root = first.run_dir
-        self.folder = Folder(self.root)
-        self.estimated_s: float | None = None
-        self._floor: float | None = None  # MiB of this process before the first run
-        self._names = {
-            (stream, seed): self._tasks(stream, seed)
-            for stream in plan.streams
-            for seed in plan.seeds
-        }
-        for world in plan.worlds():
-            for rival in plan.rivals_in(world):
-                settings = self.settings(world, rival)
-                method_options(settings.method)
-                stages_of(settings, settings.stream.order or [])
-
-    # -- settings ----------------------------------------------------------------------------
-
-    def _loaded(self, stream: str, rival: Rival, seed: int) -> Settings:
-        key = (stream, rival, seed)
-        if key not in self._composed:
-            self._composed[key] = self._compose(stream, rival, seed)
-        return self._composed[key]
-
-    def _compose(self, stream: str, rival: Rival, seed: int) -> Settings:
-        chosen = []
-        if stream:
-            known = stream in known_options("stream")
-            chosen = [f"stream={stream}"] if known else ["stream=parquet", f"stream.root={stream}"]
-        # What the user says of the stream (its options, say) comes after which stream it is.
-        return load_settings([*chosen, *self.words, *rival.words(), f"seed={seed}"])
-
-    def _tasks(self, stream: str, seed: int) -> list[str]:
-        """Tasks of a stream, as its settings order them."""
-        chosen = self._loaded(stream, BASE, seed).stream
-        words = [word.partition("=")[2] for word in self.words if word.startswith("stream=")]
-        preset = next((name for name in [*words[-1:], stream] if name in PRESETS), None)
-        if preset is not None:
-            check_sets(preset, chosen, seed)
-        domains = open_stream(chosen, seed, dense=True)
-        if preset is not None:
-            name_deviations(preset, domains)
-        dense = next((domain for domain in domains if domain.kind is not None), None)
-        if dense is not None:
-            names = ", ".join(rival.label for rival in self.plan.rivals)
-            raise UserError(
-                f"methods=[{names}]: {dense.name!r} is a dense task ({dense.kind}), and a"
-                " comparison is of accuracies; give a stream of images with classes"
-            )
-        return [domain.name for domain in domains]
-
-    def settings(self, world: World, rival: Rival) -> Settings:
-        """Settings of one run."""
-        loaded = self._loaded(world.stream, rival, world.seed)
-        order = ordered(self._names[world.stream, world.seed], world.order, world.seed)
-        cache = loaded.cluster.cache_dir
-        if cache is None and self.folder.local is not None:
-            cache = str(self.folder.local / "cache")
-        return loaded.model_copy(
-            update={
-                "run_dir": f"{self.root}/{world.folder}",
-                "stream": loaded.stream.model_copy(update={"order": order}),
-                "cluster": loaded.cluster.model_copy(update={"cache_dir": cache}),
-                "evaluation": loaded.evaluation.model_copy(update={"references": []}),
-            }
-        )
-
-    # -- work --------------------------------------------------------------------------------
-
-    def run(self) -> dict[str, Any]:
-        """Do what is not done yet; returns what compare.json holds."""
-        claim(self.folder, {stream: self._common(stream) for stream in self.plan.streams})
-        for world in self.plan.worlds():
-            if self.pending(world):
-                self._work(world)
-        return self.write()
-
-    def _common(self, stream: str) -> dict[str, Any]:
-        """What all runs on a stream have in common: settings, domains, and their given order."""
-        names = self._names[stream, self.plan.seeds[0]]
-        found = shared(redacted(self._loaded(stream, BASE, 0))) | {"stream.domains": sorted(names)}
-        return found | ({"stream.order": names} if "given" in self.plan.orders else {})
-
-    def home(self, world: World, rival: Rival) -> RunFolder:
-        """Where a run lies."""
-        base = RunFolder(f"{self.root}/{world.folder}", read_only=True)
-        return base if rival == BASE else base.reference(rival.folder)
-
-    def pending(self, world: World) -> list[Rival]:
-        """Who has no row in a world yet."""
-        wanted = self.plan.rivals_in(world)
-        return [r for r in wanted if not self.home(world, r).folder.exists(CELL)]
-
-    def _work(self, world: World) -> None:
-        with Session(self.settings(world, BASE)) as session:
-            if self.estimated_s is None:
-                self._check(session, world)
-                self._estimate(session)
-            peak = PeakMemory()
-            with peak:
-                learn_stream(session)
-            self._peak_mib(peak)
-            if BASE in self.pending(world):
-                self._keep(world, BASE, session, peak, write_report(session.run))
-            for rival in [r for r in self.pending(world) if r != BASE]:
-                log.info("%s, seed %d, %s", rival.label, world.seed, world.order)
-                peak = PeakMemory()
-                with session.reference(self.settings(world, rival), rival.folder) as other:
-                    with peak:
-                        learn_stream(other)
-                    self._keep(world, rival, other, peak, write_report(other.run, pictures=False))
-                self.write(pictures=False)
-            session.finish()
-
-    def _keep(
-        self, world: World, rival: Rival, session: Session, peak: PeakMemory, report: dict[str, Any]
-    ) -> None:
-        """Note the row of a finished run beside it."""
-        learner = session.learner
-        row = row_of(
-            rival, world, report,
-            gradients=image_gradients(session.settings, learner.domains),
-            per_prediction=passes(learner.state, learner.evaluator),
-            peak_mib=self._peak_mib(peak),
-            learned_s=learning_seconds(session.run),
-        )  # fmt: skip
-        session.run.folder.write_json(CELL, row)
-
-    def _peak_mib(self, peak: PeakMemory) -> float | None:
-        """What a run added to the process, on top of what this was before the first one."""
-        if peak.mib is None or peak.before is None:
-            return None
-        if self._floor is None:
-            self._floor = peak.before
-        return self._floor + peak.mib - peak.before
-
-    def _check(self, session: Session, world: World) -> None:
-        """Refuse a method that cannot learn this stream before any other has begun."""
-        needing = [r for r in self.plan.rivals if method_class(r.method).holds_out]
-        held_out = session.settings.stream.held_out
-        for domain in session.learner.domains if needing else ():
-            table = ImageTable.open(domain.tables["train"])
-            rows, held = stratified_fold(
-                table.labels, held_out, world.seed, domain.name, table.groups
-            )
-            try:
-                check_held_out(domain.name, rows, held, table.groups)
-            except UserError as error:
-                raise UserError(
-                    f"methods: {needing[0].label} cannot learn this stream: {error}"
-                ) from None
-
-    def _estimate(self, session: Session) -> None:
-        """Say how long all that is pending will take."""
-        learner, total, count = session.learner, 0.0, 0
-        speeds: dict[str, Speed] = {}
-        probe = Probe(session.settings, learner.kernels, learner.domains[0])
-        for world in self.plan.worlds():
-            for rival in self.pending(world):
-                settings = self.settings(world, rival)
-                if rival.label not in speeds:
-                    speeds[rival.label] = probe.speed(settings)
-                total += estimate(settings, speeds[rival.label], learner.domains)
-                count += 1
-        self.estimated_s = total
-        log.info("about %s for %d runs, by a probe on this machine", in_words(total), count)
-
-    # -- results -----------------------------------------------------------------------------
-
-    def write(self, *, pictures: bool = True) -> dict[str, Any]:
-        """Everything that can be said so far, in the comparison's folder."""
-        rows: list[dict[str, Any]] = []
-        runs: dict[str, list[tuple[str, int, Records]]] = {}
-        for world in self.plan.worlds():
-            for rival in self.plan.rivals_in(world):
-                home = self.home(world, rival)
-                if not home.folder.exists(CELL):
-                    continue
-                rows.append(home.folder.read_json(CELL))
-                records = read_records(home)
-                if records is not None:
-                    runs.setdefault(rival.label, []).append((world.stream, world.seed, records))
-        samples = self._loaded(self.plan.streams[0], BASE, 0).evaluation.bootstrap
-        found = document.build(
-            self.plan, rows, runs, samples=samples, versions=versions(),
-            estimated_s=self.estimated_s,
-        )  # fmt: skip
-        document.write(self.folder, found, pictures=pictures)
-        return found
+    methods: str = Field(description="[a,b(option=value)]: who is compared")
+    streams: str = Field("[]", description="[atlas,/data/a]: several; [] = that of `stream`")
+    seeds: str = Field("[0]", description="of folds, weights, batches and drawn images")
+    orders: str = Field("[alphabetical]", description="alphabetical, reverse, seeded, given")
 
 
 @exit_codes(
-    "compare",
-    "the comparison failed; the same command continues from the last finished step",
-    stopped=(Stopped,),
+    "compare", "the comparison failed; the same command continues from the last finished step"
 )
 def main(arguments: Sequence[str]) -> int:
     """Compare methods; returns the exit code."""
+    from archipelago.actors.comparing import Comparison
+    from archipelago.pipeline.benchmark.plan import read_plan
+    from archipelago.pipeline.benchmark.summary import tables
+
     plan, words = read_plan(arguments)
     comparison = Comparison(plan, words)
     found = comparison.run()

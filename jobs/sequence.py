@@ -15,44 +15,23 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from archipelago.actors.arguments import load_settings, reference_methods, reference_settings
 from archipelago.actors.exits import exit_codes
-from archipelago.actors.session import Session, Stopped
 from archipelago.pipeline.errors import EXIT_DONE
-from archipelago.pipeline.evaluation.console import summary
-from archipelago.pipeline.evaluation.report import write_report
 
 
-@exit_codes(
-    "sequence",
-    "the run failed; the same command continues from the last finished step",
-    stopped=(Stopped,),
-)
+@exit_codes("sequence", "the run failed; the same command continues from the last finished step")
 def main(arguments: Sequence[str]) -> int:
     """Run a sequence with Hydra overrides; returns the exit code."""
-    settings = load_settings(arguments)
-    with Session(settings) as session:
-        learn_stream(session)
-        for name in reference_methods(settings):
-            with session.reference(reference_settings(arguments, name, settings)) as other:
-                learn_stream(other)
-        report = session.finish()
-    Console().print(summary(report))
+    from archipelago.actors.learning import learn
+    from archipelago.pipeline.evaluation.console import summary
+    from archipelago.pipeline.store import RunFolder
+
+    settings, report = learn(arguments)
+    console = Console()
+    console.print(summary(report))
+    folder = RunFolder(str(settings.run_dir), read_only=True).folder
+    console.print(f"Report: {folder.shown('report.html')}", soft_wrap=True, highlight=False)
     return EXIT_DONE
-
-
-def learn_stream(session: Session) -> None:
-    """Learn, measure and report every stage that is still to be done."""
-    learner = session.learner
-    for stage in learner.restore():
-        learner.learn(stage)
-        session.publish()
-        if learner.refine(stage):
-            session.publish()
-        record = learner.evaluate(stage)
-        session.show(record)
-        write_report(session.run, pictures=False)
-        session.tracker.poke()
 
 
 if __name__ == "__main__":

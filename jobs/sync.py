@@ -13,15 +13,16 @@ import sys
 from collections.abc import Sequence
 
 from archipelago.actors.exits import exit_codes
-from archipelago.pipeline.config import load
 from archipelago.pipeline.errors import EXIT_DONE, EXIT_FAILURE, UserError
-from archipelago.pipeline.store import RunFolder
-from archipelago.pipeline.tracking import sync
 
 
 @exit_codes("sync")
 def main(arguments: Sequence[str]) -> int:
     """Sync a run and its references; returns the exit code."""
+    from archipelago.pipeline.config import load
+    from archipelago.pipeline.store import RunFolder
+    from archipelago.pipeline.tracking import sync
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     settings = load(arguments)
     if settings.run_dir is None:

@@ -14,7 +14,6 @@ import re
 import shlex
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
@@ -26,12 +25,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.handbook import CONF, options
 from archipelago.pipeline.redact import redacted
 from archipelago.pipeline.settings import Settings
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 ROOT = "sequence"
-__all__ = ["flatten", "known_groups", "known_options", "load", "redacted", "validate"]
+__all__ = ["flatten", "known_groups", "load", "redacted", "validate"]
 MISSING = object()
 _hydra_is_global = threading.Lock()
 
@@ -111,14 +110,6 @@ def _check_leaf(key: str, leaf: Any) -> None:
         raise UserError(f"{key}={leaf!r}: is not UTF-8; rename it, or write it in UTF-8")
 
 
-def known_options(group: str) -> list[str]:
-    """The files of one group of `conf/`: what may stand on the right of `group=`.
-
-    Files that begin with an underscore hold what others have in common.
-    """
-    return sorted(file.stem for file in (CONF / group).glob("[!_]*.yaml"))
-
-
 def known_groups() -> list[str]:
     """The groups of `conf/`: what may stand alone on the left of `=`."""
     return sorted(folder.name for folder in CONF.iterdir() if any(folder.glob("*.yaml")))
@@ -161,7 +152,7 @@ def _quoted(key: str, value: str) -> str:
 
 def _prepare_group(group: str, override: Override) -> str:
     """An override such as `method=trge`; the option must be one of the group's files."""
-    option, known = override.value(), known_options(group)
+    option, known = override.value(), options(group)
     if not isinstance(option, str) or option not in known:
         raise UserError(
             f"{group}={_shown(option)}: unknown; choose one of {', '.join(known)}"

@@ -19,3 +19,11 @@ class LockedError(RuntimeError):
 
 class IntegrityError(RuntimeError):
     """A stored file does not match its recorded sha256."""
+
+
+class Refused(RuntimeError):
+    """A generation that must not answer; the message is one line with the reason."""
+
+
+class Stopped(BaseException):
+    """The run was asked to stop (SIGTERM or Ctrl-C); `except Exception` lets it by."""

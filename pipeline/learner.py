@@ -220,13 +220,15 @@ class Learner:
         """Answer with a stored record from now on, and say so."""
         assert record.ref is not None
         self._admit(record)
-        refs = [group.ref for group in self.groups.values() if group.ref is not None]
+        # An earlier stage that is learned anew leaves the later ones in the model.
+        refs = dict(self._done)
+        refs |= {group.stage: group.ref for group in self.groups.values() if group.ref is not None}
         self.run.journal.append(
             event,
             stage=record.stage,
             task=record.name,
             sha256=record.ref.sha256,
-            manifest=self.run.models.publish(refs),
+            manifest=self.run.models.publish(refs.values(), again=True),
             seconds=seconds,
         )
 

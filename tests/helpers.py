@@ -29,7 +29,7 @@ def parquet_domain(
 ) -> Path:
     """A learnable domain for `stream=parquet`: a colour per class; `train`, `test` per class."""
     folder = root / name
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(sum(name.encode()))
     colours = [tuple(int(v) for v in colour) for colour in rng.integers(0, 256, (classes, 3))]
     names = [f"{name} {index}" for index in range(classes)]

@@ -18,7 +18,7 @@ from archipelago.pipeline.methods import StageContext, build_method, method_clas
 from archipelago.pipeline.model.backbone import load_backbone
 from archipelago.pipeline.model.kernels import Kernels
 from archipelago.pipeline.settings import Settings
-from archipelago.pipeline.streams import ImageTable, PreparedDomain
+from archipelago.pipeline.streams import Domain, PreparedDomain
 from archipelago.pipeline.training.loop import planned_steps
 from archipelago.pipeline.training.objectives import text_activations
 
@@ -46,14 +46,20 @@ class Probe:
     Args:
         settings: name the backbone.
         kernels: those of the runs.
-        domain: its training images and class names are used.
+        domain: its class names are used.
+        images_BSSC: some of its training images, uint8, of the backbone's size.
     """
 
-    def __init__(self, settings: Settings, kernels: Kernels, domain: PreparedDomain) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        kernels: Kernels,
+        domain: Domain | PreparedDomain,
+        images_BSSC: np.ndarray,
+    ) -> None:
         self.backbone = load_backbone(settings.backbone, kernels.device, kernels)
         self.domain = domain
-        table = ImageTable.open(domain.tables["train"])
-        self.images = self.backbone.normalise(table.images(np.arange(min(BATCH, len(table)))))
+        self.images = self.backbone.normalise(images_BSSC[:BATCH])
 
         def look() -> None:
             with torch.no_grad(), self.backbone.kernels.exact():
@@ -91,10 +97,15 @@ def _seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - clock
 
 
-def estimate(settings: Settings, speed: Speed, domains: Sequence[PreparedDomain]) -> float:
-    """Seconds of one run: statistics, views of the trunk, steps, and measuring after each stage."""
-    train = [int(d.counts["train"]) for d in domains]
-    test = sum(int(d.counts["test"]) for d in domains)
+def estimate(settings: Settings, speed: Speed, train: Sequence[int], test: int) -> float:
+    """Seconds of one run: statistics, views of the trunk, steps, and measuring after each stage.
+
+    Args:
+        settings: the run's.
+        speed: its method's.
+        train: training images of each domain.
+        test: test images of all.
+    """
     method = method_class(settings.method.name)
     seconds = speed.image * (sum(train) if method.learns else 0)
     if speed.step:
@@ -102,7 +113,7 @@ def estimate(settings: Settings, speed: Speed, domains: Sequence[PreparedDomain]
         seconds += sum(train) * settings.training.views * trunk
         seconds += sum(planned_steps(settings.training, count) for count in train) * speed.step
         # Shared weights change every test image's features at every stage, own ones each once.
-        stages = 1 if method.joint else len(domains)
+        stages = 1 if method.joint else len(train)
         seconds += test * speed.image * speed.share * (stages if method.continues else 1)
     return seconds
 

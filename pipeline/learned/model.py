@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -43,7 +42,7 @@ class LearnedModel:
     def __init__(self, runtime: Runtime, state: State) -> None:
         self.runtime = runtime
         self.state = state
-        self._texts = runtime.texts(state)
+        self.texts = runtime.texts(state)
 
     @classmethod
     def open(
@@ -60,8 +59,7 @@ class LearnedModel:
             UserError: not a run, no such manifest, or another backbone than the run's.
             IntegrityError: a file is missing or altered.
         """
-        uri = os.fspath(run)
-        folder = RunFolder.open(uri if "://" in uri else str(Path(uri).expanduser().absolute()))
+        folder = RunFolder.open(run)
         versions = folder.models.versions()
         if manifest is not None and manifest not in versions:
             known = ", ".join(map(str, versions)) or "none"
@@ -110,7 +108,7 @@ class LearnedModel:
         found: list[Answer] = []
         for part in self._passes(images):
             answers, _ = self.runtime.answer(
-                self.state, self._texts, part, [wish] * len(part), abstain=abstain
+                self.state, self.texts, part, [wish] * len(part), abstain=abstain
             )
             found += answers
         return found
@@ -118,7 +116,7 @@ class LearnedModel:
     def embed(self, images: Sequence[Picture] | np.ndarray) -> np.ndarray:
         """Normalised image features (B, F) of frozen CLIP."""
         parts = [
-            self.runtime.view(self.state, part, self._texts).frozen for part in self._passes(images)
+            self.runtime.view(self.state, part, self.texts).frozen for part in self._passes(images)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
@@ -131,8 +129,7 @@ class LearnedModel:
         if self.state.identifier is None:
             raise UserError(f"method {self.state.method.name} does not tell domains apart")
         parts = [
-            self.runtime.view(self.state, part, self._texts).compact
-            for part in self._passes(images)
+            self.runtime.view(self.state, part, self.texts).compact for part in self._passes(images)
         ]
         compact = np.concatenate(parts) if parts else np.zeros((0, self.runtime.basis.width))
         return self.state.identifier.alone.identify(Evidence(compact))

@@ -126,6 +126,7 @@ class Runtime:
         wishes: Sequence[Wish],
         doubts: list[Doubt] | None = None,
         abstain: float | None = None,
+        images: np.ndarray | None = None,
     ) -> tuple[list[Answer], dict[str, float]]:
         """Answers, and how many milliseconds each part took.
 
@@ -133,9 +134,10 @@ class Runtime:
             state: what answers.
             texts: of that state.
             images_BSSC: uint8, of the backbone's size.
-            wishes: one an image.
+            wishes: one an image, or an answer.
             doubts: takes the images on whose domain a second opinion is worth having.
             abstain: share of the learned tasks' images that may be refused; None = nobody is.
+            images: which image each wish is about, where one is asked about several times.
 
         Raises:
             KeyError: a domain that was not learned.
@@ -143,6 +145,8 @@ class Runtime:
         """
         clock = time.perf_counter()
         view = self.view(state, images_BSSC, texts)
+        if images is not None:
+            view = view.take(images)
         seen = time.perf_counter()
         found = identify(state, view, wishes)
         if doubts is not None and found is not None and state.identifier is not None:

@@ -48,8 +48,11 @@ class Forgetting:
     tasks: tuple[str, ...] = ()
     before: int = 0
 
-    def finish(self, erase: bool) -> dict[str, Any]:
-        """Note it in the journal; with `erase` also remove what is stored of the domain."""
+    def finish(self, erase: bool, again: bool = False) -> dict[str, Any]:
+        """Note it in the journal; with `erase` also remove what is stored of the domain.
+
+        With `again` the run's next start learns the domain anew.
+        """
         before = disk_bytes(self.run)
         with self.run.lock():
             removed = []
@@ -65,6 +68,7 @@ class Forgetting:
                 manifest=self.manifest,
                 dependents=self.dependents,
                 erased=erase,
+                again=again,
                 removed=removed,
             )
         after = disk_bytes(self.run)

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from archipelago.pipeline.errors import Refused
 from archipelago.pipeline.learned.runtime import Runtime
 from archipelago.pipeline.learned.state import State, build_state
 from archipelago.pipeline.methods import build_method
 from archipelago.pipeline.records import GroupRecord, Probe, TaskRecord
 from archipelago.pipeline.serving.canary import largest_change, probe_scores
-from archipelago.pipeline.serving.pointer import Refused
 from archipelago.pipeline.store import GroupRef, RunFolder
 
 Mixed = dict[str, tuple[GroupRef, dict[str, Any]]]

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from archipelago.pipeline.errors import IntegrityError, UserError
+from archipelago.pipeline.errors import IntegrityError, Refused, UserError
 from archipelago.pipeline.learned.runtime import Runtime
 from archipelago.pipeline.lifecycle.forget import Forgetting
 from archipelago.pipeline.records.group import read_card
 from archipelago.pipeline.serving.canary import largest_change, probe_scores
-from archipelago.pipeline.serving.pointer import Refused
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import GroupRef, RunFolder
 from archipelago.pipeline.streams import ImageTable, PreparedDomain, open_stream, prepare

@@ -110,7 +110,7 @@ def work(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     settings = PretrainSettings.model_validate_json(config["settings"])
-    logging.getLogger("pipeline").setLevel(logging.INFO)
+    logging.getLogger("archipelago").setLevel(logging.INFO)
     context = rt.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from archipelago.pipeline.errors import Refused
 from archipelago.pipeline.learned.runtime import Runtime
 from archipelago.pipeline.learned.state import State
 from archipelago.pipeline.learned.texts import Texts
-from archipelago.pipeline.serving.pointer import Refused
 from archipelago.pipeline.settings import CanarySettings
 
 if TYPE_CHECKING:

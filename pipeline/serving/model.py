@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from archipelago.pipeline.config import validate
-from archipelago.pipeline.errors import IntegrityError, UserError
+from archipelago.pipeline.errors import IntegrityError, Refused, UserError
 from archipelago.pipeline.identifiers import Evidence
 from archipelago.pipeline.learned import Answer, Ask
 from archipelago.pipeline.learned.consult import Doubt
@@ -27,7 +27,7 @@ from archipelago.pipeline.methods import method_class
 from archipelago.pipeline.model.backbone import Backbone
 from archipelago.pipeline.records import GroupRecord, TaskRecord
 from archipelago.pipeline.serving.canary import check
-from archipelago.pipeline.serving.pointer import NOTHING, Pointer, Refused, read_pointer
+from archipelago.pipeline.serving.pointer import NOTHING, Pointer, read_pointer
 from archipelago.pipeline.settings import ServingSettings, Settings
 from archipelago.pipeline.store import GroupRef, RunFolder
 

@@ -23,10 +23,6 @@ HISTORY = "serving"
 _FILE = re.compile(r"(\d{6,})\.json")
 
 
-class Refused(RuntimeError):
-    """A generation that must not answer; the message is one line with the reason."""
-
-
 @dataclass(frozen=True)
 class Pointer:
     """A generation and the manifest it answers from; generation 0 is frozen CLIP alone."""

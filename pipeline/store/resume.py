@@ -58,9 +58,7 @@ def merge(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     Raises: UserError in one line: a changed key with both values, or tasks that do not continue
     the stored ones.
     """
-    _check_same("", stored["config"], new["config"], CHANGEABLE)
-    _check_tasks(stored["stream"]["tasks"], new["stream"]["tasks"])
-    _check_stages(stored["stream"], new["stream"])
+    check_continues(stored, new["config"], new["stream"])
     _check_same("backbone.", stored["backbone"], new["backbone"], ())
     if stored["versions"] != new["versions"]:
         log.warning(
@@ -68,6 +66,24 @@ def merge(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         )
     fresh = {key: value for key, value in new["tracking"].items() if value is not None}
     return {**new, "kernels": stored["kernels"], "tracking": {**stored["tracking"], **fresh}}
+
+
+def check_continues(
+    stored: Mapping[str, Any], config: Mapping[str, Any], stream: Mapping[str, Any]
+) -> None:
+    """Whether a run may go on with these settings and tasks.
+
+    Args:
+        stored: its run.json.
+        config: resolved, redacted settings.
+        stream: `tasks` in order and their `stages`.
+
+    Raises:
+        UserError: a changed key with both values, or tasks that do not continue the stored ones.
+    """
+    _check_same("", stored["config"], config, CHANGEABLE)
+    _check_tasks(stored["stream"]["tasks"], stream["tasks"])
+    _check_stages(stored["stream"], stream)
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pyarrow import fs as pafs
@@ -48,8 +49,11 @@ class RunFolder:
 
     @classmethod
     def open(cls, uri: str | os.PathLike[str]) -> RunFolder:
-        """An existing run, for reading. Raises: UserError when there is none."""
-        run = cls(uri, read_only=True)
+        """An existing run at a path or a URI, for reading. Raises: UserError when there is none."""
+        where = os.fspath(uri)
+        if "://" not in where:
+            where = str(Path(where).expanduser().absolute())
+        run = cls(where, read_only=True)
         run.read()
         return run
 
@@ -187,8 +191,12 @@ class RunFolder:
 
     def forgotten(self) -> set[str]:
         """Tasks that were learned and are not to be learned again."""
-        events = [e for e in self.journal.events() if e["event"] == "forgotten"]
-        return {task for e in events for task in e.get("tasks") or [e.get("task")] if task}
+        gone: set[str] = set()
+        for event in self.journal.events():
+            if event["event"] == "forgotten":
+                tasks = {task for task in event.get("tasks") or [event.get("task")] if task}
+                gone = gone - tasks if event.get("again") else gone | tasks
+        return gone
 
     def erased(self, refs: Iterable[GroupRef]) -> list[str]:
         """Names of those groups whose files were removed when their domain was forgotten."""

@@ -48,7 +48,7 @@ def work(config: dict[str, Any]) -> None:
 
 def _train(spec: StageSpec) -> None:
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train has set it to INFO
-    logging.getLogger("pipeline").setLevel(logging.INFO)
+    logging.getLogger("archipelago").setLevel(logging.INFO)
     context = rt.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     if spec.kernels.device.startswith("cuda"):

@@ -22,12 +22,12 @@ from archipelago.pipeline.benchmark.plan import (
     read_plan,
     shared,
 )
-from archipelago.pipeline.benchmark.probe import Probe, Speed, estimate, in_words
+from archipelago.pipeline.benchmark.probe import BATCH, Probe, Speed, estimate, in_words
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.evaluation.records import Records
 from archipelago.pipeline.model.kernels import Kernels
 from archipelago.pipeline.store import Folder
-from archipelago.pipeline.streams import PreparedDomain
+from archipelago.pipeline.streams import ImageTable
 from tests.unit.tiny_clip import settings
 from tests.unit.tiny_run import make_world, run_settings
 
@@ -212,18 +212,12 @@ def test_a_document_says_how_far_it_is(tmp_path: Path) -> None:
 # -- what it costs -------------------------------------------------------------------------------
 
 
-def _domain(train: int) -> PreparedDomain:
-    counts = {"train": train, "test": 10}
-    return PreparedDomain("a", ("x", "y"), ("{}",), "", "", {}, {}, counts, 0)
-
-
 def test_an_estimate_adds_up_passes_and_steps() -> None:
     training = {"steps": 5, "max_epochs": 0, "batch_size": 4, "views": 2}
-    domains = [_domain(100), _domain(100)]
 
     def seconds(name: str, step: float) -> float:
         chosen = settings(method={"name": name}, training=training)
-        return estimate(chosen, Speed(0.01, step, 0.5), domains)
+        return estimate(chosen, Speed(0.01, step, 0.5), [100, 100], 20)
 
     assert seconds("zero_shot", 0.0) == 0.0
     assert seconds("ridge_per_task", 0.0) == pytest.approx(2.0), "one pass over what is learned"
@@ -254,7 +248,8 @@ def test_worlds_of_several_streams_lie_apart() -> None:
 def test_a_probe_times_what_a_method_does(tmp_path: Path) -> None:
     world = make_world(tmp_path, ("a",))
     base = run_settings(world, method={"name": "zero_shot"})
-    probe = Probe(base, Kernels(), world.domains[0])
+    images = ImageTable.open(world.domains[0].tables["train"]).images(np.arange(BATCH))
+    probe = Probe(base, Kernels(), world.domains[0], images)
     found = {
         name: probe.speed(run_settings(world, method={"name": name}))
         for name in ("ridge_per_task", "trge", "finetune_per_task")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from archipelago.actors import comparing
 from archipelago.jobs import compare
 from archipelago.pipeline.benchmark.cells import CELL
 from archipelago.pipeline.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER
@@ -37,7 +38,7 @@ def finished(stream: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that dies after its second run and is then continued by the same command."""
     run = tmp_path_factory.mktemp("runs") / "side"
     words = _words(stream, run, METHODS, "seeds=[0]", "orders=[alphabetical]")
-    real, kept = compare.learn_stream, []
+    real, kept = comparing.learn_stream, []
 
     def dies(session: Any) -> None:
         if len(kept) == 2:
@@ -45,11 +46,11 @@ def finished(stream: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         kept.append(session)
         real(session)
 
-    compare.learn_stream = dies
+    comparing.learn_stream = dies
     try:
         assert compare.main(words) == EXIT_FAILURE
     finally:
-        compare.learn_stream = real
+        comparing.learn_stream = real
     assert json.loads((run / "compare.json").read_text())["status"] == "partial"
     before = {p: p.read_bytes() for p in run.rglob(CELL)}
     assert len(before) == 2

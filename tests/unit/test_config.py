@@ -14,7 +14,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from pydantic import BaseModel
 
-from archipelago.pipeline import config
+from archipelago.pipeline import config, handbook
 from archipelago.pipeline.benchmark.presets import PRESETS
 from archipelago.pipeline.config import flatten, load, redacted, validate
 from archipelago.pipeline.errors import UserError
@@ -33,12 +33,12 @@ REQUIRED = {
     },
 }
 FREE = {"options", "descriptions"}  # sections without fixed keys
-OPTIONS = [(group, name) for group in config.known_groups() for name in config.known_options(group)]
+OPTIONS = [(group, name) for group in config.known_groups() for name in handbook.options(group)]
 
 
 def composed(group: str, option: str) -> dict[str, Any]:
     """What a file of `conf/` gives, with what it inherits from files of its own group."""
-    given = yaml.safe_load((config.CONF / group / f"{option}.yaml").read_text())
+    given = yaml.safe_load((handbook.CONF / group / f"{option}.yaml").read_text())
     values: dict[str, Any] = {}
     for base in given.pop("defaults", []):
         if isinstance(base, str) and base != "_self_":
@@ -133,7 +133,7 @@ def test_every_file_gives_every_value_of_its_section(group: str, option: str) ->
 @pytest.mark.parametrize("name", ["folder", "hf", "parquet", "pascal", "scenes", "torchvision"])
 def test_a_reader_s_options_are_those_of_its_file(name: str) -> None:
     module = importlib.import_module(f"archipelago.pipeline.streams.readers.{name}")
-    given = yaml.safe_load((config.CONF / "stream" / f"{name}.yaml").read_text())
+    given = yaml.safe_load((handbook.CONF / "stream" / f"{name}.yaml").read_text())
     dense = name in ("pascal", "scenes")
     assert given["options"] == module.OPTIONS | ({} if dense else PROTOCOL)
 
@@ -328,8 +328,8 @@ def test_secrets_in_lists_are_hidden() -> None:
 def test_comments_state_trade_offs() -> None:
     """Most values of the default files explain themselves on their line."""
     for group in config.known_groups():
-        for name in config.known_options(group):
-            text = (config.CONF / group / f"{name}.yaml").read_text()
+        for name in handbook.options(group):
+            text = (handbook.CONF / group / f"{name}.yaml").read_text()
             assert text.startswith("# "), f"{group}/{name}.yaml has no heading"
             assert max(map(len, text.splitlines())) <= 110
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from archipelago.actors.arguments import without_words
-from archipelago.jobs.serve import bring_up
-from archipelago.pipeline.errors import UserError
+from archipelago.actors.bringup import bring_up
+from archipelago.pipeline.errors import Refused, UserError
 from archipelago.pipeline.evaluation import metrics
 from archipelago.pipeline.evaluation.report import write_report
 from archipelago.pipeline.model.backbone import load_backbone
@@ -20,7 +20,6 @@ from archipelago.pipeline.model.kernels import Kernels
 from archipelago.pipeline.planning import stages_of
 from archipelago.pipeline.records import GroupRecord
 from archipelago.pipeline.serving.model import check_served
-from archipelago.pipeline.serving.pointer import Refused
 from archipelago.pipeline.settings import ClusterSettings, Settings, StreamSettings
 from archipelago.pipeline.store import Folder, RunFolder, sha256
 from archipelago.pipeline.store.tensors import dump, load

@@ -8,15 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from archipelago.actors.exits import exit_codes
-from archipelago.pipeline.errors import LockedError, UserError
-
-
-class Stopped(BaseException):
-    pass
-
-
-class Refused(Exception):
-    pass
+from archipelago.pipeline.errors import LockedError, Refused, Stopped, UserError
 
 
 @pytest.mark.parametrize(
@@ -37,7 +29,7 @@ def test_every_end_has_its_code(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    @exit_codes("job", "it failed", mistakes=(Refused,), stopped=(Stopped,))
+    @exit_codes("job", "it failed")
     def main(arguments: Sequence[str]) -> int:
         assert arguments == ["word"]
         if error is not None:

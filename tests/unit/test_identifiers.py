@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from archipelago.pipeline.closedform import CalibrationRows, Sums
-from archipelago.pipeline.config import known_options
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.handbook import options
 from archipelago.pipeline.identifiers import (
     Evidence,
     Identification,
@@ -194,7 +194,7 @@ def test_nothing_learned_is_new_for_sure(name: str) -> None:
 
 
 def test_an_identifier_is_one_file_here_and_one_in_conf() -> None:
-    assert set(identifiers.known()) == set(known_options("identifier"))
+    assert set(identifiers.known()) == set(options("identifier"))
     with pytest.raises(UserError, match=r"identifier\.name=psychic: unknown; choose one of casc"):
         build_identifier(IdentifierSettings(name="psychic"), BASIS)
 

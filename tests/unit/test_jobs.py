@@ -24,20 +24,20 @@ def test_a_basis_is_made_for_any_backbone(
     chosen = BackboneSettings(name=f"local-dir:{clip}")
     assert find_basis(chosen) is None
     words = ["backbone=local-dir", f"backbone.name=local-dir:{clip}", "identifier.width=20"]
-    assert basis.main([str(images), str(clip / "basis.safetensors"), *words]) == 0
+    assert basis.main([f"images={images}", f"to={clip / 'basis.safetensors'}", *words]) == 0
     path = find_basis(chosen)
     assert path == clip / "basis.safetensors"
     wanted = IdentifierSettings(name="prototype", width=20)
     found = load_basis(path, wanted)
     assert found is not None and found.width == 20 and found.images == 44 + 24
     again = tmp_path / "again.safetensors"
-    assert basis.main([str(images), str(again), *words]) == 0
+    assert basis.main([f"images={images}", f"to={again}", *words]) == 0
     assert again.read_bytes() == path.read_bytes(), "the same images, the same basis"
     assert load_basis(path, wanted.model_copy(update={"depths": "final"})) is None
     capsys.readouterr()
     for arguments, said in (
-        ([], "say where the images are"),
-        ([str(tmp_path), "x"], "no parquet files there"),
+        ([], "images: must be given"),
+        ([f"images={tmp_path}", "to=x"], "no parquet files there"),
     ):
         assert basis.main(arguments) == 2
         assert said in capsys.readouterr().err
@@ -61,7 +61,7 @@ def test_identifiers_are_compared_on_a_run_of_any_backbone(
     assert rows["oracle"]["last"] >= rows["prototype"]["last"] > 25.0
     for mistaken, said in (
         (["split=test"], "run_dir: must be given"),
-        ([f"run_dir={run.uri}", "split=train"], "split=test"),
+        ([f"run_dir={run.uri}", "split=train"], "split=train: expected 'test'"),
         ([f"run_dir={run.uri}", "training.steps=1"], "training.steps: unknown here"),
     ):
         assert identify.main(mistaken) == 2

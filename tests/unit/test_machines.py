@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import ray
 
-from archipelago.actors import cluster, local_ray
+from archipelago.actors import bringup, cluster, local_ray
 from archipelago.actors.arguments import load_settings
 from archipelago.actors.environment import be_somebody
 from archipelago.actors.exits import exit_codes
 from archipelago.actors.loopback import is_loopback, spare_loopback, url_of
 from archipelago.actors.mishaps import MENDS, in_words
-from archipelago.jobs import sequence, serve, sync
+from archipelago.jobs import sequence, sync
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.store import Folder
 from tests.helpers import TINY, parquet_domain
@@ -332,14 +332,14 @@ def test_a_taken_port_is_named_on_both_protocols(family: int, host: str) -> None
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"^serving.port={port}: is in use"):
-            serve.check_listening(host, port)
-    serve.check_listening(host, port)
+            bringup.check_listening(host, port)
+    bringup.check_listening(host, port)
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7", "a" * 70, "2001:db8::7"])
 def test_a_host_that_is_not_this_machine_is_not_a_taken_port(host: str) -> None:
     with pytest.raises(UserError, match=r"^serving.host="):
-        serve.check_listening(host, 8000)
+        bringup.check_listening(host, 8000)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from archipelago.pipeline.config import CONF, known_options
+from archipelago.pipeline import handbook
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.methods import (
     Function,
@@ -64,9 +64,9 @@ def _own(*tasks: str) -> list[Function]:
 
 
 def test_a_method_is_one_file_here_and_one_in_conf() -> None:
-    assert set(EVERY) == set(known_options("method"))
+    assert set(EVERY) == set(handbook.options("method"))
     for name, method in methods.known().items():
-        given = yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text())
+        given = yaml.safe_load((handbook.CONF / "method" / f"{name}.yaml").read_text())
         assert given["name"] == name == method.name
         options = method_options(MethodSettings(name=name, options=given.get("options", {})))
         assert set(given.get("options", {})) <= set(type(options).model_fields)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from archipelago.actors import contest
 from archipelago.jobs import identify
 from archipelago.pipeline.evaluation.comparison import Candidate, Comparison
 from archipelago.pipeline.evaluation.records import read_records
@@ -327,7 +328,7 @@ def test_identifiers_side_by_side_are_what_runs_with_them_are(
     assert rows["prototype"].auroc == looked.auroc, "the signature decides about none"
     bias = rows["mllm choice"].extra["position_bias"]
     assert len(bias["by_place"]) == N + 1 and bias["images"] >= N * IMAGES
-    (line,) = identify.remarks(rows["mllm choice"])
+    (line,) = contest.remarks(rows["mllm choice"])
     assert f"position bias {bias['largest']:.1f} points" in line
     cascade = rows["cascade likelihood"]
     assert cascade.calls_share <= 30 and cascade.images_per_second is not None
@@ -335,8 +336,8 @@ def test_identifiers_side_by_side_are_what_runs_with_them_are(
     assert points[0]["accuracy"] == pytest.approx(rows["prototype"].closed)
     assert [point["calls"] for point in points][-1] == 100
     found = list(rows.values())
-    assert identify.recognised(found, list(TASKS), "colours").row_count == len(TASKS) + 2
-    assert identify.consequences(found).row_count == 10
+    assert contest.recognised(found, list(TASKS), "colours").row_count == len(TASKS) + 2
+    assert contest.consequences(found).row_count == 10
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from archipelago.pipeline import config
+from archipelago.pipeline import config, handbook
 from archipelago.pipeline.config import load
 from archipelago.pipeline.settings import Settings
 
@@ -99,7 +99,7 @@ def test_the_table_of_settings_lists_every_group_and_option() -> None:
         for group in re.findall(r"`([^`]+)`", groups)
         if group in config.known_groups()
     }
-    assert told == {group: set(config.known_options(group)) for group in config.known_groups()}
+    assert told == {group: set(handbook.options(group)) for group in config.known_groups()}
 
 
 def test_the_exit_codes_are_those_of_the_code() -> None:
