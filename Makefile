@@ -43,7 +43,7 @@ style: types
 # mypy knows packages by their folders: links show it what an installation looks like.
 types: setup
 	mkdir -p $(LINKS)
-	ln -sfn $(addprefix $(CURDIR)/,archipelago/__init__.py pipeline actors jobs) $(LINKS)
+	ln -sfn $(addprefix $(CURDIR)/,archipelago/__init__.py archipelago/cli.py pipeline actors jobs) $(LINKS)
 	$(BIN)/mypy
 
 clean:

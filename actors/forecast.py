@@ -69,10 +69,11 @@ def forecast(checked: Checked) -> Forecast:
     trains = method_class(settings.method.name).trains
     budget = int(settings.training.cache_gib * GIB)
     classes = max(len(each.domain.classes) for each in checked.domains)
+    embedding = int(probe.backbone.image.visual.output_dim)
     return Forecast(
         seconds, sum(train) + test, (sum(train) + test) * size * size * 3,
         min(budget, max(train) * per_image) if trains else 0,
-        record_bytes(settings.identifier.width, classes, int(probe.backbone.image.visual.output_dim)),
+        record_bytes(settings.identifier.width, classes, embedding),
         _held(settings),
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ def show_manual(job: ModuleType, console: Console) -> None:
     it takes no others.
     """
     console.print(usage(job.__doc__ or "").rstrip(), markup=False, highlight=False)
-    own = next((kind for kind in vars(job).values() if _is_own(kind, job)), None)
+    own = next((kind for kind in vars(job).values() if is_own(kind, job)), None)
     if own is not None:
         console.print(_own(own))
     if getattr(job, "SETTINGS", True):
@@ -55,7 +55,8 @@ def usage(docstring: str) -> str:
     return docstring
 
 
-def _is_own(kind: object, job: ModuleType) -> bool:
+def is_own(kind: object, job: ModuleType) -> bool:
+    """Whether this is the class of a job's own words."""
     return isinstance(kind, type) and issubclass(kind, Words) and kind.__module__ == job.__name__
 
 

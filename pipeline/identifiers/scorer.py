@@ -120,8 +120,8 @@ def check_driver(settings: IdentifierSettings) -> None:
 def _check_vllm(settings: IdentifierSettings) -> None:
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
-            "identifier.driver=vllm: needs the package `vllm`; install it with"
-            " pip install 'archipelago-cl[vllm]'"
+            "identifier.driver=vllm: needs the package `vllm`, the extra `mllm` of"
+            " archipelago: pip install '.[mllm]' in its folder"
         )
     if settings.device == "cpu":
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from archipelago import cli
+from archipelago.actors.manual import is_own
+from archipelago.actors.words import Words, read_words
 from archipelago.pipeline import config, handbook
 from archipelago.pipeline.config import load
 from archipelago.pipeline.settings import Settings
@@ -50,7 +54,7 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize(("document", "words"), COMMANDS, ids=lambda value: str(value)[:60])
 def test_programs_and_targets_exist(document: str, words: list[str]) -> None:
-    known = {"make", "python", "ray", "curl", "docker", "kubectl", "serve"}
+    known = {"make", "python", "ray", "curl", "docker", "kubectl", "serve", "pip", "archipelago"}
     program = next(word for word in words if "=" not in word)  # before it: environment
     assert program in known or program.startswith(".venv/bin/"), f"{document}: {program}?"
     if program == "make":
@@ -66,6 +70,20 @@ def test_settings_of_commands_parse(document: str, words: list[str]) -> None:
     overrides = words[words.index("jobs/sequence.py") + 1 :]
     settings = load(overrides)
     assert settings.run_dir, f"{document}: a command without run_dir would not start"
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [(name, words) for name, words in COMMANDS if words[0] == "archipelago"],
+    ids=lambda value: str(value)[:60],
+)
+def test_verbs_and_their_words_exist(document: str, words: list[str]) -> None:
+    verb, given = words[1], words[2:]
+    assert verb in cli.VERBS, f"{document}: no verb {verb}"
+    job = importlib.import_module(f"archipelago.jobs.{cli.VERBS[verb]}")
+    own = next((k for k in vars(job).values() if isinstance(k, type) and is_own(k, job)), Words)
+    _, rest = read_words(given, own, settings=getattr(job, "SETTINGS", True))
+    load(rest)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -92,7 +110,7 @@ def test_keys_and_links_in_the_text_exist(document: Path) -> None:
 
 
 def test_the_table_of_settings_lists_every_group_and_option() -> None:
-    rows = re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", (ROOT / "README.md").read_text(), re.M)
+    rows = re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", (ROOT / "docs/settings.md").read_text(), re.M)
     told = {
         group: set(re.findall(r"`([^`]+)`", options))
         for groups, options in rows
@@ -105,6 +123,6 @@ def test_the_table_of_settings_lists_every_group_and_option() -> None:
 def test_the_exit_codes_are_those_of_the_code() -> None:
     from archipelago.pipeline import errors
 
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs/settings.md").read_text()
     codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
     assert codes == {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.M)}

@@ -92,7 +92,7 @@ def test_settings_reach_vllm_and_what_cannot_work_is_refused(
 
     save_mllm(tmp_path / "m")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install 'archipelago-cl[vllm]'" in refused()
+    assert "pip install '.[mllm]'" in refused()
     monkeypatch.undo()
     stand_in.put_in_place(monkeypatch)
     assert "identifier.device=cpu" in refused(device="cpu")

@@ -152,8 +152,8 @@ class HubReader:
             import datasets
         except ImportError:
             raise UserError(
-                "stream.reader: hf needs the package `datasets`; install it with "
-                "pip install 'archipelago-cl[hub]'"
+                "stream.reader: hf needs the package `datasets`, the extra `hub` of "
+                "archipelago: pip install '.[hub]' in its folder"
             ) from None
         try:
             data = datasets.load_dataset(
