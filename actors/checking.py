@@ -24,7 +24,7 @@ from archipelago.pipeline.store.documents import plain
 from archipelago.pipeline.store.resume import check_continues
 from archipelago.pipeline.streams import Domain, open_stream
 from archipelago.pipeline.streams.decode import BadImage, decode
-from archipelago.pipeline.streams.domain import RawRow
+from archipelago.pipeline.streams.domain import Chunk, RawRow
 from archipelago.pipeline.streams.prompts import check_prompts
 
 SAMPLE = 48  # images of a split that are decoded
@@ -112,13 +112,13 @@ def look(domain: Domain, settings: Settings, sample: int) -> Looked:
     return found
 
 
-def _sampled(chunks: Sequence[object], sample: int) -> Iterator[RawRow]:
+def _sampled(chunks: Sequence[Chunk], sample: int) -> Iterator[RawRow]:
     if not chunks or not sample:
         return
     places = np.unique(np.linspace(0, len(chunks) - 1, min(len(chunks), CHUNKS)).round())
     each = -(-sample // len(places))
     for place in places.astype(int):
-        rows = chunks[place].rows()  # type: ignore[attr-defined]
+        rows = chunks[place].rows()
         try:
             yield from itertools.islice(rows, each)
         except OSError as error:

@@ -99,10 +99,10 @@ def _images(domain: Domain, settings: Settings, size: int) -> Iterator[np.ndarra
     for chunk in domain.splits["train"].chunks:
         for row in chunk.rows():
             try:
-                image = row.image
-                if not isinstance(image, np.ndarray):
-                    image = decode(image, settings.stream.max_pixels)
-                yield fit(image, size)
+                if isinstance(row.image, np.ndarray):
+                    yield fit(row.image, size)
+                else:
+                    yield fit(decode(row.image, settings.stream.max_pixels), size)
                 left -= 1
             except BadImage:
                 continue

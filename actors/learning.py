@@ -93,12 +93,13 @@ def tasks_of(run: RunFolder, ref: GroupRef) -> list[str]:
 
 
 def _learn(settings: Settings, words: Sequence[str] | None) -> dict[str, Any]:
-    """A run and the references that its words ask for."""
+    """A run, and the references that its words ask for; without words there are none."""
     with Session(settings) as session:
         learn_stream(session)
-        for name in reference_methods(settings) if words is not None else ():
-            with session.reference(reference_settings(words, name, settings)) as other:
-                learn_stream(other)
+        if words is not None:
+            for name in reference_methods(settings):
+                with session.reference(reference_settings(words, name, settings)) as other:
+                    learn_stream(other)
         return session.finish()
 
 

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 from ray.serve.handle import DeploymentHandle
 
 from archipelago.actors.arguments import cache_dir
-from archipelago.pipeline.errors import IntegrityError, LockedError, UserError
+from archipelago.pipeline.errors import IntegrityError, LockedError, Refused, UserError
 from archipelago.pipeline.serving.pointer import (
     Pointer,
-    Refused,
     newest_pointer,
     next_pointer,
     write_pointer,

@@ -31,8 +31,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from archipelago.actors.learning import learn_stream
 from archipelago.actors.session import Session
-from archipelago.jobs.sequence import learn_stream
 from archipelago.pipeline.config import load
 from archipelago.pipeline.errors import EXIT_DONE, EXIT_USER, UserError
 from archipelago.pipeline.evaluation.metrics import delta_m
