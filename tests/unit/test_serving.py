@@ -16,9 +16,9 @@ from archipelago.pipeline.learner import Learner
 from archipelago.pipeline.methods.base import log_softmax
 from archipelago.pipeline.records import class_list
 from archipelago.pipeline.serving.model import ServedModel, run_settings
+from archipelago.pipeline.errors import Refused
 from archipelago.pipeline.serving.pointer import (
     Pointer,
-    Refused,
     history,
     next_pointer,
     read_pointer,
