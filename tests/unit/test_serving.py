@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from archipelago.pipeline.errors import Refused
 from archipelago.pipeline.identifiers import Evidence
 from archipelago.pipeline.learned import Answer, Ask
 from archipelago.pipeline.learned.answering import Question
@@ -16,7 +17,6 @@ from archipelago.pipeline.learner import Learner
 from archipelago.pipeline.methods.base import log_softmax
 from archipelago.pipeline.records import class_list
 from archipelago.pipeline.serving.model import ServedModel, run_settings
-from archipelago.pipeline.errors import Refused
 from archipelago.pipeline.serving.pointer import (
     Pointer,
     history,
