@@ -31,12 +31,13 @@ from archipelago.pipeline.benchmark.plan import (
     shared,
 )
 from archipelago.pipeline.benchmark.presets import PRESETS, check_sets, name_deviations
-from archipelago.pipeline.benchmark.probe import BATCH, Probe, Speed, estimate, in_words
+from archipelago.pipeline.benchmark.probe import BATCH, Probe, Speed, estimate
 from archipelago.pipeline.config import redacted
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.evaluation.records import Records, read_records
 from archipelago.pipeline.evaluation.report import write_report
 from archipelago.pipeline.methods import method_class, method_options
+from archipelago.pipeline.pace import in_words
 from archipelago.pipeline.planning import stages_of
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import Folder, RunFolder

@@ -57,7 +57,7 @@ def changed(settings: Settings) -> Iterator[str]:
 
 def expected(found: Forecast, domains: int) -> Table:
     """The forecast as a table."""
-    from archipelago.pipeline.benchmark.probe import in_words
+    from archipelago.pipeline.pace import in_words
 
     table = Table(header_style="bold")
     table.add_column("to expect")

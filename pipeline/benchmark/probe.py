@@ -116,11 +116,3 @@ def estimate(settings: Settings, speed: Speed, train: Sequence[int], test: int) 
         stages = 1 if method.joint else len(train)
         seconds += test * speed.image * speed.share * (stages if method.continues else 1)
     return seconds
-
-
-def in_words(seconds: float) -> str:
-    """A duration as one says it."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -9,7 +9,7 @@ Shapes: n rows, L tokens, D width, K compact features, F embedding, C classes.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +23,7 @@ from archipelago.pipeline.learned.passes import FeaturePass
 from archipelago.pipeline.methods import Function, build_method
 from archipelago.pipeline.model.backbone import load_backbone
 from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.pace import Pace
 from archipelago.pipeline.records import ClassList
 from archipelago.pipeline.records.basis import read_basis
 from archipelago.pipeline.settings import Settings
@@ -188,10 +189,13 @@ class Engine:
 
     # -- trunk activations -------------------------------------------------------------------
 
-    def _batches(self, rows: np.ndarray) -> list[np.ndarray]:
+    def _batches(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         size = self.settings.evaluation.batch_size
         rows = np.array(rows)  # a copy: what comes through the object store is read-only
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+        pace = Pace("features", len(rows))
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
+            pace.step(len(rows[start : start + size]))
 
     def _room(self, table: str, images: ImageTable) -> bool:
         """Whether trunk activations of a whole table are kept: while they fit the budget."""

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.pace import Pace
 from archipelago.pipeline.settings import ClusterSettings
 from archipelago.pipeline.streams.domain import Domain, Split
 from archipelago.pipeline.streams.entries import Entries, Staging, entry_key
@@ -123,6 +124,7 @@ def _decode(
                 jobs.append(ShardJob(chunk, folder, file, classes, size, max_pixels, split.targets))
                 homes.append(key)
         log.info("decoding %d splits in %d shards", len(missing), len(jobs))
+        pace = Pace("decoding", sum(split.count for _, split in missing.values()))
         with closing(run_jobs(jobs, cluster, use_ray)) as outcomes:
             for position, outcome in outcomes:
                 key = homes[position]
@@ -130,6 +132,7 @@ def _decode(
                 if isinstance(outcome, str):
                     raise UserError(f"{domain.name}, {split.name} split: cannot decode: {outcome}")
                 results[key].append(outcome)
+                pace.step(outcome.rows + len(outcome.bad))
                 if len(results[key]) == len(split.chunks):
                     entries.commit(key, staged[key], _marker(split, size, results[key]))
     finally:

@@ -25,6 +25,7 @@ from archipelago.pipeline.methods import Adapter, Method, Neighbour, StageContex
 from archipelago.pipeline.model.backbone import load_backbone
 from archipelago.pipeline.model.kernels import Kernels
 from archipelago.pipeline.model.watch import Watch, describe_experts
+from archipelago.pipeline.pace import in_words
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import Folder, GroupRef, RunFolder, names
 from archipelago.pipeline.store.tensors import dump, load
@@ -163,10 +164,12 @@ def run_stage(
 
     def report(metrics: dict[str, Any], state: TrainingState | None) -> None:
         if rank == 0:
+            images = (steps - metrics["step"]) * spec.settings.training.batch_size
             log.info(
-                "stage %d %s: step %d/%d, loss %.3f, held-out %s, %.0f images/s",
+                "stage %d %s: step %d/%d, loss %.3f, held-out %s, %.0f images/s, %s left",
                 spec.stage, spec.name, metrics["step"], steps,
                 metrics["loss"], _said(metrics), metrics["images_per_second"],
+                in_words(images / max(metrics["images_per_second"], 1e-9)),
             )  # fmt: skip
         curve.append(metrics)
         save(metrics, state, None)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.pace import Pace
 from archipelago.pipeline.training.views import Views
 
 CHUNK = 64
@@ -74,8 +75,10 @@ class TrunkCache:
         tower = self.backbone.image
         boxes = None if number is None else self.views.boxes(number)[self.rows]
         out = torch.empty(self.shape, dtype=CACHE_DTYPE)
+        pace = Pace("activations of the trunk", len(self.rows))
         for start in range(0, len(self.rows), CHUNK):
             rows = self.rows[start : start + CHUNK]
+            pace.step(len(rows))
             pixels = self.backbone.normalise(self.images(rows))
             if boxes is not None:
                 pixels = self.views.apply(pixels, boxes[start : start + CHUNK])

@@ -24,7 +24,7 @@ DRAWINGS = ROOT / "pipeline" / "streams" / "atlas"
 ABOVE = {"pipeline": {"actors", "jobs"}, "actors": {"jobs"}, "jobs": set(), FACE: set()}
 # training, evaluation, serving -> learned -> methods, identifiers -> records -> closedform, store;
 # store and streams know no model.
-COMMON = {"errors", "settings", "registry"}
+COMMON = {"errors", "settings", "registry", "pace"}
 LEARNING = {"model", "dense", "records", "closedform", "identifiers", "methods"}
 ANSWERING = LEARNING | {"learned", "config"}
 ALLOWED = {
@@ -32,7 +32,9 @@ ALLOWED = {
     "settings": {"errors"},
     "registry": {"errors"},
     "redact": {"errors"},
-    "config": COMMON | {"redact"},
+    "pace": set(),
+    "handbook": set(),
+    "config": COMMON | {"redact", "handbook"},
     "closedform": {"errors"},
     "store": COMMON | {"redact"},
     "streams": COMMON,

@@ -256,7 +256,7 @@ def test_dependents_are_measured_on_the_test_split(
 
 def test_mistakes_are_one_line(learned: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
-        ([f"run_dir={learned.uri}"], "task: say which"),
+        ([f"run_dir={learned.uri}"], "task: must be given"),
         (["task=a"], "run_dir: say of which run"),
         ([f"run_dir={learned.uri}", "task=nobody"], "learned are: apples"),
         ([f"run_dir={learned.uri}", "task=a", "erase=1"], "expected true or false"),
