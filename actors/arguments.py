@@ -21,22 +21,34 @@ def load_settings(arguments: Sequence[str]) -> Settings:
         UserError: a mistake in the settings, or a submitted job without a place all nodes see.
     """
     settings = load(arguments)
-    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     where = settings.run_dir
-    remote = where is not None and "://" in where
-    if submitted and (where is None or not (remote or Path(where).is_absolute())):
-        raise UserError(
-            f"run_dir={where}: a submitted job runs in a temporary copy of the working directory;"
-            " give an absolute path or a URI that all nodes see"
-        )
-    if submitted:
-        _check_places(settings)
     if where is None:
+        if is_submitted():
+            absolute("run_dir", None)
         name = settings.stream.options.get("set") or settings.stream.reader
         where = f"runs/{name}-{settings.method.name}-{settings.seed}"
-    if not remote:
-        where = str(Path(where).expanduser().absolute())
+    where = absolute("run_dir", where)
+    if is_submitted():
+        _check_places(settings)
     return settings.model_copy(update={"run_dir": where})
+
+
+def is_submitted() -> bool:
+    """Whether this process is the driver of a job that was submitted to a Ray cluster."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def absolute(key: str, where: str | None) -> str:
+    """A place in full, whether path or URI; raises UserError where a submitted job cannot know."""
+    if where is not None and "://" in where:
+        return where
+    path = None if where is None else Path(where).expanduser()
+    if path is None or (is_submitted() and not path.is_absolute()):
+        raise UserError(
+            f"{key}={where}: a submitted job runs in a temporary copy of the working directory;"
+            " give an absolute path or a URI that all nodes see"
+        )
+    return str(path.absolute())
 
 
 def _check_places(settings: Settings) -> None:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -25,6 +23,7 @@ from archipelago.actors.identify import IdentifierPool, in_pool
 from archipelago.actors.logs import show_logs
 from archipelago.actors.preflight import check_batch, check_data, check_resources
 from archipelago.actors.publishing import publish_newest
+from archipelago.actors.stopping import Signals
 from archipelago.actors.versions import versions
 from archipelago.pipeline.closedform import Basis
 from archipelago.pipeline.config import redacted
@@ -49,7 +48,6 @@ from archipelago.pipeline.tracking import Tracker
 
 log = logging.getLogger("archipelago")
 
-STOPS = (signal.SIGTERM, signal.SIGINT)
 SHOWN = ("mtil_identified", "mtil_given")  # the first that was measured is shown by stage
 
 
@@ -77,7 +75,7 @@ class Session:
             self.run = parent.run.reference(name or settings.method.name)
         self.tracker = Tracker(self.run, self._tracking())
         self._stack = contextlib.ExitStack()
-        self._signal: str | None = None  # that asked this run to stop
+        self._signals = Signals()  # that ask this run to stop
 
     def _tracking(self) -> TrackingSettings:
         """Where this run is tracked: a reference in the same place as its parent."""
@@ -119,11 +117,11 @@ class Session:
             dense = method_class(settings.method.name).dense
             self.domains = open_stream(settings.stream, settings.seed, dense)
             self._stack.enter_context(self.run.lock(wait_s=0))
-            self._stack.enter_context(self._stoppable())
+            self._stack.enter_context(self._signals.listening())
             pooled = self._looks and in_pool(settings)
             if connect(settings, pooled):
                 self._stack.callback(ray.shutdown)
-                self._listen()  # Ray has put its own handler there
+                self._signals.listen()  # Ray has put its own handler there
             if uses_ray(settings, pooled):
                 check_resources(settings.cluster, pooled)
             self.pool = self._stack.enter_context(EncoderPool(settings))
@@ -288,7 +286,7 @@ class Session:
         Raises:
             Stopped: a signal came, whatever Ray made of the exception.
         """
-        stopped = (self.parent or self)._signal
+        stopped = (self.parent or self)._signals.heard
         try:
             if kind is None and self.parent is not None:
                 self.run.journal.append("run-done")
@@ -303,34 +301,6 @@ class Session:
             self._stack.close()
         if stopped and isinstance(error, Exception):
             raise Stopped(stopped) from error
-
-    @contextlib.contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        """SIGTERM and SIGINT end the run in order."""
-        before = {number: signal.getsignal(number) for number in STOPS}
-        self._listen()
-        try:
-            yield
-        finally:
-            if self._signal is None:  # else deaf until the process ends, as it is about to
-                for number, handler in before.items():
-                    signal.signal(number, handler)
-
-    def _listen(self) -> None:
-        """Raise `Stopped` where a signal strikes.
-
-        An exception does not end a wait in Ray's core, so all long waits are on futures; out of a
-        short one comes another exception, so the signal is kept as well.
-        """
-
-        def stop(number: int, frame: object) -> None:
-            for each in STOPS:
-                signal.signal(each, signal.SIG_IGN)
-            self._signal = signal.Signals(number).name
-            raise Stopped(self._signal)
-
-        for number in STOPS:
-            signal.signal(number, stop)
 
 
 def _job_id() -> str | None:

@@ -13,7 +13,7 @@ Shapes: B images, F embedding.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class LearnedModel:
 
         Args:
             run: a path or a URI.
-            manifest: which version; None = the newest, or frozen CLIP before the first.
+            manifest: which version; 0 = frozen CLIP before the first; None = the newest.
             device: `auto`, `cpu` or `cuda`.
 
         Raises:
@@ -61,15 +61,16 @@ class LearnedModel:
         """
         folder = RunFolder.open(run)
         versions = folder.models.versions()
-        if manifest is not None and manifest not in versions:
+        if manifest is None:
+            manifest = versions[-1] if versions else 0
+        if manifest not in (0, *versions):
             known = ", ".join(map(str, versions)) or "none"
             raise UserError(f"manifest={manifest}: the run has {known}")
-        chosen = manifest if manifest is not None else (versions[-1] if versions else None)
-        refs = () if chosen is None else folder.models.read(chosen).groups
+        refs = folder.models.read(manifest).groups if manifest else ()
         gone = folder.erased(refs)
         if gone:
             raise UserError(
-                f"manifest={chosen}: holds {', '.join(gone)}, whose files are erased; the newest,"
+                f"manifest={manifest}: holds {', '.join(gone)}, whose files are erased; the newest,"
                 f" {versions[-1]}, answers"
             )
         runtime = Runtime(folder, device)
@@ -87,6 +88,7 @@ class LearnedModel:
         task: str | None = None,
         top_k: int = 5,
         abstain: float | None = None,
+        batch_size: int = PASS,
     ) -> list[Answer]:
         """What each image shows.
 
@@ -96,29 +98,43 @@ class LearnedModel:
             task: the domain, where it is known.
             top_k: how many names come back for each.
             abstain: share of the learned domains' images that may be refused; None = none is.
+            batch_size: images in one pass; more = more memory, faster on a GPU.
 
         Raises:
             UserError: an image that cannot be read, or a domain that was not learned.
         """
+        return self.answer_and_embed(images, candidates, task, top_k, abstain, batch_size)[0]
+
+    def answer_and_embed(
+        self,
+        images: Sequence[Picture] | np.ndarray,
+        candidates: Sequence[Asked] | None = None,
+        task: str | None = None,
+        top_k: int = 5,
+        abstain: float | None = None,
+        batch_size: int = PASS,
+    ) -> tuple[list[Answer], np.ndarray]:
+        """What `answer` and `embed` say, from one pass over the images."""
         if task is not None and task not in self.state.records:
             known = ", ".join(self.state.records) or "none"
             raise UserError(f"task={task}: is not learned; learned are: {known}")
         asked = None if candidates is None else tuple(_candidate(item) for item in candidates)
         wish = Wish(asked, task, top_k)
         found: list[Answer] = []
-        for part in self._passes(images):
+        features: list[np.ndarray] = []
+        for part in self._passes(images, batch_size):
             answers, _ = self.runtime.answer(
-                self.state, self.texts, part, [wish] * len(part), abstain=abstain
+                self.state, self.texts, part, [wish] * len(part), abstain=abstain, features=features
             )
             found += answers
-        return found
+        return found, _stacked(features)
 
     def embed(self, images: Sequence[Picture] | np.ndarray) -> np.ndarray:
         """Normalised image features (B, F) of frozen CLIP."""
         parts = [
             self.runtime.view(self.state, part, self.texts).frozen for part in self._passes(images)
         ]
-        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+        return _stacked(parts)
 
     def identify(self, images: Sequence[Picture] | np.ndarray) -> Identification:
         """Which domain each image is from, and how new it looks.
@@ -134,9 +150,16 @@ class LearnedModel:
         compact = np.concatenate(parts) if parts else np.zeros((0, self.runtime.basis.width))
         return self.state.identifier.alone.identify(Evidence(compact))
 
-    def _passes(self, images: Sequence[Picture] | np.ndarray) -> list[np.ndarray]:
+    def _passes(
+        self, images: Sequence[Picture] | np.ndarray, count: int = PASS
+    ) -> Iterator[np.ndarray]:
+        """One at a time: decoded images of any number do not lie in memory together."""
         size = self.runtime.backbone.image_size
-        return [pixels(images[i : i + PASS], size) for i in range(0, len(images), PASS)]
+        return (pixels(images[i : i + count], size) for i in range(0, len(images), count))
+
+
+def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
 def _candidate(item: Asked) -> Candidate:

@@ -127,6 +127,7 @@ class Runtime:
         doubts: list[Doubt] | None = None,
         abstain: float | None = None,
         images: np.ndarray | None = None,
+        features: list[np.ndarray] | None = None,
     ) -> tuple[list[Answer], dict[str, float]]:
         """Answers, and how many milliseconds each part took.
 
@@ -138,6 +139,7 @@ class Runtime:
             doubts: takes the images on whose domain a second opinion is worth having.
             abstain: share of the learned tasks' images that may be refused; None = nobody is.
             images: which image each wish is about, where one is asked about several times.
+            features: takes the images' normalised features (B, F) of frozen CLIP.
 
         Raises:
             KeyError: a domain that was not learned.
@@ -148,6 +150,8 @@ class Runtime:
         if images is not None:
             view = view.take(images)
         seen = time.perf_counter()
+        if features is not None:
+            features.append(view.frozen)
         found = identify(state, view, wishes)
         if doubts is not None and found is not None and state.identifier is not None:
             free = [i for i, w in enumerate(wishes) if w.task is None and w.shares is None]

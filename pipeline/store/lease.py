@@ -12,12 +12,25 @@ from collections.abc import Callable, Iterator
 from archipelago.pipeline.errors import LockedError
 from archipelago.pipeline.store.conditional import S3Objects, conditional
 from archipelago.pipeline.store.folder import Folder
-from archipelago.pipeline.store.lock import LOCK, Holder
+from archipelago.pipeline.store.lock import LOCK, Holder, LocalLock, Lock
 
 log = logging.getLogger(__name__)
 
 
 CLAIM = f"{LOCK}-"  # and the token of the claimant
+
+
+def lock_of(
+    folder: Folder,
+    *,
+    ttl_s: float = 60.0,
+    settle_s: float = 1.0,
+    on_lost: Callable[[], None] | None = None,
+) -> Lock:
+    """What holds off other writers of `folder`: locally a lock, elsewhere a lease."""
+    if folder.local:
+        return LocalLock(folder.local / LOCK, folder.shown())
+    return Lease(folder, ttl_s=ttl_s, settle_s=settle_s, on_lost=on_lost)
 
 
 class Lease:

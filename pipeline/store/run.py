@@ -16,8 +16,8 @@ from archipelago.pipeline.store import documents, resume
 from archipelago.pipeline.store.folder import Folder
 from archipelago.pipeline.store.groups import GroupRef, GroupStore
 from archipelago.pipeline.store.journal import Journal
-from archipelago.pipeline.store.lease import Lease
-from archipelago.pipeline.store.lock import LOCK, Guard, Holder, LocalLock, Lock
+from archipelago.pipeline.store.lease import lock_of
+from archipelago.pipeline.store.lock import Guard, Holder
 from archipelago.pipeline.store.manifests import Manifests
 from archipelago.pipeline.store.names import TASK
 
@@ -80,11 +80,7 @@ class RunFolder:
         lease is lost, `on_lost` is called from another thread and every later write raises.
         Raises: LockedError naming the holder's `host:pid`, after waiting `wait_s` seconds.
         """
-        held: Lock
-        if self.folder.local:
-            held = LocalLock(self.folder.local / LOCK, self.folder.shown())
-        else:
-            held = Lease(self.folder, ttl_s=ttl_s, settle_s=settle_s, on_lost=on_lost)
+        held = lock_of(self.folder, ttl_s=ttl_s, settle_s=settle_s, on_lost=on_lost)
         held.acquire(wait_s)
         outer, self._guard.lock = self._guard.lock, held
         try:

@@ -32,10 +32,7 @@ def _on_ray(
 
     if not ray.is_initialized():
         raise RuntimeError("Ray is not initialised; call ray.init first, or pass use_ray=False")
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = cluster.timeout_s
+    context = quiet_context(cluster.timeout_s)
     resources: dict[str, Any] = {"num_cpus": cluster.data.num_cpus}
     if cluster.data.memory_gib:
         resources["memory"] = int(cluster.data.memory_gib * 2**30)
@@ -47,6 +44,21 @@ def _on_ray(
         )
     for row in tasks.iter_rows():
         yield int(row["position"]), pickle.loads(row["outcome"])
+
+
+def quiet_context(timeout_s: float) -> Any:
+    """Ray Data's context for an execution of ours: it says nothing, and a hang is an error.
+
+    Args:
+        timeout_s: without progress, after which it is one.
+    """
+    import ray
+
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = timeout_s
+    return context
 
 
 def _task(row: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Entry(NamedTuple):
         fault: why it is neither a folder nor a file that could be read; empty = it is one.
         size: of a file, in bytes.
         link: whether a folder is reached through a symbolic link.
+        modified: when it was written last, in nanoseconds; 0 where the file system tells no time.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Entry(NamedTuple):
     fault: str = ""
     size: int = 0
     link: bool = False
+    modified: int = 0
 
     @property
     def junk(self) -> bool:
@@ -182,6 +184,7 @@ class Root:
                 info.type == fs.FileType.Directory,
                 kinds.get(info.type, "no regular file"),
                 info.size or 0,
+                modified=info.mtime_ns or 0,
             )
             for info in found
             if info.base_name
@@ -238,4 +241,4 @@ def _entry(item: os.DirEntry[str]) -> Entry:
     if stat.S_ISDIR(about.st_mode):
         return Entry(item.name, True, link=item.is_symlink())
     fault = "" if stat.S_ISREG(about.st_mode) else "no regular file"
-    return Entry(item.name, False, fault, about.st_size)
+    return Entry(item.name, False, fault, about.st_size, modified=about.st_mtime_ns)

@@ -21,13 +21,14 @@ class NoFile(Exception):
     """A path that leads to no file that may be read; the message is the reason."""
 
 
-def resolve(root: Root, folder: str, path: str) -> str:
+def resolve(root: Root, folder: str, path: str, key: str = "stream.root") -> str:
     """Name of a file below the stream's root.
 
     Args:
         root: the stream's root; nothing outside of it is read.
         folder: below the root, the folder that relative paths start from.
         path: as the table states it.
+        key: the setting that names the root, for messages.
 
     Raises:
         NoFile: with the reason.
@@ -37,7 +38,7 @@ def resolve(root: Root, folder: str, path: str) -> str:
     inside = _below(root, path) if posixpath.isabs(path) else posixpath.join(folder, path)
     inside = posixpath.normpath(inside) if inside else inside
     if inside is None or inside == ".." or inside.startswith("../"):
-        raise NoFile(f"no bytes, and {path!r} lies outside of stream.root: embed the file")
+        raise NoFile(f"no bytes, and {path!r} lies outside of {key}: embed the file")
     if "\0" in inside or not root.exists(inside) or root.is_folder(inside):
         raise NoFile(f"no bytes, and the file {path!r} is not there: embed it, or fetch it")
     if root.local and not Path(root.at(inside)).is_file():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from archipelago.pipeline.streams.files import Root, shown
+from archipelago.pipeline.streams.files import Entry, Root, shown
 
 LARGEST = 512 * 2**20  # bytes of a file that may be an image: 50 megapixels of 16 bits are 300 MB
 
@@ -44,6 +44,26 @@ def walk(root: Root, folder: str) -> Walk:
         UserError: a folder cannot be listed.
     """
     found = Walk()
+    for path, entry in below(root, folder):
+        fault = entry.fault or too_large(entry)
+        if entry.junk:
+            found.junk.append(f"{path}/" if entry.folder else path)
+        elif fault:
+            found.faults.append((path, fault))
+        else:
+            found.files.append(path)
+    return found
+
+
+def below(root: Root, folder: str) -> Iterator[tuple[str, Entry]]:
+    """Each file below `folder` as (path below the root, entry), folder by folder.
+
+    A folder's files come before its subfolders, each sorted by name. Junk folders are not entered
+    and come themselves; so do links to a folder above, with that as their fault.
+
+    Raises:
+        UserError: a folder cannot be listed.
+    """
     waiting: list[tuple[str, tuple[str, ...]]] = [(folder, ())]
     while waiting:
         place, above = waiting.pop()
@@ -51,21 +71,20 @@ def walk(root: Root, folder: str) -> Walk:
         inner = []
         for entry in root.entries(place):
             path = f"{place}/{entry.name}" if place else entry.name
-            if entry.junk:
-                found.junk.append(f"{path}/" if entry.folder else path)
-            elif entry.folder and entry.link and _real(root, path) in above:
-                found.faults.append((path, "a link to a folder above it"))
-            elif entry.folder:
-                inner.append((path, above))
-            elif entry.fault:
-                found.faults.append((path, entry.fault))
-            elif entry.size > LARGEST:
-                size = f"{entry.size / 2**20:.0f} MiB"
-                found.faults.append((path, f"{size}, larger than any image"))
+            if not entry.folder or entry.junk:
+                yield path, entry
+            elif entry.link and _real(root, path) in above:
+                yield path, entry._replace(folder=False, fault="a link to a folder above it")
             else:
-                found.files.append(path)
+                inner.append((path, above))
         waiting += reversed(inner)
-    return found
+
+
+def too_large(entry: Entry) -> str:
+    """Why a file is too large to be an image; empty = it is not."""
+    if entry.size <= LARGEST:
+        return ""
+    return f"{entry.size / 2**20:.0f} MiB, larger than any image"
 
 
 def some(paths: Iterable[str], most: int = 5) -> str:

@@ -49,6 +49,7 @@ ALLOWED = {
     "learned": COMMON | ANSWERING | {"store", "streams"},
     "evaluation": COMMON | ANSWERING | {"store", "streams"},
     "serving": COMMON | ANSWERING | {"evaluation", "store", "streams"},
+    "prediction": COMMON | ANSWERING | {"store", "streams"},
     "lifecycle": COMMON | ANSWERING | {"serving", "store", "streams"},
     # They join all of these; nobody imports them.
     "fitting": COMMON | ANSWERING | {"evaluation", "training", "store", "streams"},
@@ -61,6 +62,7 @@ ALLOWED = {
 }
 # A notebook without Ray can use these; weights and hashes are their only files.
 PLAIN = {"closedform", "records", "model", "identifiers", "methods", "dense", "learned"}
+PLAIN |= {"prediction"}
 HEAVY = {"ray", "mlflow"}
 
 
