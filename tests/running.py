@@ -113,19 +113,23 @@ def training(run_dir: Path, stage: str, attempt: int, count: int = 1) -> bool:
 
 
 class Driver:
-    """`python jobs/sequence.py` in a process group of its own, with all that it starts.
+    """`python jobs/sequence.py`, or another job, in a process group with all that it starts.
 
     Use as a context manager: at the end nothing of it is left. Output is in `log`.
     """
 
     def __init__(
-        self, log: Path, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+        self,
+        log: Path,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        job: str = "sequence",
     ) -> None:
         self.log = log
         self._marker = f"ARCHIPELAGO_TEST_RUN={log}".encode()
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "jobs/sequence.py", *arguments],
+                [sys.executable, f"jobs/{job}.py", *arguments],
                 cwd=ROOT,
                 env={**os.environ, "ARCHIPELAGO_TEST_RUN": str(log), **(environment or {})},
                 stdin=subprocess.DEVNULL,
