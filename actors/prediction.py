@@ -152,14 +152,14 @@ class Prediction:
         names = self.listing.names
         wanted = names.keys() - self.done
         before = sum(names[name] for name in self.done)
-        self.images = Images(self.listing.count, before)
+        self.fresh = self.listing.count - before
         if wanted:
             again = f", {before:,} of them answered before" if before else ""
             log.info("%s images%s", f"{self.listing.count:,}", again)
             cluster = self._connect()
-            with self.images as images:
+            with Images(self.listing.count, before) as self.images:
                 for written in answer_units(self.listing.parts, wanted, self._spec, cluster):
-                    images.advance(*written)
+                    self.images.advance(*written)
         missing = names.keys() - self.output.done()
         if missing:
             raise UserError(
@@ -179,16 +179,12 @@ class Prediction:
 
     def tell(self) -> None:
         """What happened, in a line."""
-        images, fresh = self.images, self.images.done - sum(
-            self.listing.names[name] for name in self.done
-        )  # fmt: skip
-        speed = f", {fresh:,} of them now in {duration(images.seconds)}" if fresh else ""
-        bad = f"; {images.errors:,} of these cannot be read, see column error" if fresh else ""
-        log.info(
-            "%s images are answered in %s%s%s",
-            f"{self.listing.count:,}", self.output.folder.shown(), speed,
-            bad if images.errors else "",
-        )  # fmt: skip
+        said = f"{self.listing.count:,} images are answered in {self.output.folder.shown()}"
+        if self.fresh:
+            said += f", {self.fresh:,} of them now in {duration(self.images.seconds)}"
+            if self.images.errors:
+                said += f"; {self.images.errors:,} of these cannot be read, see column error"
+        log.info("%s", said)
 
     def __exit__(
         self,

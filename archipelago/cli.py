@@ -20,6 +20,7 @@ VERBS = {
     "learn": "sequence",
     "check": "check",
     "plan": "plan",
+    "predict": "predict",
     "evaluate": "evaluate",
     "compare": "compare",
     "ablate": "ablate",
