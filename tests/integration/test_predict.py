@@ -127,10 +127,13 @@ def many(file: Path, count: int) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900, method="signal")
-def test_killed_the_same_command_ends_with_each_image_once(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["cluster.encode.num_workers=0", "cluster.object_store_mib=200"])
+def test_killed_the_same_command_ends_with_each_image_once(
+    place: Path, tmp_path: Path, where: str
+) -> None:
     images = many(tmp_path / "many.parquet", 8 * UNIT)
     output = tmp_path / "out"
-    words = words_of(place, images, output, "cluster.object_store_mib=200", "batch_size=8")
+    words = words_of(place, images, output, where, "batch_size=8")
 
     def written() -> dict[str, int]:
         return {file.name: file.stat().st_mtime_ns for file in output.glob("*.parquet")}
