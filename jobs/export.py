@@ -35,7 +35,7 @@ class ExportWords(Words):
     hub: str | None = Field(None, description="push it to the Hugging Face hub under this name")
 
 
-@exit_codes("export", "nothing was written; the same command tries again")
+@exit_codes("export", "not exported; the same command tries again")
 def main(arguments: Sequence[str]) -> int:
     """Export the newest model of a run; returns the exit code."""
     words, _ = read_words(arguments, ExportWords, settings=False)

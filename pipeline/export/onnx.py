@@ -29,14 +29,14 @@ def write_onnx(model: LearnedModel, task: str, path: Path) -> float:
         path: the file.
 
     Returns:
-        The largest difference of a probability on stored images of the domain.
+        As `check`.
 
     Raises:
         UserError: the domain is not learned or has no graph, or what writes ONNX is not installed.
-        RuntimeError: the file answers otherwise than the model; it is removed.
+        RuntimeError: see `check`.
     """
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401  # torch's exporter is written in it
     except ImportError as error:
         raise UserError(
@@ -54,6 +54,17 @@ def write_onnx(model: LearnedModel, task: str, path: Path) -> float:
     program.model.metadata_props["classes"] = json.dumps(graph.classes)
     path.parent.mkdir(parents=True, exist_ok=True)
     program.save(path, external_data=False)
+    return check(model, task, path)
+
+
+def check(model: LearnedModel, task: str, path: Path) -> float:
+    """The largest difference of a probability on stored images of a domain.
+
+    Raises:
+        RuntimeError: the file answers otherwise than the model; it is removed.
+    """
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     probe = model.state.records[task].probe
     assert probe is not None

@@ -126,7 +126,8 @@ def test_names_mark_nothing_up_in_the_card() -> None:
     odd = "a|b <script> [x](y) \n# big: {yes}"
     domain = {"name": odd, "classes": [odd, "b"], "digests": {"train": "d"}, "counts": {"train": 2}}
     config = {
-        "method": "trge", "manifest": 1, "manifest_sha256": "m", "parameters": 5, "domains": [domain],
+        "method": "trge", "manifest": 1, "manifest_sha256": "m", "parameters": 5,
+        "domains": [domain],
         "backbone": {"name": "clip-tiny", "sha256": "s", "parameters": 7, "image_size": 64},
     }  # fmt: skip
     text = model_card(config, {}, onnx=odd)
