@@ -14,20 +14,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 from rich.console import Console
 
 from archipelago.actors.exits import exit_codes
-from archipelago.actors.logs import show_logs
 from archipelago.actors.words import Words, read_words
 from archipelago.pipeline.errors import EXIT_DONE, UserError
-from archipelago.pipeline.export.folder import Exported, export_run
-from archipelago.pipeline.export.hub import push
+
+if TYPE_CHECKING:
+    from archipelago.pipeline.export.folder import Exported
+
+SETTINGS = False  # but its own words it takes none
 
 
-class ExportWords(Words):
-    """What this job takes."""
+class Own(Words):
+    """What exporting takes; there are no settings."""
 
     run_dir: str = Field(description="the run whose newest model is exported")
     to: str = Field(description="a new or empty folder, or an earlier export of the same run")
@@ -38,9 +41,13 @@ class ExportWords(Words):
 @exit_codes("export", "not exported; the same command tries again")
 def main(arguments: Sequence[str]) -> int:
     """Export the newest model of a run; returns the exit code."""
-    words, _ = read_words(arguments, ExportWords, settings=False)
+    words, _ = read_words(arguments, Own, settings=False)
     if "://" in words.to:
         raise UserError(f"to={words.to}: give a folder of this machine")
+    from archipelago.actors.logs import show_logs
+    from archipelago.pipeline.export.folder import export_run
+    from archipelago.pipeline.export.hub import push
+
     show_logs()
     remote = "://" in words.run_dir
     run_dir = words.run_dir if remote else str(Path(words.run_dir).expanduser().absolute())
@@ -52,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def tell(done: Exported, words: ExportWords, console: Console) -> None:
+def tell(done: Exported, words: Own, console: Console) -> None:
     """What was written, in a few lines."""
     console.print(f"manifest {done.manifest} with {', '.join(done.tasks)}: {done.folder}")
     console.print(f"  {done.size / 2**20:.1f} MiB; LearnedModel.open({str(done.folder)!r}) answers")
