@@ -66,7 +66,7 @@ def export_run(uri: str, target: Path, onnx: str | None = None) -> Exported:
     Raises:
         UserError: nothing is learned, dense tasks, an unknown domain, or a folder with other files.
     """
-    run = RunFolder.open(uri)
+    run, target = RunFolder.open(uri), target.resolve()
     manifest, cards = _newest(run)
     tasks = [part["name"] for card in cards for part in card["tasks"]]
     if onnx is not None and onnx not in tasks:

@@ -39,7 +39,7 @@ class DomainGraph(nn.Module):
             raise UserError(f"onnx={task}: is not learned; learned are: {known}")
         method, record = state.method, state.records[task]
         kind = KNOWN.get(type(method).scores)
-        function = state.function(task)
+        function = state.function(None if method.policy == "one" else task)
         if kind is None or function is None:
             raise UserError(f"onnx={task}: functions of method {method.name} have no graph")
         if kind == "both" and function.weights is None:
@@ -58,10 +58,13 @@ class DomainGraph(nn.Module):
                 )
             assert own is not None
             self._keep("text_CF", own)
-            self.temperature = float(record.temperature) if kind == "group" else 1.0
+            whose = method.records.get(function.task)
+            self.temperature = 1.0 if whose is None or kind == "both" else whose.temperature
         if isinstance(method, ClosedForm) and kind != "group":
             self._keep_head(method, record)
-        self.blend: Any = method._blend(task) if kind == "both" else None  # type: ignore[attr-defined]
+        self.blend: Any = None
+        if isinstance(method, Archipelago) and kind == "both":
+            self.blend = method.blend(task)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Probabilities (B, C) of RGB images (B, 3, S, S) with values from 0 to 1."""
@@ -69,6 +72,7 @@ class DomainGraph(nn.Module):
         x_BLD, raw_BS, frozen_BF = self._pass.tensors((image_BCHW - backbone.mean) / backbone.std)
         if self.kind == "head":
             return self._head(raw_BS, frozen_BF).softmax(dim=1).float()
+        assert self._encode is not None
         v_BF = self._encode(x_BLD)
         group_BC = self.scale / self.temperature * v_BF @ self.text_CF.T
         if self.kind == "group":

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from archipelago.jobs import export
 from archipelago.jobs.ray_head import free_ports
 from archipelago.pipeline.store import RunFolder
 from tests.running import ROOT
@@ -83,40 +84,54 @@ def hub() -> Iterator[Any]:
     thread.join()
 
 
-def _export(run: RunFolder, to: Path, port: int, **extra: str) -> subprocess.CompletedProcess[str]:
+PUSHING = """
+import pathlib, sys
+from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.export.hub import push
+try:
+    sys.stdout.write(push(pathlib.Path(sys.argv[1]), "me/first"))
+except UserError as error:
+    sys.stdout.write(f"refused: {error}")
+"""
+
+
+def _push(folder: Path, port: int, token: str = "hf_stand_in") -> str:
     environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_OFFLINE": "0"}
-    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_stand_in", "OMP_NUM_THREADS": "1"}
-    environment |= {
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HOME": str(to.parent / "home"),
-        **extra,
-    }
-    words = [f"run_dir={run.uri}", f"to={to}", "hub=me/first"]
-    return subprocess.run(
-        [sys.executable, str(ROOT / "jobs/export.py"), *words], env=environment,
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment |= {"HF_HOME": str(folder.parent / "home"), "HF_TOKEN": token}
+    done = subprocess.run(
+        [sys.executable, "-c", PUSHING, str(folder)], env=environment, cwd=ROOT,
         capture_output=True, text=True, check=False, timeout=250,
     )  # fmt: skip
-
-
-def test_an_export_is_pushed_and_an_absent_hub_is_one_line(
-    served_run: RunFolder, hub: Any, tmp_path: Path
-) -> None:
-    to = tmp_path / "to"
-    done = _export(served_run, to, hub.server_port)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"pushed: http://127.0.0.1:{hub.server_port}/me/first" in done.stdout
-    assert hub.made["name"] == "first" and hub.made["private"] is True
-    written = {str(f.relative_to(to)): f.read_bytes() for f in to.rglob("*") if f.is_file()}
-    assert hub.files == written and "README.md" in written
+    return done.stdout
 
-    for extra, reason in (
-        ({}, "ConnectError"),
-        ({"HF_HUB_OFFLINE": "1"}, "OfflineModeIsEnabled"),
-        ({"HF_TOKEN": "hf_wrong", "port": ""}, "401"),
+
+def test_a_folder_is_pushed_and_what_prevents_it_is_one_line(hub: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "to"
+    (folder / "groups/000-a").mkdir(parents=True)
+    (folder / "README.md").write_text("---\nlibrary_name: archipelago\n---\n")
+    (folder / "groups/000-a/group.safetensors").write_bytes(bytes(range(256)) * 64)
+    assert _push(folder, hub.server_port) == f"http://127.0.0.1:{hub.server_port}/me/first"
+    assert hub.made["name"] == "first" and hub.made["private"] is True
+    written = {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    assert hub.files == written
+    for port, token, reason in (
+        (free_ports(1)[0], "hf_stand_in", "ConnectError"),
+        (hub.server_port, "hf_wrong", "401"),
     ):
-        port = hub.server_port if "port" in extra else free_ports(1)[0]
-        refused = _export(served_run, to, port, **{k: v for k, v in extra.items() if k != "port"})
-        assert refused.returncode == 2
-        said = refused.stderr.strip()
-        assert said.startswith("export: hub=me/first: not pushed (") and "\n" not in said, said
-        assert reason in said and f"{to} is complete" in said and "hf_" not in said
+        said = _push(folder, port, token)
+        assert said.startswith("refused: hub=me/first: not pushed (") and "\n" not in said
+        assert reason in said and f"{folder} is complete" in said and token not in said
+
+
+def test_without_a_network_the_folder_is_whole_and_the_job_says_why(
+    served_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"run_dir={served_run.uri}", f"to={tmp_path}/to"]
+    assert export.main([*words, "hub=me/first"]) == 2  # tests are offline
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("export: hub=me/first: not pushed (OfflineModeIsEnabled")
+    assert "\n" not in said and (tmp_path / "to/config.json").exists()
+    assert export.main([*words, "hub=not a name"]) == 2
+    assert "hub=not a name: is no name of a repository" in capsys.readouterr().err

@@ -97,8 +97,7 @@ def test_graphs_of_other_methods_say_what_the_model_says(
     model = LearnedModel.open(learned_run(world, tmp_path / "run", method=METHODS[kind]).uri)
     for task in model.tasks:
         wanted = _said(model, task, images)
-        if kind != "one function":  # all of whose names compete
-            assert wanted.sum(axis=1) == pytest.approx(1.0, abs=1e-6)
+        assert wanted.sum(axis=1) == pytest.approx(1.0, abs=1e-6)
         np.testing.assert_allclose(_traced(model, task, images), wanted, atol=1e-5)
 
 
