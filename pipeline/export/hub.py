@@ -17,7 +17,7 @@ def push(folder: Path, name: str) -> str:
     Raises:
         UserError: no network, no token, no right, or no name for a repository.
     """
-    import httpx
+    import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -30,7 +30,7 @@ def push(folder: Path, name: str) -> str:
         )  # fmt: skip
     except HFValidationError as error:
         raise UserError(f"hub={name}: is no name of a repository ({_line(error)})") from None
-    except (HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+    except (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise UserError(
             f"hub={name}: not pushed ({_line(error)}); {folder} is complete: the same command tries"
             " again, with a network and a token in HF_TOKEN"

@@ -32,6 +32,9 @@ class Hub(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             server.made = json.loads(body)
             return self._say({"url": f"http://127.0.0.1:{server.server_port}/me/first"})
+        if self.path == "/api/validate-yaml":
+            server.card = json.loads(body)["content"]
+            return self._say({"errors": [], "warnings": []})
         if "/preupload/" in self.path:
             named = [entry["path"] for entry in json.loads(body)["files"]]
             found = [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in named]
@@ -76,7 +79,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub() -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files, server.made = {}, None
+    server.files, server.made, server.card = {}, None, None
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -113,9 +116,9 @@ def test_a_folder_is_pushed_and_what_prevents_it_is_one_line(hub: Any, tmp_path:
     (folder / "README.md").write_text("---\nlibrary_name: archipelago\n---\n")
     (folder / "groups/000-a/group.safetensors").write_bytes(bytes(range(256)) * 64)
     assert _push(folder, hub.server_port) == f"http://127.0.0.1:{hub.server_port}/me/first"
-    assert hub.made["name"] == "first" and hub.made["private"] is True
+    assert hub.made["name"] == "first" and hub.made["visibility"] == "private", hub.made
     written = {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-    assert hub.files == written
+    assert hub.files == written and hub.card == written["README.md"].decode()
     for port, token, reason in (
         (free_ports(1)[0], "hf_stand_in", "ConnectError"),
         (hub.server_port, "hf_wrong", "401"),
