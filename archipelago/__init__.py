@@ -36,7 +36,10 @@ _WHERE = {
 
 
 def open(
-    run: str | os.PathLike[str], manifest: int | None = None, device: str = "auto"
+    run: str | os.PathLike[str],
+    manifest: int | None = None,
+    device: str = "auto",
+    backbone: str | None = None,
 ) -> LearnedModel:
     """The model of a run folder, or of an export, in this process; no Ray, no server.
 
@@ -44,6 +47,7 @@ def open(
         run: a path or a URI.
         manifest: which version; None = the newest.
         device: `auto`, `cpu` or `cuda`.
+        backbone: where the same backbone lies on this machine; None = as the run names it.
 
     Raises:
         UserError: not a run, no such manifest, or another backbone than the run's.
@@ -51,7 +55,7 @@ def open(
     """
     from archipelago.pipeline.learned import LearnedModel
 
-    return LearnedModel.open(run, manifest, device)
+    return LearnedModel.open(run, manifest, device, backbone)
 
 
 def learn(run_dir: str | os.PathLike[str] | None = None, **settings: Any) -> Path | str:

@@ -46,7 +46,11 @@ class LearnedModel:
 
     @classmethod
     def open(
-        cls, run: str | os.PathLike[str], manifest: int | None = None, device: str = "auto"
+        cls,
+        run: str | os.PathLike[str],
+        manifest: int | None = None,
+        device: str = "auto",
+        backbone: str | None = None,
     ) -> LearnedModel:
         """The model of a run folder.
 
@@ -54,6 +58,8 @@ class LearnedModel:
             run: a path or a URI.
             manifest: which version; 0 = frozen CLIP before the first; None = the newest.
             device: `auto`, `cpu` or `cuda`.
+            backbone: where the same backbone lies on this machine, `local-dir:PATH` or a name; None
+                = as the run names it.
 
         Raises:
             UserError: not a run, no such manifest, or another backbone than the run's.
@@ -73,7 +79,7 @@ class LearnedModel:
                 f"manifest={manifest}: holds {', '.join(gone)}, whose files are erased; the newest,"
                 f" {versions[-1]}, answers"
             )
-        runtime = Runtime(folder, device)
+        runtime = Runtime(folder, device, backbone)
         return cls(runtime, runtime.state(refs))
 
     @property

@@ -50,12 +50,16 @@ class FeaturePass:
     def raw(self, images_BSSC: np.ndarray) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """Trunk activations, raw signature features (B, S) and CLIP's features (B, F)."""
         backbone = self.method.backbone
-        record = DepthRecorder(self._depths)
         with backbone.kernels.exact():
-            x_BLD = self.method.trunk(backbone.normalise(images_BSSC), record)
-            frozen = self.method.frozen_features(x_BLD, record)
-        raw = record.features(frozen if self._with_final else None)
+            x_BLD, raw, frozen = self.tensors(backbone.normalise(images_BSSC))
         return x_BLD, raw.cpu().numpy(), frozen.cpu().numpy()
+
+    def tensors(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of normalised pixels, all as tensors."""
+        record = DepthRecorder(self._depths)
+        x_BLD = self.method.trunk(image_BCHW, record)
+        frozen_BF = self.method.frozen_features(x_BLD, record)
+        return x_BLD, record.features(frozen_BF if self._with_final else None), frozen_BF
 
     def __call__(self, images_BSSC: np.ndarray, basis: Basis) -> Passed:
         """Everything that a view needs of uint8 images.

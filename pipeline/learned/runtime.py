@@ -63,15 +63,19 @@ class Runtime:
     Args:
         run: the run folder; its `run.json` says what the model is.
         device: `auto`, `cpu` or `cuda`.
+        backbone: where the run's backbone lies on this machine; None = as the run names it.
 
     Raises:
         UserError: not a run, or another backbone than the run's.
     """
 
-    def __init__(self, run: RunFolder, device: str = "auto") -> None:
+    def __init__(self, run: RunFolder, device: str = "auto", backbone: str | None = None) -> None:
         self.run = run
         document = run.read()
         self.settings: Settings = validate(document["config"])
+        if backbone is not None:
+            named = self.settings.backbone.model_copy(update={"name": backbone})
+            self.settings = self.settings.model_copy(update={"backbone": named})
         kernels = Kernels(**document["kernels"]) if document["kernels"] else Kernels()
         kernels = replace(kernels, device=resolve_device(device))
         self.backbone = load_backbone(self.settings.backbone, kernels.device, kernels)

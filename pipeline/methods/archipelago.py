@@ -235,13 +235,14 @@ class Archipelago(ClosedForm, Trge):
         alone = super().scores(view, function, listed)
         if alone is None or function.weights is None:
             return alone
-        return self._blend(function.task)(alone, self._group_scores(view, function))
+        return self.blend(function.task)(alone, self._group_scores(view, function))
 
     def contributions(self, function: Function) -> dict[str, float]:
         """The task alone: nothing is borrowed."""
         return {function.task: 1.0}
 
-    def _blend(self, task: str) -> Blend:
+    def blend(self, task: str) -> Blend:
+        """How head and group of a task are put together, where a group was kept."""
         return Blend(**self.records[task].facts["group"]["blend"])
 
     def _group_scores(self, view: View, function: Function) -> np.ndarray:
@@ -254,7 +255,7 @@ class Archipelago(ClosedForm, Trge):
         found = super().parts(view, function, listed)
         if function.weights is not None:
             found["group"] = self._group_scores(view, function)
-            found["both"] = self._blend(function.task)(found["head"], found["group"])
+            found["both"] = self.blend(function.task)(found["head"], found["group"])
         return found
 
 

@@ -270,6 +270,10 @@ class Method(ABC):
         """Normalised features (B, F) from trunk activations, one function per image."""
         raise NotImplementedError(f"{self.name} has no functions with weights")
 
+    def encoder(self, function: Function) -> Callable[[Tensor], Tensor]:
+        """`image_features` of one function for batches of any size, ready to be traced."""
+        return lambda x_BLD: self.image_features(x_BLD, [function])
+
     def maps(self, x_BLD: Tensor, function: Function) -> list[Tensor]:
         """Token maps (B, L, D) of one function from trunk activations; only where `dense`."""
         raise NotImplementedError

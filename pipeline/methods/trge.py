@@ -8,7 +8,7 @@ never changes again.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -276,6 +276,10 @@ class Trge(Method):
     def image_features(self, x_BLD: Tensor, functions: Sequence[Function]) -> Tensor:
         """One pass over a mixed-task batch."""
         return self.model.encode_tokens(x_BLD, self.model.mix([f.task for f in functions]))
+
+    def encoder(self, function: Function) -> Callable[[Tensor], Tensor]:
+        """The same of one task, its mix worked out before."""
+        return self.model.encoder(self.model.mix([function.task]))
 
     def maps(self, x_BLD: Tensor, function: Function) -> list[Tensor]:
         """Token maps of one task."""

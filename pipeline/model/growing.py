@@ -12,7 +12,7 @@ and applied as one batched product, so its cost does not depend on how many grou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -123,11 +123,14 @@ class GrowingModel:
 
     def enter(self, encoder: str, x_BLD: Tensor, mix: Mix | None) -> Tensor:
         """`x_t = x + e_t` at the first adapted block, where a task has an embedding (method 3)."""
+        e_BD = self._embedding(encoder, mix)
+        return x_BLD if e_BD is None else x_BLD + e_BD[:, None]
+
+    def _embedding(self, encoder: str, mix: Mix | None) -> Tensor | None:
         if mix is None or encoder not in self.shapes or not self._embedded:
-            return x_BLD
+            return None
         own = mix.groups[:, 0].to(self.backbone.device)  # a task's own group stands first
-        e_BD = self._stack(encoder)["e"][own.clamp(min=0)] * (own >= 0)[:, None]
-        return x_BLD + e_BD[:, None]
+        return self._stack(encoder)["e"][own.clamp(min=0)] * (own >= 0)[:, None]
 
     def encode_image(self, images_BCHW: Tensor, mix: Mix | None) -> Tensor:
         """Normalised image features (B, F) under a mix."""
@@ -137,10 +140,18 @@ class GrowingModel:
 
     def encode_tokens(self, x_BLD: Tensor, mix: Mix | None) -> Tensor:
         """The same from trunk activations at the first adapted block, (B, F)."""
-        tower = self.backbone.image
-        x_BLD = self.enter("image", x_BLD, mix)
-        x_BD = tower.pooled(x_BLD, self.first["image"], self.delta("image", mix))
-        return F.normalize(tower.finish(x_BD), dim=-1)
+        return self.encoder(mix)(x_BLD)
+
+    def encoder(self, mix: Mix | None) -> Callable[[Tensor], Tensor]:
+        """`encode_tokens` under one mix, with all that depends on the mix worked out before."""
+        tower, first = self.backbone.image, self.first["image"]
+        e_BD, delta = self._embedding("image", mix), self.delta("image", mix)
+
+        def encode(x_BLD: Tensor) -> Tensor:
+            x_BLD = x_BLD if e_BD is None else x_BLD + e_BD[:, None]
+            return F.normalize(tower.finish(tower.pooled(x_BLD, first, delta)), dim=-1)
+
+        return encode
 
     def token_maps(self, x_BLD: Tensor, mix: Mix | None) -> list[Tensor]:
         """Token maps (B, L, D) of several depths, see `Tower.maps`."""

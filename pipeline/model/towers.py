@@ -202,7 +202,7 @@ class ImageTower(Tower):
 
     def _embedded(self, x: Tensor) -> Tensor:
         visual = self.visual
-        cls = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        cls = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         return visual.ln_pre(torch.cat([cls, x], dim=1) + visual.positional_embedding.to(x.dtype))
 
     def finish(self, x_BD: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Names of a run's model versions: `candidate` is the newest, `serving` the one that answers."""
+"""Names of a run's model versions: `newest`, also `candidate`; `serving`, the one that answers."""
 
 from __future__ import annotations
 
@@ -14,29 +14,38 @@ from archipelago.pipeline.tracking.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 log = logging.getLogger(__name__)
 
-CANDIDATE, SERVING = "candidate", "serving"
+NEWEST, CANDIDATE, SERVING = "newest", "candidate", "serving"
+
+
+def run_versions(client: MlflowClient, name: str, snapshot: Snapshot) -> list[ModelVersion]:
+    """Versions of this run, found by tags: MLflow's numbers mean nothing here."""
+    where = f"name = '{name}' AND tags.`{TAG}key` = '{snapshot.key}'"
+    return list(client.search_model_versions(where, max_results=10_000))
 
 
 def known_versions(client: MlflowClient, name: str, snapshot: Snapshot) -> dict[str, str]:
-    """Version by manifest sha256; found by tags: MLflow's numbers mean nothing here."""
-    where = f"name = '{name}' AND tags.`{TAG}key` = '{snapshot.key}'"
-    found = client.search_model_versions(where, max_results=10_000)
+    """Version by manifest sha256."""
+    found = run_versions(client, name, snapshot)
     return {version.tags[f"{TAG}manifest_sha256"]: str(version.version) for version in found}
 
 
-def name_candidate(
+def name_newest(
     client: MlflowClient, name: str, snapshot: Snapshot, versions: dict[str, str]
 ) -> None:
-    """`candidate` is the version of the newest manifest; nothing where its groups were erased."""
+    """`newest` and `candidate` are the version of the newest manifest; nothing where its groups
+    were erased."""
     manifests = [manifest for manifest in snapshot.manifests if manifest.groups]
     newest = versions.get(manifests[-1].sha256) if manifests else None
     if newest is None:
         return
-    if str(client.get_registered_model(name).aliases.get(CANDIDATE)) != newest:
-        client.set_registered_model_alias(name, CANDIDATE, newest)
+    aliases = client.get_registered_model(name).aliases
+    for alias in (NEWEST, CANDIDATE):
+        if str(aliases.get(alias)) != newest:
+            client.set_registered_model_alias(name, alias, newest)
 
 
 def name_served(

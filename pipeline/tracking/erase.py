@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from archipelago.pipeline.settings import TrackingSettings
 from archipelago.pipeline.store import RunFolder
-from archipelago.pipeline.tracking import models, runs
+from archipelago.pipeline.tracking import models, runs, versions
+from archipelago.pipeline.tracking.aliases import run_versions
 from archipelago.pipeline.tracking.client import connected
 from archipelago.pipeline.tracking.location import locate, tracked_before
 from archipelago.pipeline.tracking.snapshot import Snapshot
@@ -35,10 +36,10 @@ def forget_tracked(run: RunFolder, settings: TrackingSettings, task: str, erase:
 def erase_tracked(run: RunFolder, settings: TrackingSettings, task: str) -> int:
     """Remove artifacts and entries of one domain; returns how many entries.
 
-    Gone are: models whose group is not stored any more (the domain's own, and those of dependents
-    from before they were mixed anew) with their files and versions, the stage's run with its
-    files, and recorded calls about the domain. MLflow hides deleted entries until `mlflow gc`
-    removes them; files are removed at once.
+    Gone are: groups that are not stored any more (the domain's own, and those of dependents from
+    before they were mixed anew) with their files, every version that was made with one of them,
+    the stage's run with its files, and recorded calls about the domain. MLflow hides deleted
+    entries until `mlflow gc` removes them; files are removed at once.
     """
     if not tracked_before(run, settings):
         return 0
@@ -61,15 +62,22 @@ def _erase_models(
 ) -> int:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    stored = {(ref.stage, ref.sha256) for ref in snapshot.run.groups.list()}
+    stored = {(ref.stage, ref.sha256) for ref in snapshot.run.groups.list() if ref.name != task}
     gone = {
         model.model_id: model
         for key, model in models.logged_models(client, experiment, snapshot).items()
-        if key not in stored or model.tags[f"{runs.TAG}task"] == task
+        if key not in stored
     }
-    where = f"name = '{registered}' AND tags.`{runs.TAG}key` = '{snapshot.key}'"
-    for version in client.search_model_versions(where, max_results=10_000):
-        if str(version.source).removeprefix("models:/") in gone:
+    whole = {
+        manifest.sha256
+        for manifest in snapshot.manifests
+        if all((ref.stage, ref.sha256) in stored for ref in manifest.groups)
+    }
+    for sha256, model in versions.version_models(client, experiment, snapshot).items():
+        if sha256 not in whole:
+            gone[model.model_id] = model
+    for version in run_versions(client, registered, snapshot):
+        if version.tags[f"{runs.TAG}manifest_sha256"] not in whole:
             client.delete_model_version(registered, version.version)
     for model_id, model in gone.items():
         get_artifact_repository(model.artifact_location).delete_artifacts()

@@ -1,16 +1,16 @@
-"""Groups as LoggedModels, their lineage, and a registered version for each manifest."""
+"""Groups as LoggedModels, with their files and their lineage."""
 
 from __future__ import annotations
 
 import json
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archipelago.pipeline.records.card import data_of
-from archipelago.pipeline.store import GroupRef, Manifest
-from archipelago.pipeline.tracking.aliases import known_versions, name_candidate, name_served
+from archipelago.pipeline.store import GroupRef
 from archipelago.pipeline.tracking.runs import TAG, tags
 from archipelago.pipeline.tracking.snapshot import Snapshot
 
@@ -26,16 +26,24 @@ DIGEST = 36
 def logged_models(
     client: MlflowClient, experiment: str, snapshot: Snapshot
 ) -> dict[tuple[int, str], LoggedModel]:
-    """LoggedModels of this run by (stage, sha256)."""
-    found, token = {}, None
+    """The groups of this run that MLflow has, by (stage, sha256)."""
+    return {
+        (int(model.tags[f"{TAG}stage"]), model.tags[f"{TAG}sha256"]): model
+        for model in all_models(client, experiment, snapshot)
+        if f"{TAG}stage" in model.tags
+    }
+
+
+def all_models(client: MlflowClient, experiment: str, snapshot: Snapshot) -> Iterator[LoggedModel]:
+    """LoggedModels of this run: groups, and versions made of them (`versions.py`)."""
+    token = None
     while True:
         where = f"tags.`{TAG}key` = '{snapshot.key}'"
         page = client.search_logged_models([experiment], where, page_token=token)
-        for model in page:
-            found[int(model.tags[f"{TAG}stage"]), model.tags[f"{TAG}sha256"]] = model
+        yield from page
         token = page.token
         if not token:
-            return found
+            return
 
 
 def log_group(
@@ -64,28 +72,6 @@ def log_group(
     parents = [m for (_, digest), m in known.items() if digest == card["parent"]]
     new = [LoggedModelInput(m.model_id) for m in parents if m.model_id not in taken]
     client.log_inputs(run_id, datasets=_datasets(snapshot, card), models=new or None)
-
-
-def register(
-    client: MlflowClient,
-    name: str,
-    parent: str,
-    snapshot: Snapshot,
-    known: dict[tuple[int, str], LoggedModel],
-) -> None:
-    """One version of the registered model per manifest, and the aliases that name two of them."""
-    manifests = [manifest for manifest in snapshot.manifests if manifest.groups]
-    if not manifests:
-        return
-    _ensure_registered(client, name)
-    versions = known_versions(client, name, snapshot)
-    for manifest in manifests:
-        latest = manifest.groups[-1]
-        if manifest.sha256 not in versions and (latest.stage, latest.sha256) in known:
-            version = _create_version(client, name, parent, snapshot, manifest, known)
-            versions[manifest.sha256] = str(version)
-    name_candidate(client, name, snapshot, versions)
-    name_served(client, name, snapshot, versions)
 
 
 def _create(
@@ -145,42 +131,3 @@ def _datasets(snapshot: Snapshot, card: dict[str, Any]) -> list[DatasetInput]:
         )
         inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
     return inputs
-
-
-def _ensure_registered(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name, description="Model versions of archipelago runs.")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-def _create_version(
-    client: MlflowClient,
-    name: str,
-    parent: str,
-    snapshot: Snapshot,
-    manifest: Manifest,
-    known: dict[tuple[int, str], LoggedModel],
-) -> str:
-    latest = manifest.groups[-1]
-    model = known[latest.stage, latest.sha256]
-    tasks = ", ".join(ref.name for ref in manifest.groups)
-    version = client.create_model_version(
-        name,
-        source=f"models:/{model.model_id}",
-        run_id=parent,
-        model_id=model.model_id,
-        description=f"{len(manifest.groups)} groups: {tasks}",
-        tags=tags(
-            key=snapshot.key,
-            run=snapshot.place,
-            manifest=manifest.version,
-            manifest_sha256=manifest.sha256,
-            groups=len(manifest.groups),
-        ),
-        await_creation_for=0,
-    )
-    return version.version

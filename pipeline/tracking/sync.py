@@ -10,7 +10,7 @@ from archipelago.pipeline.errors import IntegrityError, UserError
 from archipelago.pipeline.redact import discreet_text
 from archipelago.pipeline.settings import TrackingSettings
 from archipelago.pipeline.store import RunFolder
-from archipelago.pipeline.tracking import models, runs, words
+from archipelago.pipeline.tracking import models, runs, versions, words
 from archipelago.pipeline.tracking.client import connected
 from archipelago.pipeline.tracking.location import Location, locate
 from archipelago.pipeline.tracking.snapshot import Snapshot
@@ -106,7 +106,7 @@ def _project(
             models.log_group(client, child, snapshot, stage, known)
         runs.fill_child(client, child, snapshot, stage)
     if registered is not None:
-        models.register(client, registered, parent, snapshot, known)
+        versions.register(client, registered, sequence, snapshot, known)
     if snapshot.calls:
         words.register_prompts(client)
         words.log_traces(client, experiment, snapshot)

@@ -167,9 +167,12 @@ def test_each_manifest_is_a_version_found_by_tag(synced: RunFolder) -> None:
         manifest = synced.models.read(int(number))
         assert version.tags["archipelago.manifest_sha256"] == manifest.sha256
         model = client.get_logged_model(version.source.removeprefix("models:/"))
-        assert model.tags["archipelago.sha256"] == manifest.groups[-1].sha256
-    candidate = client.get_model_version_by_alias(NAME, "candidate")
-    assert candidate.tags["archipelago.manifest"] == "4"
+        assert model.tags["archipelago.manifest_sha256"] == manifest.sha256
+        names = {entry.path for entry in client.list_logged_model_artifacts(model.model_id)}
+        assert "MLmodel" in names and not any(name.endswith("safetensors") for name in names)
+    for alias in ("newest", "candidate"):
+        newest = client.get_model_version_by_alias(NAME, alias)
+        assert newest.tags["archipelago.manifest"] == "4"
 
 
 def test_reference_is_a_sibling(synced: RunFolder) -> None:
@@ -223,18 +226,22 @@ def test_the_version_that_answers_is_named_and_a_forgotten_domain_is_erased(
     def named() -> dict[str, str]:
         aliases = client.get_registered_model(NAME).aliases
         versions = {str(v.version): v for v in client.search_model_versions()}
-        return {a: versions[str(v)].tags["archipelago.manifest"] for a, v in aliases.items()}
+        found = {a: versions[str(v)].tags["archipelago.manifest"] for a, v in aliases.items()}
+        assert found.pop("newest") == found["candidate"]
+        return found
 
     assert named() == {"candidate": "2", "serving": "1"}
     point(run, 2)
     assert note_serving(run, _settings()) and named() == {"candidate": "2", "serving": "2"}
     point(run, 1)  # back
     assert note_serving(run, _settings()) and named() == {"candidate": "2", "serving": "1"}
-    found = client.search_logged_models([experiment])
     folders = {
-        model.tags["archipelago.task"]: Path(model.artifact_location.removeprefix("file://"))
-        for model in found
+        model.tags.get("archipelago.task") or model.name: Path(
+            model.artifact_location.removeprefix("file://")
+        )
+        for model in client.search_logged_models([experiment])
     }
+    assert folders.keys() == {kept, gone, "manifest-001", "manifest-002"}
     assert all((folders[task] / "group.safetensors").exists() for task in (kept, gone))
     (sequence,) = _sequences(client)
     stage = _children(client, sequence)[1].info.run_id
@@ -242,10 +249,13 @@ def test_the_version_that_answers_is_named_and_a_forgotten_domain_is_erased(
     monkeypatch.setattr(Publisher, "_publish", _answer_from)
     publisher = Publisher(run.uri, {}, "app", None, _settings().model_dump())
     told = asyncio.run(publisher.forget(gone, erase=True))
-    assert told["code"] == 200 and told["untracked"] == 3, "a model, a run and a call"
+    assert told["code"] == 200 and told["untracked"] == 4, "a group, a version, a run and a call"
     assert not folders[gone].exists() and (folders[kept] / "group.safetensors").exists()
-    (left,), (child,) = client.search_logged_models([experiment]), _children(client, sequence)
-    assert {left.tags["archipelago.task"], child.data.tags["archipelago.task"]} == {kept}
+    assert not folders["manifest-002"].exists() and (folders["manifest-001"] / "MLmodel").exists()
+    left = {model.name for model in client.search_logged_models([experiment])}
+    (child,) = _children(client, sequence)
+    assert left == {f"000-{kept}", "manifest-001", "manifest-003"}
+    assert child.data.tags["archipelago.task"] == kept
     assert client.list_artifacts(child.info.run_id)
     assert client.get_run(stage).info.lifecycle_stage == "deleted"
     assert client.list_artifacts(stage) == []
@@ -310,7 +320,7 @@ def test_interrupted_sync_is_completed(tmp_path: Path, monkeypatch: pytest.Monke
             assert not sync(run, _settings())
     assert sync(run, _settings())
     inventory = _inventory(_client(run))
-    assert len(inventory["runs"]) == 3 and len(inventory["models"]) == 2
+    assert len(inventory["runs"]) == 3 and len(inventory["models"]) == 4, "groups and versions"
     assert len(inventory["versions"]) == 2 and len(inventory["lineage"]) == 3
 
 
@@ -393,8 +403,8 @@ def test_server_that_is_away_is_filled_in_later(
     client = MlflowClient(tracking_uri=settings.uri, registry_uri=settings.uri)
     inventory = _inventory(client)
     assert len(inventory["runs"]) == 3 and len(inventory["versions"]) == 2
-    assert inventory["alias"] == {"candidate": "2"}
-    models = client.search_logged_models([_experiment(client)])
+    assert inventory["alias"] == {"candidate": "2", "newest": "2"}
+    models = client.search_logged_models([_experiment(client)], "tags.`archipelago.task` = 'aid'")
     names = {entry.path for entry in client.list_logged_model_artifacts(models[0].model_id)}
     assert {"group.safetensors", "identity.safetensors", "task.json", "COMMIT"} <= names
     assert sync(run, settings) and _inventory(client) == inventory
