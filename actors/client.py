@@ -6,9 +6,9 @@
         for result in client.classify(["seven.png", "rose.jpg"]):
             log.info("%s: %s", result.task, result.classes[0].label)
 
-Classification changes nothing, so it is asked again when the connection is lost or the server is
-busy (429 and 503, after as long as the server says) or lost behind a gateway (502 and 504). What
-changes the model is sent only once.
+What changes nothing, such as classification, is asked again when the connection is lost or the
+server is busy (429 and 503, after as long as the server says) or lost behind a gateway (502 and
+504). What changes the model is sent only once.
 """
 
 from __future__ import annotations
@@ -126,6 +126,21 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Normalised vectors of frozen CLIP, one an image and one a text, in their order.
+
+    Products of two are cosines. `backbone` names the CLIP: vectors of one can be compared, whatever
+    was learned between them.
+    """
+
+    images: list[list[float]]
+    texts: list[list[float]]
+    backbone: str
+    generation: int
+    milliseconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Models:
     """Which version serves: `generation` only grows, `manifest` is the model version it names."""
 
@@ -194,13 +209,9 @@ class Client:
             ServerError: refused, or no answer after all retries.
             OSError: a path that cannot be read.
         """
-        one = isinstance(images, bytes | bytearray | str | Path) or hasattr(images, "save")
-        pictures = cast(
-            "list[Picture]", [images] if one else list(cast("Iterable[Picture]", images))
-        )
-        if not pictures:
+        files = _files(images)
+        if not files:
             return []
-        files = [("image", _file(picture)) for picture in pictures]
         form = {"top_k": str(top_k)}
         if task is not None:
             form["task"] = task
@@ -209,6 +220,35 @@ class Client:
         body = self._again("POST", "v1/classify", data=form, files=files)
         with _understood():
             return [Result.parse(answer, body["generation"]) for answer in body["results"]]
+
+    def embed(
+        self, images: Picture | Iterable[Picture] = (), texts: str | Iterable[str] = ()
+    ) -> Embeddings:
+        """Vectors of images and texts in one request; there must be one at least.
+
+        Args:
+            images: one image or several, as bytes, paths or PIL images.
+            texts: one text or several, read as they are written.
+
+        Raises:
+            ServerError: refused, or no answer after all retries.
+            OSError: a path that cannot be read.
+        """
+        body = self._again("POST", "v1/embed", **_shown(images, texts))
+        with _understood():
+            return Embeddings(
+                body["images"], body["texts"], body["backbone"], body["generation"],
+                dict(body["milliseconds"]),
+            )  # fmt: skip
+
+    def similarity(
+        self, images: Picture | Iterable[Picture] = (), texts: str | Iterable[str] = ()
+    ) -> list[list[float]]:
+        """Cosines: a row an image and a column a text; among themselves where only images or only
+        texts are given. Arguments and errors as for `embed`."""
+        body = self._again("POST", "v1/similarity", **_shown(images, texts))
+        with _understood():
+            return [[float(value) for value in row] for row in body["similarity"]]
 
     def tasks(self) -> list[Task]:
         """The learned domains, in the order in which they were learned."""
@@ -277,6 +317,21 @@ class Client:
                 return reply.json()
             raise ServerError(reply.status_code, "the answer is not JSON; is this the right URL?")
         raise ServerError(reply.status_code, _said(reply), _seconds(reply))
+
+
+def _files(images: Picture | Iterable[Picture]) -> list[tuple[str, tuple[str, bytes]]]:
+    """One image or several as fields of a form."""
+    one = isinstance(images, bytes | bytearray | str | Path) or hasattr(images, "save")
+    pictures = cast("list[Picture]", [images] if one else list(cast("Iterable[Picture]", images)))
+    return [("image", _file(picture)) for picture in pictures]
+
+
+def _shown(images: Picture | Iterable[Picture], texts: str | Iterable[str]) -> dict[str, Any]:
+    """A body with images and texts; without images it is no form."""
+    files, written = _files(images), [texts] if isinstance(texts, str) else list(texts)
+    if not files:
+        return {"json": {"texts": written}}
+    return {"files": files, "data": {"texts": json.dumps(written)}}
 
 
 def _file(picture: Picture) -> tuple[str, bytes]:

@@ -15,7 +15,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from archipelago.actors.http.app import create_app
-from archipelago.actors.http.backend import Reply
+from archipelago.actors.http.backend import Reply, Vectors
 from archipelago.actors.http.observe import Meter
 from archipelago.actors.http.problems import Problem, busy, not_ready
 from archipelago.pipeline.learned.asking import Ask
@@ -47,6 +47,11 @@ class ServeBackend:
         """Answer, from whichever replica lives."""
         reply, again = await self._call("classify", images, list(asks))
         return replace(reply, again=again)
+
+    async def embed(self, images: np.ndarray, texts: Sequence[str]) -> Vectors:
+        """Vectors, from whichever replica lives."""
+        vectors, again = await self._call("embed", images, list(texts))
+        return replace(vectors, again=again)
 
     async def describe(self) -> dict[str, Any]:
         """What a replica says of itself."""

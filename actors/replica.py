@@ -16,8 +16,8 @@ import numpy as np
 from ray import serve
 
 from archipelago.actors.consult import SecondOpinion, consults
-from archipelago.actors.http.backend import Reply
-from archipelago.actors.http.local import describe, example, lineage
+from archipelago.actors.http.backend import Reply, Vectors
+from archipelago.actors.http.local import describe, embed, example, lineage
 from archipelago.pipeline.errors import IntegrityError, Refused
 from archipelago.pipeline.learned.asking import Ask
 from archipelago.pipeline.learned.consult import Doubt, Shares
@@ -112,9 +112,7 @@ class Replica:
         return await loop.run_in_executor(self._answering, self._answer, requests)
 
     def _answer(self, requests: Sequence[Request]) -> list[tuple[Reply, list[Doubt]]]:
-        if self._fresh:
-            self._follow()
-            self._fresh = False
+        self._refresh()
         known = self.model.current.tasks
         replies: list[tuple[Reply, list[Doubt]] | None] = [None] * len(requests)
         taken: list[int] = []
@@ -147,6 +145,15 @@ class Replica:
                 start = stop
         assert all(reply is not None for reply in replies)
         return replies  # type: ignore[return-value]
+
+    async def embed(self, images: np.ndarray, texts: list[str]) -> Vectors:
+        """Vectors of one request's images and texts, in the thread that answers."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._answering, self._embed, images, texts)
+
+    def _embed(self, images: np.ndarray, texts: list[str]) -> Vectors:
+        self._refresh()
+        return embed(self.model, images, texts)
 
     async def describe(self) -> dict[str, Any]:
         """See `actors.http.backend.describe`."""
@@ -181,6 +188,12 @@ class Replica:
         """Which generation answers here."""
         pointer = self.model.current.pointer
         return {"replica": self.name, "generation": pointer.generation}
+
+    def _refresh(self) -> None:
+        """Before the first request."""
+        if self._fresh:
+            self._follow()
+            self._fresh = False
 
     def _follow(self) -> None:
         try:

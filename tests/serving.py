@@ -7,10 +7,43 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import uvicorn
+
+LONGEST_LINE = 300
+
+
+@contextmanager
+def listening(app: Any, port: int = 0) -> Iterator[str]:
+    """An application on a loopback port, by default a free one; the value is its address."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        until = time.monotonic() + 20
+        while not server.started:
+            assert thread.is_alive() and time.monotonic() < until, "the server did not start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def refusal(path: str, status: int, answer: Any) -> str:
+    """The one line of a refusal, which has the form that belongs to its path."""
+    line = answer["error"]
+    if not path.startswith("/v2"):
+        assert line["code"] == status
+        line = line["message"]
+    assert isinstance(line, str) and line and "\n" not in line and len(line) < LONGEST_LINE
+    return line
 
 
 def call(

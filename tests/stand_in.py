@@ -9,22 +9,20 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
 
 from tests.helpers import png
+from tests.serving import listening
 
 TOKEN = "let-me-in"
 COLOURS = {
@@ -123,7 +121,7 @@ async def read(request: Request) -> tuple[list[bytes], dict[str, Any]]:
 
 def application(state: State, page: Path | None = None) -> FastAPI:
     """The contract; with `page`, its files at the root, as the product serves them."""
-    app = FastAPI(docs_url=None)
+    app = FastAPI()
 
     @app.middleware("http")
     async def note(request: Request, call: Any) -> Response:
@@ -183,12 +181,6 @@ def application(state: State, page: Path | None = None) -> FastAPI:
         return {"generation": state.generation, "manifest": state.manifest}
 
     if page:
-        from archipelago.actors.http.app import create_app  # the product's description of itself
-        from archipelago.pipeline.settings import ServingSettings
-
-        document = create_app(cast(Any, None), ServingSettings(), "x").openapi()
-        app.openapi = lambda: document  # type: ignore[method-assign]
-        app.get("/docs")(lambda: FileResponse(page / "docs.html"))
         app.mount("/", StaticFiles(directory=page, html=True))
     return app
 
@@ -203,16 +195,5 @@ def serving(
         outer = FastAPI()
         outer.mount(below, app)
         app = outer
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        until = time.monotonic() + 20
-        while not server.started:
-            assert thread.is_alive() and time.monotonic() < until, "the stand-in did not start"
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
+    with listening(app, port) as address:
+        yield address

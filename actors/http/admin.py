@@ -6,7 +6,8 @@ import hashlib
 import hmac
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header
+from fastapi import APIRouter, Depends, Request, Security
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 
 from archipelago.actors.http.backend import Backend
@@ -15,6 +16,7 @@ from archipelago.actors.http.problems import Problem
 from archipelago.pipeline.errors import UserError
 
 TOKEN = "ARCHIPELAGO_ADMIN_TOKEN"
+BEARER = HTTPBearer(auto_error=False, description=f"{TOKEN} of the server")
 
 
 class ManifestRequest(BaseModel):
@@ -73,10 +75,10 @@ def is_right(authorization: str | None, token_sha256: str | None) -> bool:
 def router(backend: Backend, token_sha256: str | None) -> APIRouter:
     """The admin routes; without a token each answers 404."""
 
-    def allowed(authorization: Annotated[str | None, Header()] = None) -> None:
+    def allowed(request: Request, _: Annotated[object, Security(BEARER)]) -> None:
         if token_sha256 is None:
             raise Problem(404, f"admin is off: the server was started without {TOKEN}")
-        if not is_right(authorization, token_sha256):
+        if not is_right(request.headers.get("authorization"), token_sha256):
             raise Problem(401, "send Authorization: Bearer <token>", {"WWW-Authenticate": "Bearer"})
 
     routes = APIRouter(prefix="/v1/admin", dependencies=[Depends(allowed)], tags=["admin"])

@@ -72,5 +72,10 @@ def result(answer: Answer, spent: Mapping[str, float]) -> dict[str, Any]:
         "domains": [{"task": task, "probability": p} for task, p in answer.domains],
         "unseen_probability": answer.unseen_probability,
         "refused": answer.refused,
-        "milliseconds": {name: round(value, 3) for name, value in spent.items()},
+        "milliseconds": rounded(spent),
     }
+
+
+def rounded(spent: Mapping[str, float]) -> dict[str, float]:
+    """Milliseconds as answers give them."""
+    return {name: round(value, 3) for name, value in spent.items()}

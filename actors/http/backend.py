@@ -37,6 +37,27 @@ class Reply:
     late: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """One request's images and texts as normalised vectors of frozen CLIP, float32.
+
+    Attributes:
+        generation: who answered.
+        backbone: frozen CLIP's name.
+        images: (B, F), (0, 0) where there were none.
+        texts: (N, F), the same.
+        milliseconds: of each part.
+        again: how often the request had to be sent again.
+    """
+
+    generation: int
+    backbone: str
+    images: np.ndarray
+    texts: np.ndarray
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    again: int = 0
+
+
 class Backend(Protocol):
     """What the application needs; every method may raise `Problem`."""
 
@@ -46,6 +67,10 @@ class Backend(Protocol):
 
     async def classify(self, images: np.ndarray, asks: Sequence[Ask]) -> Reply:
         """Answer for uint8 images (B, S, S, 3)."""
+        ...
+
+    async def embed(self, images: np.ndarray, texts: Sequence[str]) -> Vectors:
+        """Vectors of uint8 images (B, S, S, 3) and of texts."""
         ...
 
     async def describe(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """From a request's bytes to files and wishes, within limits. Runs in a decoder's process.
 
-`read_wish` is for `/v1/classify`; `tensors.py` has its sibling for `/v2`.
+`read_wish` is for `/v1/classify`; its siblings are in `captions.py`, and for `/v2` in `tensors.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import binascii
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -63,13 +63,17 @@ class Wish:
         ask: what is wanted of each image.
         files: encoded images, or none where there are
         pixels: uint8 (B, S, S, 3).
+        texts: to be embedded.
         name: what the caller calls the request (`/v2`).
+        outputs: (name, whether in binary) of the tensors that come back (`/v2`).
     """
 
     ask: Ask
     files: list[bytes] = field(default_factory=list)
     pixels: np.ndarray | None = None
+    texts: tuple[str, ...] = ()
     name: str | None = None
+    outputs: tuple[tuple[str, bool], ...] = ()
 
 
 def read_wish(content_type: str, body: bytes | bytearray, limits: ServingSettings) -> Wish:
@@ -126,38 +130,73 @@ def validated(kind: type[_Model], values: Mapping[str, Any]) -> _Model:
         raise Problem(422, explain(found)) from None
 
 
-def check_lengths(images: object, labels: object, limits: ServingSettings) -> None:
-    """Refuse long lists before anything looks at what is in them; Problem 413 or 422."""
+def check_images(images: object, limits: ServingSettings) -> None:
+    """Refuse a long list before anything looks at what is in it; Problem 413."""
     if isinstance(images, list) and len(images) > limits.max_images:
         raise Problem(413, f"{len(images)} images: at most {limits.max_images} a request")
-    if isinstance(labels, list) and len(labels) > limits.max_labels:
-        raise Problem(422, f"labels: {len(labels)}, at most {limits.max_labels} are allowed")
+
+
+def check_count(texts: object, where: str, limits: ServingSettings) -> None:
+    """The same for a list of texts; Problem 422 naming it."""
+    if isinstance(texts, list) and len(texts) > limits.max_labels:
+        raise Problem(422, f"{where}: {len(texts)}, at most {limits.max_labels} are allowed")
+
+
+def check_texts(texts: Sequence[str], longest: int, where: str, limits: ServingSettings) -> None:
+    """Each text says something, within limits; raises Problem 422 naming it."""
+    check_count(list(texts), where, limits)
+    for index, text in enumerate(texts):
+        if not text.strip() or len(text) > longest:
+            raise Problem(422, f"{where}.{index}: give 1 to {longest} characters")
+
+
+def form_values(
+    form: Form, fields: Sequence[str], listed: str, limits: ServingSettings
+) -> dict[str, Any]:
+    """What a form holds beside its files, of which there are not too many.
+
+    Args:
+        form: fields and files.
+        fields: names that are known, beside that of the files.
+        listed: the field that is a JSON list.
+        limits: how many files.
+
+    Raises:
+        Problem: 413 or 422.
+    """
+    unknown = sorted((set(form.fields) | form.names) - {"image", "images", *fields})
+    if unknown:
+        known = f"image, {', '.join(fields)} are known"
+        raise Problem(422, f"{cut(unknown[0])}: unknown field; {known}")
+    if {"image", "images"} & set(form.fields):
+        raise Problem(422, "image: send it as a file, not as text")
+    check_images(form.files, limits)
+    given: dict[str, Any] = {key: form.fields[key] for key in fields if form.fields.get(key)}
+    if listed in given:
+        given[listed] = read_list(given[listed], listed)
+    return given
+
+
+def read_list(text: str, where: str) -> Any:
+    """JSON in a field that is text; raises Problem 422 naming it."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise Problem(422, f"{where}: not a JSON list") from None
 
 
 def _form(form: Form, limits: ServingSettings) -> Wish:
-    files, values = form.files, dict(form.fields)
-    unknown = sorted((set(values) | form.names) - {"image", "images", *FIELDS})
-    if unknown:
-        known = f"image, {', '.join(FIELDS)} are known"
-        raise Problem(422, f"{cut(unknown[0])}: unknown field; {known}")
-    if {"image", "images"} & set(values):
-        raise Problem(422, "image: send it as a file, not as text")
-    if not files:
+    given = form_values(form, FIELDS, "labels", limits)
+    if not form.files:
         raise Problem(422, "image: a file is missing")
-    check_lengths(files, None, limits)
-    given: dict[str, Any] = {key: values[key] for key in FIELDS if values.get(key)}
-    if "labels" in given:
-        try:
-            given["labels"] = json.loads(given["labels"])
-        except (ValueError, RecursionError):
-            raise Problem(422, "labels: not a JSON list") from None
-    check_lengths(None, given.get("labels"), limits)
-    return Wish(_ask(validated(ClassifyRequest, {"images": ["-"], **given})), files)
+    check_count(given.get("labels"), "labels", limits)
+    return Wish(_ask(validated(ClassifyRequest, {"images": ["-"], **given})), form.files)
 
 
 def _json(body: bytes | bytearray, limits: ServingSettings) -> Wish:
     values = read_json(body)
-    check_lengths(values.get("images"), values.get("labels"), limits)
+    check_images(values.get("images"), limits)
+    check_count(values.get("labels"), "labels", limits)
     wish = validated(ClassifyRequest, values)
     return Wish(_ask(wish), from_base64_all(wish.images, "images"))
 
@@ -198,9 +237,5 @@ def check_ask(ask: Ask, limits: ServingSettings) -> Ask:
         return ask
     if not ask.labels:
         raise Problem(422, "labels: the list is empty")
-    if len(ask.labels) > limits.max_labels:
-        raise Problem(422, f"labels: {len(ask.labels)}, at most {limits.max_labels} are allowed")
-    for index, label in enumerate(ask.labels):
-        if not label.strip() or len(label) > LONGEST_LABEL:
-            raise Problem(422, f"labels.{index}: give 1 to {LONGEST_LABEL} characters")
-    return Ask(ask.task, tuple(dict.fromkeys(ask.labels)), ask.top_k)
+    check_texts(ask.labels, LONGEST_LABEL, "labels", limits)
+    return replace(ask, labels=tuple(dict.fromkeys(ask.labels)))

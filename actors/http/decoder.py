@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from archipelago.actors.http.bodies import Wish, read_wish
+from archipelago.actors.http.captions import read_embed, read_zero_shot
 from archipelago.actors.http.pixels import look, named, pixels, too_much
 from archipelago.actors.http.problems import Problem
 from archipelago.actors.http.tensors import read_tensors
@@ -71,10 +72,7 @@ def answer(
     """What one body holds: the wish and its pixels, a problem, or the work it would take."""
     try:
         size = head["size"]
-        if head["kind"] == "infer":
-            wish = read_tensors(body, size, limits)
-        else:
-            wish = read_wish(head["content_type"], body, limits)
+        wish = _read(head, body, size, limits)
         found = wish.pixels
         if found is None:
             most = (QUICK_MIB if quick else limits.decode_mib) * 2**20
@@ -88,7 +86,7 @@ def answer(
                 if quick and (work > QUICK_WORK or cost.memory > most):
                     return {"work": work}, b""
             found = pixels(wish.files, size, limits)
-        return {"wish": _plain(wish), "shape": list(found.shape)}, found
+        return {"wish": _plain(wish), "shape": list(found.shape)}, found if found.size else b""
     except Problem as problem:
         return {"problem": [problem.code, problem.message]}, b""
     except MemoryError:
@@ -100,8 +98,19 @@ def answer(
         return {"fault": f"{type(error).__name__}: {error}"}, b""
 
 
+def _read(head: dict[str, Any], body: bytearray, size: int, limits: ServingSettings) -> Wish:
+    kind = head["kind"]
+    if kind == "infer":
+        return read_tensors(body, head["json_bytes"], size, limits)
+    if kind == "zero-shot":
+        return read_zero_shot(body, limits)
+    read = {"classify": read_wish, "embed": read_embed}[kind]
+    return read(head["content_type"], body, limits)
+
+
 def _plain(wish: Wish) -> dict[str, Any]:
-    return {**asdict(wish.ask), "name": wish.name}
+    said = {"texts": wish.texts, "name": wish.name, "outputs": wish.outputs}
+    return {"ask": asdict(wish.ask), **said}
 
 
 def serve(connection: socket.socket, limits: ServingSettings, quick: bool) -> None:

@@ -37,11 +37,23 @@ LARGEST_ANSWER = 2**30
 
 @dataclass(frozen=True)
 class Read:
-    """A request that was read: what is wanted of each image, and pixels (B, S, S, 3), uint8."""
+    """A request that was read: what is wanted of each image, pixels (B, S, S, 3), uint8, and the
+    rest as in `bodies.Wish`."""
 
     ask: Ask
     pixels: np.ndarray
-    name: str | None  # what the caller calls the request
+    texts: tuple[str, ...] = ()
+    name: str | None = None
+    outputs: tuple[tuple[str, bool], ...] = ()
+
+    @classmethod
+    def of(cls, said: dict[str, Any], pixels: np.ndarray) -> Read:
+        """From a decoder's words."""
+        ask = dict(said["ask"])
+        for key in ("labels", "templates"):
+            ask[key] = None if ask[key] is None else tuple(ask[key])
+        outputs = tuple((name, binary) for name, binary in said["outputs"])
+        return cls(Ask(**ask), pixels, tuple(said["texts"]), said["name"], outputs)
 
 
 @dataclass(order=True)
@@ -95,16 +107,23 @@ class Decoders:
             raise busy()
 
     async def read(
-        self, kind: str, content_type: str, body: bytes | bytearray, size: int, deadline: float
+        self,
+        kind: str,
+        content_type: str,
+        body: bytes | bytearray,
+        size: int,
+        deadline: float,
+        json_bytes: int | None = None,
     ) -> Read:
         """A body as what is asked in it, with pixels.
 
         Args:
-            kind: `classify` or `infer`.
+            kind: `classify`, `embed`, `zero-shot` or `infer`.
             content_type: of the body.
             body: all of it.
             size: S.
             deadline: when nobody waits for it any more, on the monotonic clock.
+            json_bytes: length of the JSON part, where binary tensors follow (`infer`).
 
         Raises:
             Problem: what is wrong with it; 429 where too many wait; 503 where time ran out.
@@ -114,7 +133,7 @@ class Decoders:
         lanes = self._lanes
         if lanes is None:
             raise not_ready()
-        head = {"kind": kind, "content_type": content_type, "size": size}
+        head = {"kind": kind, "content_type": content_type, "size": size, "json_bytes": json_bytes}
         job = Job(WORK_A_BYTE * len(body), next(self._numbers), head, body, deadline)
         with self._mutex:
             self._waiting += 1
@@ -290,11 +309,8 @@ def _settle(
     elif "problem" in said:
         job.future.set_exception(Problem(*said["problem"]))
     elif "wish" in said:
-        wish = said["wish"]
-        labels = wish["labels"]
-        ask = Ask(wish["task"], None if labels is None else tuple(labels), wish["top_k"])
         found = np.frombuffer(rest, np.uint8).reshape(said["shape"])
-        job.future.set_result(Read(ask, found, wish["name"]))
+        job.future.set_result(Read.of(said["wish"], found))
     else:
         job.future.set_exception(RuntimeError(f"a decoder failed: {said.get('fault')}"))
 

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from archipelago.actors.http.problems import Problem, busy, not_ready
+from archipelago.actors.http.problems import Problem, busy, not_ready, path_of
 from archipelago.pipeline.settings import ServingSettings
 
 ADMIN = "/v1/admin/"
@@ -44,7 +44,8 @@ class Intake:
         scope.setdefault("state", {})["deadline"] = body.deadline
         try:
             if body.told > body.largest:
-                await too_large(body.largest).response()(scope, body.receive, body.send)
+                refusal = too_large(body.largest).response(scope)
+                await refusal(scope, body.receive, body.send)
             else:
                 await self.app(scope, body.receive, body.send)
         finally:
@@ -62,7 +63,7 @@ class _Body:
         self._whole = scope["method"] in ("GET", "HEAD") and not announced
         self._stalled = False
         self.largest = intake.largest
-        if scope["path"].startswith(ADMIN):
+        if path_of(scope).startswith(ADMIN):
             self.largest = min(self.largest, ADMIN_BYTES)
         told = headers.get(b"content-length", b"0")
         self.told = int(told) if told.isdigit() and len(told) < 19 else 0

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from PIL import Image
 
-from archipelago.actors.http.backend import Reply
+from archipelago.actors.http.backend import Reply, Vectors
 from archipelago.pipeline.learned.asking import Ask
 from archipelago.pipeline.records import GroupRecord, TaskRecord
 from archipelago.pipeline.records.card import data_of
@@ -108,6 +108,12 @@ def example(generation: Generation, task: str, index: int) -> bytes | None:
     return file.getvalue()
 
 
+def embed(model: ServedModel, images: np.ndarray, texts: Sequence[str]) -> Vectors:
+    """Vectors of images and texts; for one thread at a time."""
+    generation, images_BF, texts_NF, spent = model.embed(images, texts)
+    return Vectors(generation, model.backbone.name, images_BF, texts_NF, spent)
+
+
 class LocalBackend:
     """A model in this process: for tests, notebooks and one-process use. No admin."""
 
@@ -127,6 +133,11 @@ class LocalBackend:
             except KeyError as error:
                 return Reply(0, unknown=str(error.args[0]))
         return Reply(found[0], tuple(found[1]), found[2])
+
+    async def embed(self, images: np.ndarray, texts: Sequence[str]) -> Vectors:
+        """Embed in a thread, one request at a time."""
+        async with self._turn:
+            return await asyncio.to_thread(embed, self.model, images, texts)
 
     async def describe(self) -> dict[str, Any]:
         """See `describe`."""

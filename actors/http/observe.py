@@ -16,9 +16,10 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from archipelago.actors.http.backend import Reply
+from archipelago.actors.http.backend import Reply, Vectors
 from archipelago.actors.http.intake import header
 from archipelago.actors.http.problems import Problem, cut
+from archipelago.actors.http.statistics import Statistics
 
 log = logging.getLogger("ray.serve.archipelago")  # below Serve's own: its handlers write it
 NOBODY = "none"  # the task of unseen images
@@ -37,10 +38,21 @@ SAFE = {
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of a classify request once it is answered."""
+    """What is known of a request for the model once it is answered.
 
-    reply: Reply
+    Attributes:
+        reply: what came back.
+        images: how many were shown.
+        texts: how many were to be embedded.
+        decode: milliseconds of reading the body.
+        waited: milliseconds until the model had answered.
+    """
+
+    reply: Reply | Vectors
     images: int
+    texts: int = 0
+    decode: float = 0.0
+    waited: float = 0.0
 
 
 class Observer:
@@ -61,9 +73,10 @@ class Observer:
 class Watch:
     """The outermost ASGI middleware: times, names and notes every request, failed ones too."""
 
-    def __init__(self, app: ASGIApp, observer: Observer) -> None:
+    def __init__(self, app: ASGIApp, observer: Observer, statistics: Statistics) -> None:
         self.app = app
         self.observer = observer
+        self.statistics = statistics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, whatever happens, with its id and the headers that are always there."""
@@ -96,7 +109,7 @@ class Watch:
             if begun:
                 raise  # half an answer is out: the connection must end
             problem = Problem(500, "the server failed; the reason is in its log")
-            await problem.response()(scope, receive, named)
+            await problem.response(scope)(scope, receive, named)
         finally:
             self._note(scope, name, status, 1000.0 * (time.perf_counter() - clock), state)
 
@@ -104,6 +117,8 @@ class Watch:
         self, scope: Scope, name: str, status: int, spent: float, state: Mapping[str, Any]
     ) -> None:
         seen: Seen | None = state.get("seen")
+        if state.get("inference"):
+            self.statistics.count(status, spent, seen)
         fields = {
             "request": name,
             "method": cut(scope["method"]),
@@ -112,25 +127,27 @@ class Watch:
             "milliseconds": round(spent, 2),
         }
         if seen is not None:
-            fields |= {
-                "generation": seen.reply.generation,
-                "images": seen.images,
-                "again": seen.reply.again,
-                "consulted": seen.reply.consulted,
-                "late": seen.reply.late,
-                "tasks": [answer.task or NOBODY for answer in seen.reply.answers],
-            }
+            reply = seen.reply
+            fields |= {"generation": reply.generation, "images": seen.images, "again": reply.again}
+            if isinstance(reply, Reply):
+                fields |= {"consulted": reply.consulted, "late": reply.late}
+                fields["tasks"] = [answer.task or NOBODY for answer in reply.answers]
+            else:
+                fields["texts"] = seen.texts
         self.observer.note(fields, seen)
 
 
 class Meter(Observer):
-    """Counts into Ray's metrics; labels are task names and statuses only."""
+    """Counts into Ray's metrics; labels are task names, statuses and kinds only."""
 
     def __init__(self) -> None:
         from ray.serve.metrics import Counter, Histogram
 
         self._images = Counter(
             "archipelago_images", description="Classified images", tag_keys=("task",)
+        )
+        self._embedded = Counter(
+            "archipelago_embedded", description="Embedded images and texts", tag_keys=("kind",)
         )
         self._unseen = Counter("archipelago_unseen", description="Images of no learned domain")
         self._errors = Counter(
@@ -159,14 +176,22 @@ class Meter(Observer):
             return
         if seen.reply.again:
             self._again.inc(seen.reply.again)
-        in_time = seen.reply.consulted - seen.reply.late
-        for answer, count in (("in time", in_time), ("late", seen.reply.late)):
+        if isinstance(seen.reply, Reply):
+            self._classified(seen.reply, milliseconds)
+            return
+        for kind, count in (("image", seen.images), ("text", seen.texts)):
+            if count:
+                self._embedded.inc(count, tags={"kind": kind})
+
+    def _classified(self, reply: Reply, milliseconds: float) -> None:
+        in_time = reply.consulted - reply.late
+        for answer, count in (("in time", in_time), ("late", reply.late)):
             if count:
                 self._consults.inc(count, tags={"answer": answer})
-        tasks = [answer.task or NOBODY for answer in seen.reply.answers]
+        tasks = [answer.task or NOBODY for answer in reply.answers]
         for task in tasks:
             self._images.inc(tags={"task": task})
-        if unseen := sum(answer.unseen for answer in seen.reply.answers):
+        if unseen := sum(answer.unseen for answer in reply.answers):
             self._unseen.inc(unseen)
         for task in set(tasks):
             self._latency.observe(max(milliseconds, 0.001), tags={"task": task})

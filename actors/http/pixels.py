@@ -132,7 +132,7 @@ def pixels(files: Sequence[bytes], size: int, limits: ServingSettings) -> np.nda
             if "MemoryError" in str(error):
                 raise MemoryError from None
             raise Problem(422, f"{where}{error}") from None
-    return np.stack(images)
+    return np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
 
 
 def too_much(what: str, memory: int, limits: ServingSettings) -> Problem:

@@ -5,7 +5,7 @@ Processes that only read bodies import this and not the framework.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LONGEST_LINE = 280  # characters of a message
 LONGEST_WORD = 60  # of what it repeats of a request
+PROTOCOL = "/v2"  # below it, errors are those of the Open Inference Protocol
 MOST_FAULTS = 5  # that one message lists
 
 
@@ -34,12 +35,25 @@ class Problem(Exception):
         self.message = cut(" ".join(message.split()), LONGEST_LINE)
         self.headers = headers or {}
 
-    def response(self) -> JSONResponse:
-        """`{"error": {"code", "message"}}`."""
+    def response(self, scope: Mapping[str, Any]) -> JSONResponse:
+        """`{"error": {"code", "message"}}`, and `{"error": "message"}` where a protocol has it so.
+
+        Args:
+            scope: of the request.
+        """
         from fastapi.responses import JSONResponse
 
-        body = {"error": {"code": self.code, "message": self.message}}
-        return JSONResponse(body, self.code, self.headers)
+        error: object = {"code": self.code, "message": self.message}
+        if path_of(scope).startswith(PROTOCOL):
+            error = self.message
+        return JSONResponse({"error": error}, self.code, self.headers)
+
+
+def path_of(scope: Mapping[str, Any]) -> str:
+    """A request's path below where the application is mounted."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    inside = bool(root) and (path == root or path.startswith(f"{root}/"))
+    return path[len(root) :] if inside else path
 
 
 def busy(message: str = "too many requests are waiting") -> Problem:
@@ -64,23 +78,24 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Problem)
     async def _problem(request: Request, problem: Problem) -> JSONResponse:
-        return problem.response()
+        return problem.response(request.scope)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         if isinstance(error.__cause__, Problem):  # raised while a body was read
-            return error.__cause__.response()
+            return error.__cause__.response(request.scope)
         words = str(error.detail or HTTPStatus(error.status_code).phrase)
         if error.status_code == 404:
             words = f"{cut(request.scope['path'])} does not exist; see /docs"
-        return Problem(error.status_code, words, dict(error.headers or {})).response()
+        problem = Problem(error.status_code, words, dict(error.headers or {}))
+        return problem.response(request.scope)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         found = error.errors()
         if any(item["type"] == "json_invalid" for item in found):
-            return Problem(400, "the body is not JSON").response()
-        return Problem(422, explain(found)).response()
+            return Problem(400, "the body is not JSON").response(request.scope)
+        return Problem(422, explain(found)).response(request.scope)
 
 
 def explain(errors: Sequence[Any]) -> str:

@@ -16,6 +16,7 @@ class Ask:
         task: the domain, where the caller knows it.
         labels: names to choose from; None = the classes of all domains, or of the given one.
         top_k: how many classes come back.
+        templates: how CLIP reads labels that nobody learned, each with one `{}`; None = as usual.
         shares: (domain, log share) of every domain, where they are settled already; None = the
             identifier says. Never from a caller.
     """
@@ -23,6 +24,7 @@ class Ask:
     task: str | None = None
     labels: tuple[str, ...] | None = None
     top_k: int = 5
+    templates: tuple[str, ...] | None = None
     shares: tuple[tuple[str, float], ...] | None = None
 
     @property

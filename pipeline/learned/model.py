@@ -4,10 +4,11 @@
     model.answer(["seven.png", "rose.jpg"])                         # all learned classes
     model.answer(images, candidates=["cat", "dog"])                 # any names
     model.answer(images, task="pets")                               # the domain is known
+    model.embed(images) @ model.embed_texts(["a cat"]).T            # cosines under frozen CLIP
 
 What it answers is what evaluation measures and what an endpoint serves.
 
-Shapes: B images, F embedding.
+Shapes: B images, N texts, F embedding.
 """
 
 from __future__ import annotations
@@ -137,10 +138,20 @@ class LearnedModel:
 
     def embed(self, images: Sequence[Picture] | np.ndarray) -> np.ndarray:
         """Normalised image features (B, F) of frozen CLIP."""
-        parts = [
-            self.runtime.view(self.state, part, self.texts).frozen for part in self._passes(images)
-        ]
-        return _stacked(parts)
+        return _stacked([self.runtime.embed(part) for part in self._passes(images)])
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Normalised text features (N, F) of frozen CLIP, of texts as they are written.
+
+        Their products with those of `embed` are cosines. What exceeds the text tower's context is
+        cut.
+
+        Raises:
+            UserError: one text instead of a list of them.
+        """
+        if isinstance(texts, str):
+            raise UserError("texts: give a list of texts, not one text")
+        return self.texts.embed(texts)
 
     def identify(self, images: Sequence[Picture] | np.ndarray) -> Identification:
         """Which domain each image is from, and how new it looks.

@@ -30,6 +30,7 @@ from archipelago.pipeline.methods import build_method
 from archipelago.pipeline.model.backbone import load_backbone
 from archipelago.pipeline.model.kernels import Kernels, resolve_device
 from archipelago.pipeline.records.basis import read_basis
+from archipelago.pipeline.records.classes import TEMPLATES
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import GroupRef, RunFolder
 
@@ -53,7 +54,10 @@ class Wish:
     @classmethod
     def of(cls, ask: Ask) -> Wish:
         """From what came over a wire."""
-        named = None if ask.labels is None else tuple(Candidate(name) for name in ask.labels)
+        named = None
+        if ask.labels is not None:
+            templates = ask.templates or TEMPLATES
+            named = tuple(Candidate(name, templates=templates) for name in ask.labels)
         return cls(named, ask.task, ask.top_k, ask.shares)
 
 
@@ -116,6 +120,13 @@ class Runtime:
         texts = Texts(encode)
         texts.remember(state)
         return texts
+
+    def embed(self, images_BSSC: np.ndarray) -> np.ndarray:
+        """Normalised features (B, F) of frozen CLIP, of uint8 images of the backbone's size.
+
+        An image's features do not depend on the others beyond float32's rounding.
+        """
+        return self._pass.raw(np.ascontiguousarray(images_BSSC))[2]
 
     def view(self, state: State, images_BSSC: np.ndarray, texts: Texts) -> LiveView:
         """A view of uint8 images of the backbone's size."""

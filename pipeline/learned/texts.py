@@ -1,23 +1,25 @@
 """Class features by name, encoded once: what an encoder or a replica keeps of open vocabularies.
 
-Shapes: C classes, F embedding.
+Shapes: C classes, N texts, F embedding.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from archipelago.pipeline.methods.view import Function
-from archipelago.pipeline.records import ClassList
+from archipelago.pipeline.records import ClassList, Prompted
 
 if TYPE_CHECKING:
     from archipelago.pipeline.learned.state import State
 
 KEPT = 20_000  # vectors: some tens of MB
+AS_WRITTEN = ("{}",)  # the template of a text that is read as it is
+PASS = 64  # texts in one pass of `embed`
 Encode = Callable[[ClassList, Function | None], np.ndarray]
 
 
@@ -79,3 +81,13 @@ class Texts:
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         return np.stack(found) if found else np.zeros((0, 1), np.float32)
+
+    def embed(self, written: Sequence[str]) -> np.ndarray:
+        """Normalised features (N, F) of frozen CLIP, of texts as they are written.
+
+        What exceeds the text tower's context is cut. A text's features do not depend on the others
+        beyond float32's rounding.
+        """
+        listed = tuple(Prompted(text, AS_WRITTEN) for text in written)
+        parts = [self.get(listed[i : i + PASS], None) for i in range(0, len(listed), PASS)]
+        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.model.folder import check_folder
 from archipelago.pipeline.model.kernels import Kernels
-from archipelago.pipeline.model.openclip import open_clip
+from archipelago.pipeline.model.openclip import forget_words, open_clip
 from archipelago.pipeline.model.towers import Delta, ImageTower, TextTower
 from archipelago.pipeline.settings import BackboneSettings
 
@@ -85,7 +85,9 @@ class Backbone(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Captions to ids (B, L), cut after the longest one."""
-        return self.text.trim(self.tokenizer(list(texts)).to(self.device))
+        tokens_BL = self.tokenizer(list(texts))
+        forget_words(self.tokenizer)
+        return self.text.trim(tokens_BL.to(self.device))
 
     def encode_image(self, image_BCHW: Tensor, delta: Delta | None = None) -> Tensor:
         """Normalised image features (B, F); with `delta`, those of a group."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -207,6 +208,26 @@ class ServedModel:
                 self.serving.abstain,
             )  # fmt: skip
         return now.pointer.generation, answers, spent
+
+    def embed(
+        self, images_BSSC: np.ndarray, texts: Sequence[str]
+    ) -> tuple[int, np.ndarray, np.ndarray, dict[str, float]]:
+        """Generation, features of images (B, F) and texts (N, F), and milliseconds of each part;
+        for one thread at a time. They are frozen CLIP's: the same in every generation.
+
+        Args:
+            images_BSSC: uint8, of the backbone's size; may be none.
+            texts: as they are written; may be none.
+        """
+        now, clock = self._current, time.perf_counter()
+        nothing = np.zeros((0, 0), np.float32)
+        with self.exact():
+            images_BF = self.runtime.embed(images_BSSC) if len(images_BSSC) else nothing
+            seen = time.perf_counter()
+            texts_NF = now.texts.embed(texts)
+        spent = {"images": seen - clock, "texts": time.perf_counter() - seen}
+        milliseconds = {part: 1000.0 * seconds for part, seconds in spent.items()}
+        return now.pointer.generation, images_BF, texts_NF, milliseconds
 
 
 def check_served(group: GroupRecord, backbone: Backbone) -> None:

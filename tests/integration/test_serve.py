@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
+import tritonclient.http as triton
 from PIL import Image
 from ray import serve
 
+from archipelago.actors.client import Client, ServerError
 from archipelago.actors.ingress import Ingress
 from archipelago.actors.publisher import running_replicas
 from archipelago.actors.publishing import publish_newest
@@ -184,6 +187,33 @@ def test_errors_over_http(endpoint: Endpoint) -> None:
     assert status == 200 and answer == {"ready": True}
 
 
+def test_vectors_and_tensors_over_http(endpoint: Endpoint) -> None:
+    """By either replica, whichever answers: the clients that people have."""
+    model = LearnedModel.open(endpoint.run.uri)
+    pixels, texts = test_images(endpoint.world, TASKS[0], 3), ["a cat", "boats 0"]
+    shown = [base64.b64decode(str(file)) for file in endpoint.body(count=3)["images"]]
+    with Client(endpoint.url) as client:
+        for _ in range(4):
+            found = client.embed(shown, texts)
+            np.testing.assert_allclose(found.images, model.embed(pixels), atol=1e-5)
+            np.testing.assert_allclose(found.texts, model.embed_texts(texts), atol=1e-5)
+        assert np.shape(client.similarity(shown, texts)) == (3, 2)
+        with pytest.raises(ServerError, match="422"):
+            client.embed()
+    wanted = model.answer(pixels, task=TASKS[0])
+    protocol = triton.InferenceServerClient(endpoint.url.removeprefix("http://"))
+    tensor = triton.InferInput("image", list(pixels.shape), "UINT8")
+    tensor.set_data_from_numpy(pixels)
+    said = protocol.infer("archipelago", [tensor], parameters={"task": TASKS[0]})
+    labels = [[text.decode() for text in row] for row in said.as_numpy("label")]
+    assert labels == [[label for label, _ in answer.classes] for answer in wanted]
+    with pytest.raises(triton.InferenceServerException, match="task 'nobody' is not learned"):
+        protocol.infer("archipelago", [tensor], parameters={"task": "nobody"})
+    (stats,) = protocol.get_inference_statistics("archipelago")["model_stats"]
+    assert stats["inference_count"] >= 4 * 5 + 5 + 3
+    protocol.close()
+
+
 def test_a_learning_run_publishes_to_the_endpoint(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,7 +306,10 @@ def test_ray_exports_what_is_counted(endpoint: Endpoint) -> None:
     """As Prometheus reads it, from the port that every node has for it."""
     for task, code in ((TASKS[0], 200), ("nobody", 404)):
         assert call(f"{endpoint.url}/v1/classify", endpoint.body(task=task))[0] == code
+    with Client(endpoint.url) as client:
+        client.embed(texts="a cat")
     wanted = {
+        "embedded_total": 'kind="text"',
         "images_total": f'task="{TASKS[0]}"',
         "latency_ms_count": f'task="{TASKS[0]}"',
         "errors_total": 'code="404"',

@@ -37,6 +37,8 @@ def test_a_hostile_image_gets_a_status_and_one_line(client: TestClient, name: st
     if answer.status_code != 200:
         error = answer.json()["error"]
         assert error["code"] == answer.status_code and "\n" not in error["message"]
+    embedded = client.post("/v1/embed", content=FILES[name], headers={"content-type": "image/png"})
+    assert embedded.status_code == answer.status_code, embedded.text[:200]
     assert client.post(
         "/v1/classify", content=SMALL, headers={"content-type": "image/png"}
     ).is_success

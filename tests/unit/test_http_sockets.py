@@ -8,12 +8,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import uvicorn
 from ray._common.filters import CoreContextFilter
 from ray._common.formatters import JSONFormatter
 
@@ -28,6 +27,7 @@ from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.serving.model import ServedModel
 from archipelago.pipeline.store import RunFolder
 from tests.helpers import png
+from tests.serving import listening
 from tests.unit.tiny_serving import SERVING
 
 LIMITS = SERVING.model_copy(update={"max_body_mib": 1})
@@ -51,23 +51,14 @@ Serve = Callable[..., int]
 
 @pytest.fixture
 def serve(backend: Backend) -> Iterator[Serve]:
-    """Serves on a port of its own until the test ends."""
-    running = []
+    """Serves on a port of its own until the test ends; the value is that port."""
+    with ExitStack() as running:
 
-    def start(token: str = "secret", **limits: Any) -> int:
-        app = create_app(backend, LIMITS.model_copy(update=limits), token_hash(token))
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        running.append((server, thread))
-        while not server.started:
-            time.sleep(0.01)
-        return server.servers[0].sockets[0].getsockname()[1]
+        def start(token: str = "secret", **limits: Any) -> int:
+            app = create_app(backend, LIMITS.model_copy(update=limits), token_hash(token))
+            return int(running.enter_context(listening(app)).rpartition(":")[2])
 
-    yield start
-    for server, thread in running:
-        server.should_exit = True
-        thread.join()
+        yield start
 
 
 @contextmanager
