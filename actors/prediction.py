@@ -16,10 +16,11 @@ from archipelago.actors.cluster import connect
 from archipelago.actors.logs import show_logs
 from archipelago.actors.predictors import Spec, answer_units, predict_cluster, threads
 from archipelago.actors.preflight import check_resources
-from archipelago.actors.progress import Images, duration
+from archipelago.actors.progress import Images
 from archipelago.actors.stopping import Signals
 from archipelago.pipeline.config import load
 from archipelago.pipeline.errors import Stopped, UserError
+from archipelago.pipeline.pace import in_words
 from archipelago.pipeline.prediction.answers import Question, check_question
 from archipelago.pipeline.prediction.listing import Listing, list_images
 from archipelago.pipeline.prediction.output import COMPLETE, Output, check_same
@@ -181,7 +182,7 @@ class Prediction:
         """What happened, in a line."""
         said = f"{self.listing.count:,} images are answered in {self.output.folder.shown()}"
         if self.fresh:
-            said += f", {self.fresh:,} of them now in {duration(self.images.seconds)}"
+            said += f", {self.fresh:,} of them now in {in_words(self.images.seconds)}"
             if self.images.errors:
                 said += f"; {self.images.errors:,} of these cannot be read, see column error"
         log.info("%s", said)

@@ -10,9 +10,9 @@ from rich import get_console
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-log = logging.getLogger("archipelago")
+from archipelago.pipeline.pace import EVERY_S, in_words
 
-EVERY_S = 10.0  # between two lines
+log = logging.getLogger("archipelago")
 
 
 class Images:
@@ -74,13 +74,4 @@ class Images:
     def _rest(self) -> str:
         left = (self.total - self.done) / max(self.rate, 1e-9)
         errors = f", {self.errors:,} cannot be read" if self.errors else ""
-        return f", {self.rate:.0f} a second, {duration(left)} left{errors}"
-
-
-def duration(seconds: float) -> str:
-    """A time in words: `48 s`, `12 min`, `3 h 5 min`."""
-    whole = round(seconds)
-    if whole < 100:
-        return f"{whole} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+        return f", {self.rate:.0f} a second, {in_words(left)} left{errors}"

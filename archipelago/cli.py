@@ -32,6 +32,7 @@ VERBS = {
     "relearn": "relearn",
     "retest": "retest",
     "identify": "identify",
+    "export": "export",
     "basis": "basis",
     "sync": "sync",
     "ui": "ui",

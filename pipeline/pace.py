@@ -54,8 +54,8 @@ class Pace:
 
 
 def in_words(seconds: float) -> str:
-    """A duration as one says it."""
+    """A duration as one says it: `48 s`, `12 min`, `3 h 5 min`."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

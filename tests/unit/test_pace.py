@@ -29,4 +29,4 @@ def test_what_is_quick_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_durations_as_one_says_them() -> None:
-    assert [in_words(s) for s in (0.2, 80, 600, 7200)] == ["1 s", "80 s", "10 min", "2.0 h"]
+    assert [in_words(s) for s in (0.2, 80, 600, 11_100)] == ["1 s", "80 s", "10 min", "3 h 5 min"]

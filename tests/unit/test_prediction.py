@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from archipelago.actors.progress import Images, duration
+from archipelago.actors.progress import Images
 from archipelago.jobs import predict
 from archipelago.pipeline.learned import LearnedModel
 from archipelago.pipeline.prediction import units
@@ -280,4 +280,3 @@ def test_progress_is_lines_where_there_is_no_terminal(
         "4,000 of 10,000 images, 100 a second, 60 s left, 20 cannot be read",
         "5,000 of 10,000 images, 100 a second, 50 s left, 30 cannot be read",
     ]
-    assert [duration(s) for s in (7.4, 300, 11_100)] == ["7 s", "5 min", "3 h 5 min"]
