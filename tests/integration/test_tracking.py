@@ -6,13 +6,7 @@ import asyncio
 import json
 import logging
 import os
-import signal
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -345,42 +339,6 @@ def test_unwritable_database_never_stops_training(
     with caplog.at_level(logging.WARNING):
         assert not sync(run, _settings(f"sqlite:///{tmp_path}/taken/mlflow.db"))
     assert len(caplog.records) == 1 and "later sync" in caplog.text
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Any]:
-    """Starts `mlflow server` on a given port when called; stopped with all its workers."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(port: int) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        command += ["--port", str(port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
-        command += ["--artifacts-destination", str(tmp_path / "server-artifacts")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        log = (tmp_path / "server.log").open("wb")
-        process = subprocess.Popen(
-            command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
-        )
-        started.append(process)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            assert process.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.3)
-        raise TimeoutError((tmp_path / "server.log").read_text()[-2000:])
-
-    yield start
-    for process in started:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def test_server_that_is_away_is_filled_in_later(

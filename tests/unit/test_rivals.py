@@ -154,7 +154,7 @@ def test_a_batch_votes_only_where_it_is_asked_for(runs: Runs, world: World) -> N
     looked = {}
     for domain in world.domains:
         images = ImageTable.open(domain.tables["train"]).images(np.arange(40))
-        looked[domain.name] = model.runtime.view(model.state, images, model._texts).compact
+        looked[domain.name] = model.runtime.view(model.state, images, model.texts).compact
     said = np.log(np.full((40, 3), 1 / 3))
     method, chosen = model.state.method, _settings(world, "moe_adapters", selector="batch")
     assert method.choose(tasks, said, looked["boats"]) is said
