@@ -175,7 +175,8 @@ def _decoded(tensor: InferTensor) -> list[bytes]:
 
 def _split(rest: memoryview, count: int) -> list[bytes]:
     """So many files, each behind its length."""
-    files, at = [], 0
+    files: list[bytes] = []
+    at = 0
     while at < len(rest) and len(files) < count:
         start = at + LENGTH.size
         if start > len(rest):
