@@ -155,13 +155,14 @@ def test_a_lost_connection_is_asked_again_but_changes_are_not(state: State) -> N
 
 
 def blocks(language: str) -> list[str]:
-    """The README's examples that ask a served model."""
-    readme = (ROOT / "README.md").read_text()
-    return [b for b in re.findall(rf"```{language}\n(.*?)```", readme, re.S) if SERVED in b]
+    """The examples of asking a served model."""
+    text = (ROOT / "docs" / "serving.md").read_text()
+    asking = text[text.index("## Ask it") : text.index("## What answers")]
+    return [b for b in re.findall(rf"```{language}\n(.*?)```", asking, re.S) if SERVED in b]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
-def test_the_readme_s_examples_work(url: str, state: State, tmp_path: Path) -> None:
+def test_the_examples_of_asking_work(url: str, state: State, tmp_path: Path) -> None:
     (tmp_path / "seven.png").write_bytes(DIGITS)
     (tmp_path / "rose.jpg").write_bytes(png(COLOURS["flowers"]))
     environment = {**os.environ, "ARCHIPELAGO_ADMIN_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
@@ -180,5 +181,5 @@ def test_the_readme_s_examples_work(url: str, state: State, tmp_path: Path) -> N
 
 def test_the_client_is_light() -> None:
     heavy = "{'ray', 'torch', 'numpy', 'PIL', 'pydantic', 'fastapi'}"
-    code = f"import sys, actors.client; assert not {heavy} & sys.modules.keys(), sys.modules"
+    code = f"import sys, archipelago.actors.client; assert not {heavy} & sys.modules.keys(), sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
