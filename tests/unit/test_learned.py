@@ -279,7 +279,7 @@ def test_unknown_candidates_get_frozen_clip_and_one_domains_get_its_own_answer(
     )
     model = LearnedModel.open(run.uri)
     names = ["zebra", "yak", "red bus", "a grey wall"]
-    u_CF = model._texts.get(class_list(names), None)
+    u_CF = model.texts.get(class_list(names), None)
     v_BF = model.embed(images).astype(np.float64)
     scale = model.runtime.backbone.logit_scale
     frozen = np.exp(log_softmax(scale * v_BF @ u_CF.astype(np.float64).T))
