@@ -20,6 +20,7 @@ from archipelago.pipeline.tracking.client import connected
 from archipelago.pipeline.tracking.location import locate
 from archipelago.pipeline.tracking.sync import _experiment, sync
 from tests.running import ROOT
+from tests.unit.synthetic_run import write_run
 from tests.unit.tiny_serving import copy_run
 
 SETTINGS = TrackingSettings(timeout_s=1, retries=0)
@@ -133,3 +134,15 @@ def test_a_locked_database_costs_seconds_and_one_warning(
     assert len(warnings) == 1 and "database is locked" in warnings[0]
     assert set(waits) == {SETTINGS.timeout_s}, "MLflow's own minutes were not spent"
     assert sync(run, SETTINGS)
+
+
+def test_unwritable_database_never_stops_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = write_run(tmp_path / "run", stages=1)
+    (tmp_path / "taken").write_text("a file where a folder should be")
+    with caplog.at_level(logging.WARNING):
+        assert not sync(
+            run, SETTINGS.model_copy(update={"uri": f"sqlite:///{tmp_path}/taken/mlflow.db"})
+        )
+    assert len(caplog.records) == 1 and "later sync" in caplog.text
