@@ -77,7 +77,7 @@ class Answerer:
     def answer(self, decoded: Decoded) -> Written:
         """Answer a unit and write its file."""
         self._output.write(decoded.unit, self._model().table(decoded))
-        return Written(decoded.unit.count, sum(map(bool, decoded.errors)))
+        return Written(decoded.unit.images, sum(map(bool, decoded.errors)))
 
     def _model(self) -> Predictor:
         # Not in __init__: what is wrong with a model is then an error of a task, and is told once.
@@ -161,7 +161,7 @@ def _dataset(
             items.append({PICKLED: ray.cloudpickle.dumps((part, mine))})
     data, pool = cluster.data, cluster.encode
     # What a lost worker did is done again, as often as it takes; the time-out bounds it.
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    dataset: Any = ray.data.from_items(items, override_num_blocks=len(items))
     if data.num_workers:
         dataset = dataset.map_batches(
             _read,

@@ -31,6 +31,16 @@ class DomainGraph(nn.Module):
         UserError: the domain is not learned, or its method has no such graph.
     """
 
+    text_CF: Tensor
+    mean_S: Tensor
+    scale_S: Tensor
+    projection_SK: Tensor
+    weights_KC: Tensor
+    bias_C: Tensor
+    debiased_F: Tensor
+    clip_FC: Tensor
+    unknown_C: Tensor
+
     def __init__(self, model: LearnedModel, task: str) -> None:
         super().__init__()
         state, runtime = model.state, model.runtime

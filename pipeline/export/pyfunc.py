@@ -136,7 +136,10 @@ def open_version(config: Mapping[str, Any]) -> LearnedModel:
     """
     from archipelago.pipeline.learned.model import LearnedModel
 
-    how = {"device": config.get("device") or "auto", "backbone": config.get("backbone")}
+    how: dict[str, Any] = {
+        "device": config.get("device") or "auto",
+        "backbone": config.get("backbone"),
+    }
     if _is_here(config):
         return LearnedModel.open(config["run"], config["manifest"], **how)
     with tempfile.TemporaryDirectory(prefix="archipelago-") as place:

@@ -51,12 +51,12 @@ class Listing:
     @property
     def names(self) -> dict[str, int]:
         """Images of each unit."""
-        return {unit.name: unit.count for part in self.parts for unit in part.units}
+        return {unit.name: unit.images for part in self.parts for unit in part.units}
 
     @property
     def count(self) -> int:
         """How many images there are."""
-        return sum(unit.count for part in self.parts for unit in part.units)
+        return sum(unit.images for part in self.parts for unit in part.units)
 
 
 def list_images(uri: str, rows: int) -> Listing:

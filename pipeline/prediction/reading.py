@@ -46,7 +46,7 @@ def decode_part(
     """
     for unit, images in part.read(wanted):
         paths, errors = [], []
-        pixels, count = np.empty((unit.count, size, size, 3), np.uint8), 0
+        pixels, count = np.empty((unit.images, size, size, 3), np.uint8), 0
         for image in images:
             reason = image.fault
             if not reason:

@@ -35,7 +35,7 @@ class Unit(NamedTuple):
     """Some images: a stable name, and how many they are."""
 
     name: str
-    count: int
+    images: int
 
 
 class Encoded(NamedTuple):
@@ -164,11 +164,11 @@ class TablePart:
         values, row = self._values(), self.first
         for unit in self.units:
             if unit.name in wanted:
-                yield unit, self._images(values, row, unit.count)
+                yield unit, self._images(values, row, unit.images)
             else:
-                for _ in zip(range(unit.count), values, strict=False):
+                for _ in zip(range(unit.images), values, strict=False):
                     pass
-            row += unit.count
+            row += unit.images
 
     def _images(self, values: Iterator[pa.Scalar | str], row: int, count: int) -> Iterator[Encoded]:
         """What a damaged file no longer says is told of each of its images."""

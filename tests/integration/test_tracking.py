@@ -331,16 +331,6 @@ def test_tracker_syncs_beside_the_job(tmp_path: Path) -> None:
     assert len(_children(_client(run), sequence)) == 2
 
 
-def test_unwritable_database_never_stops_training(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    run = write_run(tmp_path / "run", stages=1)
-    (tmp_path / "taken").write_text("a file where a folder should be")
-    with caplog.at_level(logging.WARNING):
-        assert not sync(run, _settings(f"sqlite:///{tmp_path}/taken/mlflow.db"))
-    assert len(caplog.records) == 1 and "later sync" in caplog.text
-
-
 def test_server_that_is_away_is_filled_in_later(
     tmp_path: Path, server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

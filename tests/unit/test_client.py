@@ -181,5 +181,8 @@ def test_the_examples_of_asking_work(url: str, state: State, tmp_path: Path) -> 
 
 def test_the_client_is_light() -> None:
     heavy = "{'ray', 'torch', 'numpy', 'PIL', 'pydantic', 'fastapi'}"
-    code = f"import sys, archipelago.actors.client; assert not {heavy} & sys.modules.keys(), sys.modules"
+    code = (
+        "import sys, archipelago.actors.client\n"
+        f"assert not {heavy} & sys.modules.keys(), sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)

@@ -40,7 +40,7 @@ def _names(folder: Path, rows: int) -> dict[str, tuple[str, ...]]:
     for part in list_images(str(folder), rows).parts:
         for unit, images in part.read([unit.name for unit in part.units]):
             found[unit.name] = tuple(image.path for image in images)
-            assert len(found[unit.name]) == unit.count
+            assert len(found[unit.name]) == unit.images
     return found
 
 
@@ -82,7 +82,7 @@ def test_a_table_is_cut_along_its_row_groups(
     data = [{"bytes": str(number).encode(), "path": None} for number in range(100)]
     file = table_of(data, tmp_path / "some photos.parquet", rows=groups)
     listing = list_images(str(file), rows)
-    assert [unit.count for part in listing.parts for unit in part.units] == counts
+    assert [unit.images for part in listing.parts for unit in part.units] == counts
     names = list(listing.names)
     assert names == sorted(names) and all(units.is_unit(name) for name in names)
     assert names[0].startswith("some_photos-000000000-")
