@@ -31,7 +31,8 @@ MOST, LEAST = 1024, 32  # images of a unit
 STEM = 60  # characters of a table's name in those of its units
 
 
-class Unit(NamedTuple):
+@dataclass(frozen=True)
+class Unit:
     """Some images: a stable name, and how many they are."""
 
     name: str
