@@ -55,7 +55,7 @@ def test_only_switches_that_the_method_has(
     assert ablate.main([f"run_dir={tmp_path / 'nowhere'}"]) == 2
     assert "this is not a run folder" in capsys.readouterr().err
     assert ablate.main(["run=x"]) == 2
-    assert "run: unknown here; give run_dir=FOLDER" in capsys.readouterr().err
+    assert "run: unknown here; did you mean run_dir?" in capsys.readouterr().err
     closed = learned_run(
         served_world, tmp_path / "gda", method={"name": "gda_per_task"},
         stream=stream_of(served_world),
