@@ -33,7 +33,7 @@ def finished(stream: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNa
     place = tmp_path_factory.mktemp("finished")
     words = arguments(stream, place / "run", ORDER, *TRACKED)
     with Driver(place / "log", words) as driver:
-        code = driver.code()
+        code = driver.code(800)  # a loaded machine starts Ray slowly
         left = driver.left()
     return SimpleNamespace(
         run=place / "run", words=words, code=code, output=(place / "log").read_text(), left=left
