@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -55,6 +56,39 @@ def test_nothing_but_archipelago_is_installed(wheel: Path) -> None:
     code = {f"archipelago/{file.relative_to(ROOT)}" for part in ("pipeline", "actors", "jobs")
             for file in (ROOT / part).rglob("*.py")}  # fmt: skip
     assert code <= set(names)
+
+
+def _interpreter(version: str) -> str | None:
+    """A Python of this version that works here."""
+    found = shutil.which(f"python{version}")
+    if found is None:
+        return None
+    asked = subprocess.run([found, "--version"], capture_output=True, check=False)
+    return found if asked.returncode == 0 else None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("version", ["3.12", "3.13"])
+def test_it_installs_for_later_pythons(version: str, wheel: Path, tmp_path: Path) -> None:
+    """The package compiles and its command answers; torch and Ray are left out to be quick."""
+    interpreter = _interpreter(version)
+    if interpreter is None:
+        pytest.skip(f"no Python {version} on this machine")
+    home = tmp_path / "venv"
+    subprocess.run([interpreter, "-m", "venv", str(home)], check=True)
+    pip = [str(home / "bin" / "python"), "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, "--no-deps", str(wheel)], check=True, timeout=120)
+    subprocess.run([*pip, "typer", "pydantic", "rich", "pyyaml"], check=True, timeout=300)
+    (package,) = home.glob("lib/python*/site-packages/archipelago")
+    subprocess.run(
+        [home / "bin" / "python", "-W", "error", "-m", "compileall", "-q", str(package)], check=True
+    )
+    helped = subprocess.run(
+        [home / "bin" / "archipelago", "learn", "--help"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "archipelago learn" in helped.stdout and "training.steps=500" in helped.stdout
 
 
 @pytest.mark.slow
