@@ -33,8 +33,9 @@ demo: setup
 test: setup
 	$(PYTEST) -m "not slow" $(ARGS)
 
+# One at a time: each starts a Ray of its own, and two of them are too much for two cores.
 test-all: test
-	$(PYTEST) -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 style: types
 	$(BIN)/ruff check .
