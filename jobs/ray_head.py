@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 DASHBOARD_PORT = 8265  # Ray's own, taken if it is free
 ELSEWHERE = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # Ray obeys these rather than an argument
 MARKER = "ARCHIPELAGO_RAY_HEAD"  # inherited by every process of a head, so that all are found
-READY_S = 300.0  # a busy machine starts the dashboard slowly
+READY_S = 200  # a busy machine starts the dashboard slowly
 END_S = 10  # until what did not end is killed
 
 
