@@ -45,11 +45,11 @@ def main(arguments: Sequence[str]) -> int:
     own, _ = read_words(arguments, Own, settings=False)
     console = Console(highlight=False, soft_wrap=True)
     run = RunFolder.open(own.run_dir)
-    report = Path(run.uri) / "report.html"
-    pages = [report.as_uri()] if report.exists() else []
+    place, written = run.folder.local, run.folder.exists("report.html")
+    pages = [(place / "report.html").as_uri()] if place is not None and written else []
     if not pages:
         console.print(
-            f"{run.folder.shown()} has no report.html yet: it is drawn when a run is done"
+            f"{run.folder.shown('report.html')} is not on this machine, or not drawn before the end"
         )
     settings = validate(run.read()["config"])
     tracked = of_run(run, settings.tracking)
