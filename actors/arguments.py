@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from archipelago.pipeline.config import load
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.store import Folder
 from archipelago.pipeline.streams import Domain
 
 
@@ -109,10 +109,6 @@ def without_words(settings: Settings, domains: Sequence[Domain]) -> Settings:
 
 
 def cache_dir(settings: Settings) -> str:
-    """Where decoded images lie: as configured, in a local run folder, or in a temporary folder."""
+    """Where decoded images lie: as configured, else in the run folder."""
     assert settings.run_dir is not None
-    if settings.cluster.cache_dir:
-        return settings.cluster.cache_dir
-    if "://" in settings.run_dir:
-        return str(Path(tempfile.gettempdir()) / "archipelago-cache")
-    return str(Path(settings.run_dir) / "cache")
+    return settings.cluster.cache_dir or Folder(settings.run_dir).child("cache").uri

@@ -12,11 +12,13 @@ from typing import Any
 
 import ray
 
+from archipelago.actors.arguments import cache_dir
 from archipelago.actors.environment import NO_IDLE_WORKERS
 from archipelago.actors.local_ray import start_local
 from archipelago.actors.logs import SETUP_HOOK
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.streams.remote import NODE_CACHE_GIB, is_remote
 
 JOIN_S = 10.0  # for a cluster to accept a connection
 ADDRESS = "RAY_ADDRESS"
@@ -43,7 +45,7 @@ def connect(settings: Settings, pooled: bool = False) -> bool:
     common: dict[str, Any] = {
         "log_to_driver": True,
         "logging_level": logging.WARNING,
-        "runtime_env": {"worker_process_setup_hook": SETUP_HOOK},
+        "runtime_env": {"worker_process_setup_hook": SETUP_HOOK} | _copies(settings),
     }
     address = wanted_address(cluster.address)
     if address or JOB in os.environ:
@@ -59,6 +61,15 @@ def connect(settings: Settings, pooled: bool = False) -> bool:
         **common,
     )
     return True
+
+
+def _copies(settings: Settings) -> dict[str, Any]:
+    """What workers must know to keep copies of images that lie in an object store."""
+    if settings.run_dir is None or not is_remote(cache_dir(settings)):
+        return {}
+    budget = {NODE_CACHE_GIB: str(settings.cluster.cache_gib)}
+    os.environ.update(budget)
+    return {"env_vars": budget}
 
 
 def wanted_address(configured: str | None) -> str | None:

@@ -36,6 +36,7 @@ from archipelago.pipeline.config import redacted
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.evaluation.records import Records, read_records
 from archipelago.pipeline.evaluation.report import write_report
+from archipelago.pipeline.learned.passed import FrozenPasses
 from archipelago.pipeline.methods import method_class, method_options
 from archipelago.pipeline.pace import in_words
 from archipelago.pipeline.planning import stages_of
@@ -68,6 +69,7 @@ class Comparison:
         self.root = first.run_dir
         self.folder = Folder(self.root)
         self.estimated_s: float | None = None
+        self._passed = FrozenPasses()
         self._floor: float | None = None  # MiB of this process before the first run
         self._names = {
             (stream, seed): self._tasks(stream, seed)
@@ -119,9 +121,7 @@ class Comparison:
         """Settings of one run."""
         loaded = self._loaded(world.stream, rival, world.seed)
         order = ordered(self._names[world.stream, world.seed], world.order, world.seed)
-        cache = loaded.cluster.cache_dir
-        if cache is None and self.folder.local is not None:
-            cache = str(self.folder.local / "cache")
+        cache = loaded.cluster.cache_dir or self.folder.child("cache").uri
         return loaded.model_copy(
             update={
                 "run_dir": f"{self.root}/{world.folder}",
@@ -158,37 +158,49 @@ class Comparison:
         return [r for r in wanted if not self.home(world, r).folder.exists(CELL)]
 
     def _work(self, world: World) -> None:
-        with Session(self.settings(world, BASE)) as session:
+        with Session(self.settings(world, BASE), passed=self._passed) as session:
             if self.estimated_s is None:
                 self._check(session, world)
                 self._estimate(session)
-            peak = PeakMemory()
+            peak, saved = PeakMemory(), self._saved_s
             with peak:
                 learn_stream(session)
             self._peak_mib(peak)
             if BASE in self.pending(world):
-                self._keep(world, BASE, session, peak, write_report(session.run))
+                self._keep(world, BASE, session, peak, saved, write_report(session.run))
             for rival in [r for r in self.pending(world) if r != BASE]:
                 log.info("%s, seed %d, %s", rival.label, world.seed, world.order)
-                peak = PeakMemory()
+                peak, saved = PeakMemory(), self._saved_s
                 with session.reference(self.settings(world, rival), rival.folder) as other:
                     with peak:
                         learn_stream(other)
-                    self._keep(world, rival, other, peak, write_report(other.run, pictures=False))
+                    report = write_report(other.run, pictures=False)
+                    self._keep(world, rival, other, peak, saved, report)
                 self.write(pictures=False)
             session.finish()
 
+    @property
+    def _saved_s(self) -> float:
+        """What statistics of training images that were known already took once."""
+        return self._passed.saved_s.get("statistics", 0.0)
+
     def _keep(
-        self, world: World, rival: Rival, session: Session, peak: PeakMemory, report: dict[str, Any]
+        self,
+        world: World,
+        rival: Rival,
+        session: Session,
+        peak: PeakMemory,
+        saved: float,
+        report: dict[str, Any],
     ) -> None:
-        """Note the row of a finished run beside it."""
+        """Note the row of a finished run beside it; passes that others made count as its own."""
         learner = session.learner
         row = row_of(
             rival, world, report,
             gradients=image_gradients(session.settings, learner.domains),
             per_prediction=passes(learner.state, learner.evaluator),
             peak_mib=self._peak_mib(peak),
-            learned_s=learning_seconds(session.run),
+            learned_s=learning_seconds(session.run) + self._saved_s - saved,
         )  # fmt: skip
         session.run.folder.write_json(CELL, row)
 
@@ -220,6 +232,7 @@ class Comparison:
         """Say how long all that is pending will take."""
         learner, total, count = session.learner, 0.0, 0
         speeds: dict[str, Speed] = {}
+        seen: set[str] = set()  # streams whose training images another method has looked at
         table = ImageTable.open(learner.domains[0].tables["train"])
         images = table.images(np.arange(min(BATCH, len(table))))
         probe = Probe(session.settings, learner.kernels, learner.domains[0], images)
@@ -230,7 +243,10 @@ class Comparison:
                 settings = self.settings(world, rival)
                 if rival.label not in speeds:
                     speeds[rival.label] = probe.speed(settings)
-                total += estimate(settings, speeds[rival.label], train, test)
+                speed, known = speeds[rival.label], world.stream in seen
+                total += estimate(settings, speed, train, test, seen=known)
+                if method_class(rival.method).learns:
+                    seen.add(world.stream)
                 count += 1
         self.estimated_s = total
         log.info("about %s for %d runs, by a probe on this machine", in_words(total), count)

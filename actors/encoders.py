@@ -7,24 +7,28 @@ carries all that it needs, so a fresh actor answers like the old one.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
 
 from archipelago.pipeline.closedform import CalibrationRows, Sums
 from archipelago.pipeline.learned.engine import Engine, EngineSpec, merged, parts_of
+from archipelago.pipeline.learned.passed import FrozenPasses
 from archipelago.pipeline.methods import Function
 from archipelago.pipeline.model.kernels import Kernels, choose, resolve_device
 from archipelago.pipeline.records import ClassList
 from archipelago.pipeline.settings import Settings
-from archipelago.pipeline.store import GroupRef
+from archipelago.pipeline.store import GroupRef, RunFolder
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Encoder:
@@ -62,11 +66,13 @@ def _key(spec: EngineSpec) -> str:
 class EncoderPool:
     """Encoders of a run; with `cluster.encode.num_workers=0` one in this process.
 
-    Use as a context manager: the actors are gone when it ends.
+    Use as a context manager: the actors are gone when it ends. `passed` outlives it where given:
+    what passes of frozen CLIP gave, for this run, its references and others on the same images.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, passed: FrozenPasses | None = None) -> None:
         workers = settings.cluster.encode
+        self.passed = passed or FrozenPasses()
         self._local = Encoder() if workers.num_workers == 0 else None
         self._actors: list[Any] = []
         options = {
@@ -132,6 +138,25 @@ class PooledEngine:
         self._spec = replace(spec, threads=worker_threads(spec.settings, "encode"))
         self._refs: list[GroupRef] = []
 
+    @cached_property
+    def _bits(self) -> tuple[str, ...]:
+        """What decides the bits of frozen features beside the images."""
+        settings, stored = self._spec.settings, RunFolder(self._spec.run, read_only=True)
+        if not stored.exists():
+            return (self._spec.run,)
+        run = stored.read()
+        first = settings.method.name if settings.identifier.depths == "trunk" else ""
+        return (
+            run["backbone"]["sha256"], run["backbone"]["basis"], str(self._spec.kernels), first,
+            settings.identifier.depths, str(settings.evaluation.batch_size),
+            str((self._spec.threads, self._pool.size)),
+        )  # fmt: skip
+
+    def _once(self, kind: str, table: str, rows: Sequence[np.ndarray], make: Callable[[], T]) -> T:
+        """What frozen CLIP gives for rows of a table, from an earlier pass if there was one."""
+        chosen = [hashlib.sha256(np.asarray(part, np.int64).tobytes()).digest() for part in rows]
+        return self._pool.passed.get(kind, (table, *chosen, *self._bits), make)
+
     def facts(self) -> dict[str, Any]:
         """What the driver needs to know of the backbone."""
         return self._pool.call_each([(self._spec, (), "facts", ())])[0]
@@ -147,7 +172,7 @@ class PooledEngine:
 
     def look(self, table: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Compact and CLIP features of some rows, see `Engine.look`."""
-        return self._pairs(rows, "look", table)
+        return self._once("look", table, [rows], lambda: self._pairs(rows, "look", table))
 
     def _pairs(self, rows: np.ndarray, name: str, table: str) -> tuple[np.ndarray, np.ndarray]:
         found = self._answers(rows, lambda part: (name, (table, part)))
@@ -157,6 +182,14 @@ class PooledEngine:
         self, table: str, rows: np.ndarray, classes: int, held: np.ndarray | None = None
     ) -> tuple[Sums, CalibrationRows]:
         """Sums and calibration rows of a split: formed in the encoders, merged here in order."""
+        chosen = [rows, np.array([classes]), *([] if held is None else [held])]
+        return self._once(
+            "statistics", table, chosen, lambda: self._statistics(table, rows, classes, held)
+        )
+
+    def _statistics(
+        self, table: str, rows: np.ndarray, classes: int, held: np.ndarray | None
+    ) -> tuple[Sums, CalibrationRows]:
         parts = parts_of(rows)
         found: list[tuple[Sums, CalibrationRows]] = []
         for start in range(0, len(parts), self._pool.size):

@@ -34,6 +34,7 @@ from archipelago.pipeline.identifiers import Looker, identifiers
 from archipelago.pipeline.identifiers.basis import find_basis, load_basis
 from archipelago.pipeline.identifiers.scorer import Scorer, check_driver
 from archipelago.pipeline.learned.engine import EngineSpec
+from archipelago.pipeline.learned.passed import FrozenPasses
 from archipelago.pipeline.learner import Learner
 from archipelago.pipeline.methods import method_class, method_options
 from archipelago.pipeline.model.kernels import Kernels
@@ -63,9 +64,14 @@ class Session:
     learner: Learner
 
     def __init__(
-        self, settings: Settings, parent: Session | None = None, name: str | None = None
+        self,
+        settings: Settings,
+        parent: Session | None = None,
+        name: str | None = None,
+        passed: FrozenPasses | None = None,
     ) -> None:
         method_options(settings.method)
+        self._passed = passed
         self.settings = settings
         self.parent = parent
         if parent is None:
@@ -124,7 +130,7 @@ class Session:
                 self._signals.listen()  # Ray has put its own handler there
             if uses_ray(settings, pooled):
                 check_resources(settings.cluster, pooled)
-            self.pool = self._stack.enter_context(EncoderPool(settings))
+            self.pool = self._stack.enter_context(EncoderPool(settings, self._passed))
             self.scorer = self._scorer()
         else:
             self.domains, self.pool = self.parent.domains, self.parent.pool

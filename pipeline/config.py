@@ -30,6 +30,7 @@ from archipelago.pipeline.redact import redacted
 from archipelago.pipeline.settings import Settings
 
 ROOT = "sequence"
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 __all__ = ["flatten", "known_groups", "load", "redacted", "validate"]
 MISSING = object()
 _hydra_is_global = threading.Lock()
@@ -123,6 +124,8 @@ def _prepare(text: str) -> str:
         key, sign, value = text.partition("=")
         if sign and key:
             _check_leaf(key, value)
+        if ADDRESS.match(value):  # nobody means anything but the text by it
+            return _prepare(f'{key}="{_escaped(value)}"')
         raise UserError(
             f"{text!r}: not understood; write key=value, and quote a value with special characters:"
             f" {_quoted(key, value)}"
@@ -145,9 +148,13 @@ def _quoted(key: str, value: str) -> str:
     """An override to be pasted into a shell: quoted for Hydra within quotes for the shell."""
     if not key or not value or value[0] in "[{\"'":
         return "'key=\"value\"'"
-    # Hydra takes a backslash for itself, unless a quote or an interpolation follows.
-    inner = re.sub(r'(\\*)("|\$(?=\{)|$)', lambda m: m[1] * 2 + (m[2] and "\\" + m[2]), value)
-    return shlex.quote(f'{key}="{inner}"')
+    return shlex.quote(f'{key}="{_escaped(value)}"')
+
+
+def _escaped(value: str) -> str:
+    """As it stands between double quotes for Hydra, which takes a backslash for itself, unless a
+    quote or an interpolation follows."""
+    return re.sub(r'(\\*)("|\$(?=\{)|$)', lambda m: m[1] * 2 + (m[2] and "\\" + m[2]), value)
 
 
 def _prepare_group(group: str, override: Override) -> str:

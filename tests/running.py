@@ -61,7 +61,9 @@ def write_stream(root: Path) -> Path:
     return root
 
 
-def arguments(stream: Path, run_dir: Path, order: Sequence[str], *more: str) -> list[str]:
+def arguments(
+    stream: Path | str, run_dir: Path | str, order: Sequence[str], *more: str
+) -> list[str]:
     """The contract's command line for a run of seconds; `more` comes last."""
     return [
         "stream=parquet",
@@ -81,7 +83,7 @@ def arguments(stream: Path, run_dir: Path, order: Sequence[str], *more: str) -> 
     ]
 
 
-def group_hashes(run_dir: Path) -> dict[str, str]:
+def group_hashes(run_dir: Path | str) -> dict[str, str]:
     """sha256 of every learned group by task, each verified."""
     run = RunFolder.open(run_dir)
     refs = run.groups.list()

@@ -97,7 +97,9 @@ def _seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - clock
 
 
-def estimate(settings: Settings, speed: Speed, train: Sequence[int], test: int) -> float:
+def estimate(
+    settings: Settings, speed: Speed, train: Sequence[int], test: int, *, seen: bool = False
+) -> float:
     """Seconds of one run: statistics, views of the trunk, steps, and measuring after each stage.
 
     Args:
@@ -105,9 +107,10 @@ def estimate(settings: Settings, speed: Speed, train: Sequence[int], test: int) 
         speed: its method's.
         train: training images of each domain.
         test: test images of all.
+        seen: whether frozen CLIP looked at the training images already, for another method.
     """
     method = method_class(settings.method.name)
-    seconds = speed.image * (sum(train) if method.learns else 0)
+    seconds = speed.image * (sum(train) if method.learns and not seen else 0)
     if speed.step:
         trunk = speed.image * (1.0 - speed.share)
         seconds += sum(train) * settings.training.views * trunk

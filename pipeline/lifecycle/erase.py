@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from archipelago.pipeline.store import Folder, GroupRef, RunFolder
+from archipelago.pipeline.streams.remote import drop_copies
 from archipelago.pipeline.streams.selection import file_name
 
 
@@ -33,6 +34,8 @@ def erase_files(
         trees += folder.list(f"{cached}{digest[:32]}")
         parts = [n for n in folder.list(cached) if folder.exists(f"{n}/{file_name(digest)}")]
         trees += parts  # images of a part lie among those of its domain
+        if folder.local is None:
+            drop_copies(digest)
     for name in trees:
         if folder.exists(name):
             folder.delete_tree(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -13,10 +12,11 @@ from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.pace import Pace
 from archipelago.pipeline.settings import ClusterSettings
 from archipelago.pipeline.streams.domain import Domain, Split
-from archipelago.pipeline.streams.entries import Entries, Staging, entry_key
+from archipelago.pipeline.streams.entries import Entries, entry_key
 from archipelago.pipeline.streams.execution import run_jobs
 from archipelago.pipeline.streams.parts import select
 from archipelago.pipeline.streams.quarantine import left_out_rows, quarantine_rows, write_quarantine
+from archipelago.pipeline.streams.remote import RemoteEntries, entries_of
 from archipelago.pipeline.streams.shards import ShardJob, ShardResult
 from archipelago.pipeline.streams.table import ImageTable
 
@@ -32,7 +32,7 @@ class PreparedDomain:
     """A domain whose images are decoded, and its targets if it is a dense task.
 
     Attributes:
-        tables: split -> path for `ImageTable.open` (`DenseTable.open`) on any node.
+        tables: split -> path or address for `ImageTable.open` (`DenseTable.open`) on any node.
         digests: split -> content digest of the source, or of the part that the task has of it.
         counts: split -> usable images; of a dense task, those that have its target.
         quarantined: rows of all splits that could not be used, and files that never became one;
@@ -68,7 +68,7 @@ def prepare(
         domains: from `open_stream`.
         size: S; shortest side to S, centre crop S x S.
         run: run folder (path or URI) for `quarantine-<task>.parquet`, written where rows are bad.
-        cache_dir: folder that every node sees.
+        cache_dir: folder that every node sees, or the address of one in an object store.
         cache_gib: disk budget; least recently used entries of other streams make room.
         cluster: resources of a decoding task (`data`) and the no-progress timeout.
         max_pixels: images whose header declares more are quarantined undecoded.
@@ -77,7 +77,7 @@ def prepare(
     Raises:
         UserError: a source cannot be read, a split has no usable row, or the budget is too small.
     """
-    entries = Entries(cache_dir)
+    entries = entries_of(cache_dir)
     splits = {
         entry_key(split, size, max_pixels): (domain, split)
         for domain in domains
@@ -86,10 +86,10 @@ def prepare(
     missing = {key: pair for key, pair in splits.items() if entries.find(key) is None}
     need = sum(_bytes_of(split, size) for _, split in missing.values())
     entries.make_room(need, int(cache_gib * 2**30), keep=set(splits))
-    free = shutil.disk_usage(entries.folder).free
-    if need > free:
+    free = entries.free()
+    if free is not None and need > free:
         raise UserError(
-            f"cluster.cache_dir: {entries.folder} has {free / 2**30:.3g} GiB free; "
+            f"cluster.cache_dir: {cache_dir} has {free / 2**30:.3g} GiB free; "
             f"the decoded images need {need / 2**30:.3g} GiB"
         )
     if missing:
@@ -104,14 +104,14 @@ def prepare(
 
 def _decode(
     missing: dict[str, tuple[Domain, Split]],
-    entries: Entries,
+    entries: Entries | RemoteEntries,
     size: int,
     max_pixels: int,
     cluster: ClusterSettings,
     use_ray: bool,
 ) -> None:
     """Fill the missing entries; each one is committed as soon as its last shard is there."""
-    staged: dict[str, Staging] = {}
+    staged: dict[str, Any] = {}
     jobs: list[ShardJob] = []
     homes: list[str] = []
     results: dict[str, list[ShardResult]] = {}
@@ -162,7 +162,12 @@ def _marker(split: Split, size: int, results: list[ShardResult]) -> dict[str, An
 
 
 def _prepared(
-    domain: Domain, entries: Entries, size: int, max_pixels: int, run: str, tell: bool
+    domain: Domain,
+    entries: Entries | RemoteEntries,
+    size: int,
+    max_pixels: int,
+    run: str,
+    tell: bool,
 ) -> PreparedDomain:
     """Where a domain's images are; with `tell`, those that cannot be used go into a table."""
     tables, counts, digests, bad = {}, {}, {}, left_out_rows(domain)
@@ -180,7 +185,7 @@ def _prepared(
         bad += quarantine_rows(domain, split, [(row, reason) for row, reason in rows + lacking])
         chosen = select(domain, split, ImageTable.open(tables[name]))
         if chosen is not None:
-            tables[name] = str(chosen.store(entries.path(key)))
+            tables[name] = entries.select(key, chosen)
             counts[name], digests[name] = len(chosen.rows), chosen.digest
     if bad and tell:
         write_quarantine(bad, run, f"quarantine-{domain.name}.parquet")

@@ -18,7 +18,8 @@ from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.streams import decode, targets
 from archipelago.pipeline.streams.domain import Split
 from archipelago.pipeline.streams.files import combine
-from archipelago.pipeline.streams.table import COMPLETE, read_marker
+from archipelago.pipeline.streams.marker import COMPLETE, read_marker
+from archipelago.pipeline.streams.selection import Selection
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +55,6 @@ class Entries:
     """`<cache_dir>/images`, shared by any number of runs on any number of nodes."""
 
     def __init__(self, cache_dir: str) -> None:
-        if "://" in cache_dir:
-            raise UserError(
-                f"cluster.cache_dir: {cache_dir} is no folder; decoded images are memory-mapped, "
-                "so give a path that every node sees"
-            )
         self.folder = Path(cache_dir).expanduser().resolve() / "images"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -113,6 +109,14 @@ class Entries:
                 raise
         _sync(self.folder)
         staging.drop()
+
+    def select(self, key: str, selection: Selection) -> str:
+        """Keep a selection beside the shards of its table; returns its path."""
+        return str(selection.store(self.path(key)))
+
+    def free(self) -> int:
+        """Bytes that the disk has left."""
+        return shutil.disk_usage(self.folder).free
 
     def make_room(self, incoming: int, budget: int, keep: set[str]) -> None:
         """Remove least recently used entries until `incoming` more bytes fit the budget."""

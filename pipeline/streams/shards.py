@@ -20,6 +20,7 @@ import pyarrow as pa
 from archipelago.pipeline.streams.decode import BadImage, decode, fit
 from archipelago.pipeline.streams.domain import Chunk, RawRow
 from archipelago.pipeline.streams.inflight import DEATHS, NOTHING, InFlight
+from archipelago.pipeline.streams.remote import is_remote, put_shard, shard_folder
 from archipelago.pipeline.streams.table import shard_schema
 from archipelago.pipeline.streams.targets import Target, Unusable
 
@@ -29,7 +30,7 @@ BATCH_ROWS = 64  # decoded rows held in memory while a shard is written
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Everything a task needs. `folder` must be visible to every node."""
+    """Everything a task needs. `folder` must be visible to every node, or in an object store."""
 
     chunk: Chunk
     folder: str
@@ -66,7 +67,15 @@ class _Row:
 
 def write_shard(job: ShardJob) -> ShardResult:
     """Decode a chunk into `<folder>/<file>`; raises OSError where source or target fail."""
-    target = Path(job.folder) / job.file
+    if not is_remote(job.folder):
+        return _write(job, Path(job.folder) / job.file)
+    with shard_folder(job.folder) as folder:
+        result = _write(job, folder / job.file)
+        put_shard(job.folder, folder / job.file)
+    return result
+
+
+def _write(job: ShardJob, target: Path) -> ShardResult:
     if not target.parent.is_dir():
         raise FileNotFoundError(
             f"{target.parent} is not there on this node; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,10 @@ import pyarrow as pa
 
 from archipelago.pipeline.errors import IntegrityError, UserError
 from archipelago.pipeline.streams.groups import shared
+from archipelago.pipeline.streams.marker import COMPLETE, read_marker
+from archipelago.pipeline.streams.remote import local_copy
 from archipelago.pipeline.streams.selection import SUFFIX, Selection
 from archipelago.pipeline.streams.targets import Target
-
-COMPLETE = "COMPLETE"  # written last: an entry without it does not exist
 
 
 def shard_schema(size: int, targets: Sequence[Target] = ()) -> pa.Schema:
@@ -42,7 +41,8 @@ def column(target: str) -> str:
 class ImageTable:
     """The images of one split, or some of them; opening maps files, reading copies what is needed.
 
-    `path` is the folder of the split, or the file of a `Selection` in it.
+    `path` is the folder of the split, or the file of a `Selection` in it; what lies in an object
+    store is copied to this node first.
 
     Attributes:
         labels: (N,) int64 class of each image.
@@ -54,7 +54,7 @@ class ImageTable:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        file = Path(path)
+        file = local_copy(path)
         folder = file.parent if file.name.endswith(SUFFIX) else file
         self._lock = _hold(folder / COMPLETE)
         marker = read_marker(folder)
@@ -135,18 +135,6 @@ class ImageTable:
             part = parts[home]
             out[here] = part[indices[here] - (self._ends[home] - len(part))]
         return out
-
-
-def read_marker(folder: Path) -> dict[str, Any] | None:
-    """The facts of a complete entry, or None where it is absent or any shard is torn."""
-    try:
-        marker: dict[str, Any] = json.loads((folder / COMPLETE).read_bytes())
-        whole = all(
-            (folder / shard["file"]).stat().st_size == shard["bytes"] for shard in marker["shards"]
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return marker if whole else None
 
 
 def _batches(path: Path) -> list[pa.RecordBatch]:

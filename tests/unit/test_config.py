@@ -187,7 +187,7 @@ def test_a_reader_s_options_are_those_of_its_file(name: str) -> None:
         ("training.steps=1,2", ["a run takes one value for training.steps"]),
         ("~tracking", ["~tracking", "tracking=value"]),
         ("training", ["'training': not understood; write key=value"]),
-        ("tracking.uri=http://h/?a=b", ["not understood", "quote"]),
+        ("run_dir=a (1)&b", ["not understood", "quote"]),
         ("=3", ["'=3'", "key=value"]),
         ("", ["''", "key=value"]),
         ("--help", ["'--help'", "key=value"]),
@@ -353,3 +353,10 @@ def test_numbers_out_of_range_are_refused_by_name(words: list[str], key: str) ->
     with pytest.raises(UserError) as caught:
         load(words)
     assert key in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://key:s%2Fe@b/a%20b?endpoint_override=127.0.0.1:9&scheme=http", "http://h/?a=b"]
+)
+def test_addresses_need_no_quotes(address: str) -> None:
+    assert load([f"run_dir={address}"]).run_dir == address

@@ -260,7 +260,7 @@ def test_a_source_that_changed_while_it_was_read_is_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("cache", "reason"), [("s3://bucket/x", "is no folder"), ("{f}/x", "cluster")]
+    ("cache", "reason"), [("nowhere://bucket/x", "cannot open"), ("{f}/x", "cluster")]
 )
 def test_senseless_cache_folders_are_refused(tmp_path: Path, cache: str, reason: str) -> None:
     (tmp_path / "f").touch()
