@@ -41,7 +41,7 @@ class Encoder:
         """The kernels that suit this machine."""
         backbone = settings.backbone
         device = resolve_device(settings.cluster.device)
-        return choose(backbone.attention, backbone.precision, device)
+        return choose(backbone.attention, backbone.precision, device, backbone.inference)
 
     def call(
         self, spec: EngineSpec, refs: Sequence[GroupRef], method: str, args: tuple[Any, ...]

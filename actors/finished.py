@@ -8,7 +8,7 @@ from archipelago.actors.arguments import cache_dir
 from archipelago.pipeline.closedform import Basis
 from archipelago.pipeline.learned.engine import Engine, EngineSpec
 from archipelago.pipeline.methods import method_class
-from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.model.kernels import Kernels, resolve_device
 from archipelago.pipeline.records.basis import read_basis
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import RunFolder
@@ -34,7 +34,8 @@ def open_finished(run: RunFolder, settings: Settings) -> Finished:
     Raises:
         UserError: not a run, or its stream cannot be read.
     """
-    engine = Engine(EngineSpec(settings, run.uri, Kernels(**run.read()["kernels"])))
+    kernels = Kernels.stored(run.read()["kernels"], resolve_device(settings.cluster.device))
+    engine = Engine(EngineSpec(settings, run.uri, kernels))
     facts: dict[str, Any] = engine.facts()
     dense = method_class(settings.method.name).dense
     prepared = prepare(

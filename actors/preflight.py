@@ -39,9 +39,12 @@ def check_resources(cluster: ClusterSettings, identify: bool = False) -> None:
         identify: whether replicas of a multimodal model run beside it.
 
     Raises:
-        UserError: not enough CPUs or GPUs in all, or one worker fits no node, after
-            `cluster.wait_s` seconds.
+        UserError: workers would share a card; or not enough CPUs or GPUs in all, or one worker fits
+            no node, after `cluster.wait_s` seconds.
     """
+    shared = _shared_card(cluster.train)
+    if shared is not None:
+        raise UserError(shared)
     deadline = time.monotonic() + cluster.wait_s
     while True:
         problem = _problem(cluster, identify)
@@ -74,6 +77,17 @@ def check_data(
         refs = run.completed_stages().values()
         cards = [read_card(run, ref) for ref in refs]
         check_unchanged(cards, prepared, run.folder.shown())
+
+
+def _shared_card(train: WorkerSettings) -> str | None:
+    """Workers that would share a card: NCCL refuses it, minutes later and not in these words."""
+    if train.num_workers < 2 or train.num_gpus == int(train.num_gpus):
+        return None
+    return (
+        f"cluster.train.num_gpus={train.num_gpus:g}: two of {train.num_workers} training workers"
+        " may get the same card, which data-parallel training does not allow; give whole cards, or"
+        " cluster.train.num_workers=1"
+    )
 
 
 def _problem(cluster: ClusterSettings, identify: bool) -> str | None:

@@ -194,10 +194,21 @@ class Session:
     def _kernels(self, stored: dict[str, Any] | None) -> Kernels:
         """The recorded choice of this run or of its parent, else what suits the machine."""
         if stored is not None and stored.get("kernels"):
-            return Kernels(**stored["kernels"])
+            return self._resumed(stored["kernels"])
         if self.parent is not None:
             return self.parent.learner.kernels
         return self.pool.kernels(self.settings)
+
+    def _resumed(self, facts: dict[str, str]) -> Kernels:
+        """The recorded choice, on the kind of device that there is now."""
+        now = self.pool.kernels(self.settings).device
+        kernels = Kernels.stored(facts, now)
+        if now.partition(":")[0] != facts["device"].partition(":")[0]:
+            log.warning(
+                "begun on %s, goes on on %s: what comes is no longer the same to the bit",
+                facts["device"], now,
+            )  # fmt: skip
+        return kernels
 
     def _prepare(self, size: int) -> list[Any]:
         """Decode the stream, once for the run and its references."""

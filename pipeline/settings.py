@@ -49,6 +49,7 @@ class BackboneSettings(Strict):
     image_size: PositiveInt | None = None
     attention: Literal["auto", "math", "flash", "efficient"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    inference: Literal["fp32", "tf32", "bf16"] = "fp32"
     basis: str | None = None
 
 

@@ -21,6 +21,7 @@ class DepthRecorder:
     def __call__(self, passed: int, x_BLD: Tensor) -> None:
         """Take CLS and mean token after `passed` blocks, if that depth is wanted."""
         if passed in self.depths:
+            x_BLD = x_BLD.float()  # inference may be coarser
             self.taken.append(torch.cat([x_BLD[:, 0], x_BLD[:, 1:].mean(dim=1)], dim=1))
 
     def select(self, rows: Tensor) -> None:

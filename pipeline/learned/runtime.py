@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -80,8 +80,7 @@ class Runtime:
         if backbone is not None:
             named = self.settings.backbone.model_copy(update={"name": backbone})
             self.settings = self.settings.model_copy(update={"backbone": named})
-        kernels = Kernels(**document["kernels"]) if document["kernels"] else Kernels()
-        kernels = replace(kernels, device=resolve_device(device))
+        kernels = Kernels.stored(document["kernels"] or {}, resolve_device(device))
         self.backbone = load_backbone(self.settings.backbone, kernels.device, kernels)
         if self.backbone.digest() != document["backbone"]["sha256"]:
             raise UserError(

@@ -112,16 +112,16 @@ class MixedAdapters(Continuing):
         """Image features: the new adapter's while it trains, else the mixture's."""
         tower, shares = self._backbone[0].image, None
         if not self._training:
-            frozen = tower.finish(tower.pooled(x_BLD, self.first_image)).float()
+            frozen = tower.finish(tower.pooled(x_BLD, self.first_image))
             shares = self.confidence(F.normalize(frozen, dim=-1))
         x_BD = tower.pooled(x_BLD, self.first_image, self._delta(shares))
-        return F.normalize(tower.finish(x_BD).float(), dim=-1)
+        return F.normalize(tower.finish(x_BD), dim=-1)
 
     def text(self, x_CLD: Tensor, position_C: Tensor, task: int = 0) -> Tensor:
         """Frozen CLIP's caption features."""
         tower = self._backbone[0].text
         x_CD = tower.pooled(x_CLD, self.first_text, None, position_C)
-        return F.normalize(tower.finish(x_CD).float(), dim=-1)
+        return F.normalize(tower.finish(x_CD), dim=-1)
 
     def export(self) -> dict[str, Tensor]:
         """All adapters and means, the new ones last."""

@@ -59,13 +59,13 @@ class LoraAdapter(Continuing):
         """Image features, the same for every task."""
         tower = self._backbone[0].image
         x_BD = tower.pooled(x_BLD, self.first_image, self._delta("image"))
-        return F.normalize(tower.finish(x_BD).float(), dim=-1)
+        return F.normalize(tower.finish(x_BD), dim=-1)
 
     def text(self, x_CLD: Tensor, position_C: Tensor, task: int = 0) -> Tensor:
         """Caption features; frozen ones where the text encoder is not adapted."""
         tower = self._backbone[0].text
         x_CD = tower.pooled(x_CLD, self.first_text, self._delta("text"), position_C)
-        return F.normalize(tower.finish(x_CD).float(), dim=-1)
+        return F.normalize(tower.finish(x_CD), dim=-1)
 
     def export(self) -> dict[str, Tensor]:
         """A and B by encoder."""

@@ -88,7 +88,8 @@ class RoutedPool(PoolAdapter):
         logits = q_BD @ self.own(encoder).W[block].T
         chosen = logits.topk(min(self.shapes[encoder].gating.active, logits.shape[-1])).indices
         count = getattr(self, f"{PASSING}count_{encoder}")
-        count[block] += torch.bincount(chosen.flatten(), minlength=count.shape[1])
+        one = torch.ones_like(chosen.flatten(), dtype=count.dtype)
+        count[block].index_add_(0, chosen.flatten(), one)
 
     def begin_stage(self, context: StageContext) -> None:
         """A new router, and the counts from zero."""

@@ -77,13 +77,13 @@ class PoolAdapter(Continuing):
         """Image features through the pool."""
         tower = self._backbone[0].image
         x_BD = tower.pooled(x_BLD, self.first_image, self._delta("image", task))
-        return F.normalize(tower.finish(x_BD).float(), dim=-1)
+        return F.normalize(tower.finish(x_BD), dim=-1)
 
     def text(self, x_CLD: Tensor, position_C: Tensor, task: int = 0) -> Tensor:
         """Caption features; frozen ones where the text encoder is not adapted."""
         tower = self._backbone[0].text
         x_CD = tower.pooled(x_CLD, self.first_text, self._delta("text", task), position_C)
-        return F.normalize(tower.finish(x_CD).float(), dim=-1)
+        return F.normalize(tower.finish(x_CD), dim=-1)
 
     def begin_stage(self, context: StageContext) -> None:
         """One more task is known."""

@@ -118,7 +118,7 @@ class GroupAdapter(Adapter):
         if own is not None:
             x_BLD, delta = own.enter(x_BLD, task), self._delta("image", own, task)
         x_BD = tower.pooled(x_BLD, self.first["image"], delta)
-        return F.normalize(tower.finish(x_BD).float(), dim=-1)
+        return F.normalize(tower.finish(x_BD), dim=-1)
 
     def maps(self, x_BLD: Tensor, task: int | Tensor = 0) -> list[Tensor]:
         """Token maps of several depths through the new group and its neighbours."""
@@ -135,7 +135,7 @@ class GroupAdapter(Adapter):
         if own is not None:
             x_CLD, delta = own.enter(x_CLD, task), self._delta("text", own, task)
         x_CD = tower.pooled(x_CLD, self.first["text"], delta, position_C)
-        return F.normalize(tower.finish(x_CD).float(), dim=-1)
+        return F.normalize(tower.finish(x_CD), dim=-1)
 
     def rest_text(self) -> None:
         """Text experts, and the weights of the neighbours' ones, stay as they are."""
@@ -221,9 +221,9 @@ class Trge(Method):
         rule = self.settings.method.neighbours
         seed = zlib.crc32(f"{self.settings.seed}:{context.task}".encode())
         neighbours = context.neighbours if self.borrows else ()
-        return GroupAdapter(
+        adapter = GroupAdapter(
             self.backbone,
-            ExpertGroup(self.shapes, seed, max(1, len(context.tasks))).to(self.backbone.device),
+            ExpertGroup(self.shapes, seed, max(1, len(context.tasks))),
             self.first_blocks,
             context.task,
             neighbours,
@@ -232,6 +232,7 @@ class Trge(Method):
             rule.mix,
             context.tasks,
         )
+        return adapter.to(self.backbone.device)  # with the neighbours' weights
 
     def install(self, task: str, tensors: Mapping[str, Tensor]) -> None:
         """Add a stored group to the growing model."""

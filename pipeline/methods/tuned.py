@@ -64,13 +64,13 @@ class TunedTowers(Continuing):
         """Image features through the tuned blocks, the same for every task."""
         tower = self._towers[0]
         x_BD = tower.pooled(x_BLD, self.first_image)
-        return F.normalize(tower.finish(x_BD).float(), dim=-1)
+        return F.normalize(tower.finish(x_BD), dim=-1)
 
     def text(self, x_CLD: Tensor, position_C: Tensor, task: int = 0) -> Tensor:
         """Caption features through the tuned blocks."""
         tower = self._towers[1]
         x_CD = tower.pooled(x_CLD, self.first_text, None, position_C)
-        return F.normalize(tower.finish(x_CD).float(), dim=-1)
+        return F.normalize(tower.finish(x_CD), dim=-1)
 
     def export(self) -> dict[str, Tensor]:
         """All tuned weights by name, and what is kept beside them."""

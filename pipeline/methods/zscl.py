@@ -91,7 +91,7 @@ class HeldTowers(DistilledTowers):
         with torch.no_grad():
             tower = backbone.image
             x_BD = tower.pooled(torch.cat(list(inputs)), self.first_image)
-            v_BF = torch.nn.functional.normalize(tower.finish(x_BD).float(), dim=-1)
+            v_BF = torch.nn.functional.normalize(tower.finish(x_BD), dim=-1)
             wanted_BR = backbone.logit_scale * v_BF @ u_RF.T
         said_BR = backbone.logit_scale * self.seen.float() @ self.text(x_RLD, position_R).float().T
         for teacher, student in ((wanted_BR, said_BR), (wanted_BR.T, said_BR.T)):

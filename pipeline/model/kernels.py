@@ -9,8 +9,8 @@ depend on it to the last bit.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -20,16 +20,17 @@ BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The attention kernel and the training precision in use on `device`."""
+    """The attention kernel and the precisions in use on `device`: of training and of inference."""
 
     attention: str = "math"
     precision: str = "fp32"
     device: str = "cpu"
+    inference: str = "fp32"
 
     def asdict(self) -> dict[str, str]:
         """Plain form for `run.json`."""
@@ -38,19 +39,48 @@ class Kernels:
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Context of a training step: attention kernel and autocast."""
-        with self.exact():
-            if self.precision == "fp32":
-                yield
-            else:
-                with torch.autocast(torch.device(self.device).type, DTYPES[self.precision]):
-                    yield
+        with self._attending(), self._autocast(self.precision):
+            yield
 
     @contextlib.contextmanager
     def exact(self) -> Iterator[None]:
-        """Context of inference: the attention kernel in full precision."""
-        backends = [BACKENDS[self.attention], SDPBackend.MATH]
-        with sdpa_kernel(backends, set_priority=True):
+        """Context of inference: the attention kernel, in full precision unless `inference` says
+        otherwise."""
+        with self._attending(), self._autocast(self.inference), _tf32(self.inference == "tf32"):
             yield
+
+    def _attending(self) -> contextlib.AbstractContextManager[None]:
+        return sdpa_kernel([BACKENDS[self.attention], SDPBackend.MATH], set_priority=True)
+
+    def _autocast(self, precision: str) -> contextlib.AbstractContextManager[object]:
+        if precision != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast(torch.device(self.device).type, DTYPES[precision])
+
+    @classmethod
+    def stored(cls, facts: Mapping[str, str], device: str | None = None) -> Kernels:
+        """Those that a run was begun with.
+
+        Args:
+            facts: of `asdict`.
+            device: to use instead, where the run goes on on another machine.
+        """
+        kernels = cls(**facts)
+        return kernels if device is None else replace(kernels, device=device)
+
+
+@contextlib.contextmanager
+def _tf32(wanted: bool) -> Iterator[None]:
+    """Products in TensorFloat-32 on GPUs that have it; CPUs compute in full precision."""
+    if not wanted:
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def resolve_device(name: str) -> str:
@@ -60,13 +90,14 @@ def resolve_device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def choose(attention: str, precision: str, device: str) -> Kernels:
+def choose(attention: str, precision: str, device: str, inference: str = "fp32") -> Kernels:
     """The kernels for everything left `auto`.
 
     Args:
         attention: a kernel's name or `auto`.
         precision: `fp32`, `bf16` or `auto`.
         device: a torch device.
+        inference: `fp32`, `tf32` or `bf16`.
 
     Returns:
         GPUs: flash attention, bf16 where the card computes in it. CPUs with matrix units (AMX):
@@ -80,6 +111,7 @@ def choose(attention: str, precision: str, device: str) -> Kernels:
         best[0] if attention == "auto" else attention,
         best[1] if precision == "auto" else precision,
         device,
+        inference,
     )
 
 

@@ -206,8 +206,8 @@ class ImageTower(Tower):
         return visual.ln_pre(torch.cat([cls, x], dim=1) + visual.positional_embedding.to(x.dtype))
 
     def finish(self, x_BD: Tensor) -> Tensor:
-        """The CLS token after the last block to features (B, F), not normalised."""
-        return self.visual.ln_post(x_BD) @ self.visual.proj
+        """The CLS token after the last block to features (B, F), not normalised, float32."""
+        return (self.visual.ln_post(x_BD) @ self.visual.proj).float()
 
     def embedding(self) -> Iterable[nn.Parameter]:
         """Parameters that come before block 0."""
@@ -261,12 +261,15 @@ class TextTower(Tower):
         return x_BLD + self.text.positional_embedding[: tokens_BL.shape[1]]
 
     def finish(self, x_BD: Tensor) -> Tensor:
-        """The end-of-text token after the last block to features (B, F), not normalised."""
+        """The end-of-text token after the last block to features (B, F), not normalised,
+        float32."""
         pooled = self.text.ln_final(x_BD)
         projection = self.text.text_projection
-        if projection is None:
-            return pooled
-        return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+        if isinstance(projection, nn.Linear):
+            pooled = projection(pooled)
+        elif projection is not None:
+            pooled = pooled @ projection
+        return pooled.float()
 
     def head(self) -> Iterable[nn.Parameter]:
         """Parameters that follow the last block."""

@@ -159,16 +159,16 @@ def train(
         adapter.load_state_dict(resume.adapter, strict=True)
         optimizer.load_state_dict(resume.optimizer)
     model = wrap(adapter)
-    clock, seen, losses = time.perf_counter(), 0, []
+    clock, seen = time.perf_counter(), 0
+    losses: list[Tensor] = []  # on the device: nothing waits for it between checks
     gates = GateLog(count)
-    diverged = False  # as far as this rank knows
     for step in range(state.step, steps):
         chosen = [
             batch_rows(method.settings.seed, seeding, rank, task.rows, step, local, number, count)
             for number, task in enumerate(objectives)
         ]
         inputs = [
-            task.inputs(rows).to(backbone.device, torch.float32)
+            moved(task.inputs(rows), backbone.device)
             for task, rows in zip(objectives, chosen, strict=True)
         ]
         for group in optimizer.param_groups:
@@ -185,10 +185,7 @@ def train(
                 for task, output, rows in zip(objectives, outputs, chosen, strict=True)
             ]
         )
-        losses.append(loss.item())
-        diverged |= not math.isfinite(losses[-1])
-        if diverged and world == 1:  # else the others would wait for this rank
-            raise _diverged(step, peak)
+        losses.append(loss.detach())
         if penalty is not None:
             loss = loss + penalty
         shared = step_loss.shared_information(watch)
@@ -207,8 +204,11 @@ def train(
         last = done == steps
         judged = done % settings.validate_every == 0 or last
         kept = done % settings.checkpoint_every == 0 or last
-        if (judged or kept) and _anybody(diverged, parameters, world):
-            raise _diverged(done, peak)
+        if judged or kept:
+            first = _first_infinite(losses)
+            if _anybody(first is not None, parameters, world):
+                known = first is not None and world == 1  # ranks say the same
+                raise _diverged(done - len(losses) + first if known else done, peak)
         if judged:
             accuracy, nll = judge(adapter, objectives, rank, world)
             if (accuracy, -nll) > (state.best_accuracy, -state.best_loss):
@@ -221,7 +221,7 @@ def train(
             elapsed = time.perf_counter() - clock
             metrics = {
                 "step": done,
-                "loss": float(np.mean(losses)),
+                "loss": float(torch.stack(losses).double().mean()),
                 **held_out(state, objectives),
                 "best_step": state.best_step,
                 "images_per_second": seen / elapsed,
@@ -246,6 +246,19 @@ def held_out(state: TrainingState, objectives: Sequence[Objective]) -> dict[str,
     if any(task.scored for task in objectives):
         found["held_out_accuracy"] = 100.0 * state.best_accuracy
     return found
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """Activations of the cache on the device, float32; a GPU copies while it still computes."""
+    if device.type == "cuda":
+        x = x.pin_memory().to(device, non_blocking=True)
+    return x.to(device, torch.float32)
+
+
+def _first_infinite(losses: Sequence[Tensor]) -> int | None:
+    """Place of the first loss that is no finite number."""
+    bad = torch.stack(list(losses)).isfinite().logical_not().nonzero()
+    return int(bad[0]) if len(bad) else None
 
 
 def _anybody(diverged: bool, parameters: Sequence[Tensor], world: int) -> bool:

@@ -119,7 +119,8 @@ class Classification(Objective):
     @torch.no_grad()
     def judge(self, adapter: Adapter, task: int, rank: int = 0, world: int = 1) -> Judgement:
         """Accuracy (fraction) and mean cross-entropy on the held-out fold."""
-        backbone, sums = self.backbone, torch.zeros(3, dtype=torch.float64)
+        backbone = self.backbone
+        sums = torch.zeros(3, dtype=torch.float64, device=backbone.device)
         with backbone.kernels.exact():
             u_CF = class_features(adapter, self.text, task)
             for start in range(rank * EVALUATION_BATCH, len(self.held_y), world * EVALUATION_BATCH):
@@ -127,13 +128,11 @@ class Classification(Objective):
                 y = self.held_y[start:stop].to(backbone.device)
                 x = self.held_x[start:stop].to(backbone.device, torch.float32)
                 logits = backbone.logit_scale * adapter.image(x, task) @ u_CF.T
-                sums[0] += (logits.argmax(dim=1) == y).sum().item()
-                sums[1] += F.cross_entropy(logits, y, reduction="sum").item()
+                sums[0] += (logits.argmax(dim=1) == y).sum()
+                sums[1] += F.cross_entropy(logits, y, reduction="sum")
                 sums[2] += len(y)
         if world > 1:
-            shared = sums.to(backbone.device)
-            dist.all_reduce(shared)
-            sums = shared.cpu()
+            dist.all_reduce(sums)
         return Judgement(float(sums[0] / sums[2]), float(sums[1] / sums[2]))
 
 
