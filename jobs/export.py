@@ -49,10 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     from archipelago.pipeline.export.hub import push
 
     show_logs()
-    remote = "://" in words.run_dir
-    run_dir = words.run_dir if remote else str(Path(words.run_dir).expanduser().absolute())
     console = Console(highlight=False, soft_wrap=True)
-    done = export_run(run_dir, Path(words.to).expanduser().absolute(), words.onnx)
+    done = export_run(words.run_dir, Path(words.to).expanduser().absolute(), words.onnx)
     tell(done, words, console)
     if words.hub:
         console.print(f"  pushed: {push(done.folder, words.hub)}")

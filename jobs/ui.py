@@ -12,6 +12,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
+import urllib.request
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +22,9 @@ from pydantic import Field
 from rich.console import Console
 
 from archipelago.actors.exits import exit_codes
+from archipelago.actors.stopping import Signals
 from archipelago.actors.words import Words, read_words
-from archipelago.pipeline.errors import EXIT_DONE, EXIT_STOPPED, UserError
+from archipelago.pipeline.errors import EXIT_DONE, UserError
 
 
 class Own(Words):
@@ -37,7 +40,12 @@ SETTINGS = False
 
 @exit_codes("ui")
 def main(arguments: Sequence[str]) -> int:
-    """Open both; returns the exit code."""
+    """Open both; returns the exit code, or never where MLflow was started here.
+
+    Raises:
+        Stopped: by a signal.
+        UserError: no run, or MLflow cannot be started.
+    """
     from archipelago.pipeline.config import validate
     from archipelago.pipeline.store import RunFolder
     from archipelago.pipeline.tracking.location import locate, of_run
@@ -63,13 +71,27 @@ def main(arguments: Sequence[str]) -> int:
     if program is None:
         raise UserError("mlflow: its command is not installed; pip install mlflow")
     words = [program, "ui", "--backend-store-uri", where.uri, "--port", str(own.port)]
-    with subprocess.Popen(words) as server:
-        _show([*pages, f"http://127.0.0.1:{own.port}"], own, console)
+    page = f"http://127.0.0.1:{own.port}"
+    with Signals().listening(), subprocess.Popen(words) as server:
         try:
-            return EXIT_DONE if server.wait() == 0 else EXIT_STOPPED
-        except KeyboardInterrupt:
+            _show(pages, own, console)
+            if _answers(page, server):
+                _show([page], own, console)
+            server.wait()
+        finally:
             server.terminate()
-            return EXIT_STOPPED
+    raise UserError(f"port={own.port}: MLflow ended, see above; give another port if it is taken")
+
+
+def _answers(page: str, server: subprocess.Popen[bytes]) -> bool:
+    """Wait until the server answers; False where it ended instead."""
+    while server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{page}/health", timeout=2.0):
+                return True
+        except OSError:
+            time.sleep(0.2)
+    return False
 
 
 def _show(pages: Sequence[str], own: Own, console: Console) -> int:

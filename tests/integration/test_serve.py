@@ -28,6 +28,7 @@ from archipelago.actors.ingress import Ingress
 from archipelago.actors.publisher import running_replicas
 from archipelago.actors.publishing import publish_newest
 from archipelago.jobs import forget as forget_job
+from archipelago.jobs import publish, rollback
 from archipelago.jobs import serve as job
 from archipelago.jobs.ray_head import free_ports
 from archipelago.pipeline.learned import LearnedModel
@@ -135,6 +136,26 @@ def test_rollback_is_a_new_generation(endpoint: Endpoint) -> None:
     assert after["manifest"] == 1 and after["history"][-1]["reason"] == "rollback"
     status, again = endpoint.admin("publish", manifest=4)
     assert status == 200 and again["generation"] == told["generation"] + 1
+
+
+def test_commands_change_the_version_in_this_ray_and_at_an_address(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ARCHIPELAGO_ADMIN_TOKEN", TOKEN)
+    words = [f"run_dir={endpoint.run.uri}"]
+    _, before = call(f"{endpoint.url}/v1/models")
+    for verb, more, manifest in (
+        (rollback, ["manifest=2"], 2),
+        (publish, ["manifest=3"], 3),
+        (rollback, [f"serving.url={endpoint.url}"], 2),
+        (publish, [f"serving.url={endpoint.url}"], 4),
+    ):
+        assert verb.main([*words, *more]) == 0
+        _, after = call(f"{endpoint.url}/v1/models")
+        assert after["manifest"] == manifest
+        said = f"manifest {manifest} answers: generation {after['generation']}"
+        assert said in " ".join(capsys.readouterr().out.split())
+    assert after["generation"] == before["generation"] + 4
 
 
 def test_http_says_what_python_says(endpoint: Endpoint) -> None:

@@ -6,7 +6,9 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from archipelago.pipeline.settings import TrackingSettings
 from archipelago.pipeline.store import RunFolder
 from archipelago.pipeline.tracking import Tracker, locate, sync
 from archipelago.pipeline.tracking.aliases import note_serving
+from tests.running import Driver
+from tests.unit import stored_run
 from tests.unit.synthetic_run import TASKS, write_run
 from tests.unit.tiny_serving import point
 
@@ -356,3 +360,18 @@ def test_server_that_is_away_is_filled_in_later(
     names = {entry.path for entry in client.list_logged_model_artifacts(models[0].model_id)}
     assert {"group.safetensors", "identity.safetensors", "task.json", "COMMIT"} <= names
     assert sync(run, settings) and _inventory(client) == inventory
+
+
+def test_ui_says_an_address_once_it_answers_and_takes_mlflow_down_with_it(
+    tmp_path: Path,
+) -> None:
+    place = stored_run.copy(tmp_path / "it")
+    (port,) = free_ports(1)
+    words = [f"run_dir={place / 'run'}", f"port={port}", "browser=false"]
+    page = f"http://127.0.0.1:{port}"
+    with Driver(tmp_path / "log", words, job="ui") as driver:
+        driver.when(lambda: page in driver.output().splitlines(), "MLflow answers")
+        with urllib.request.urlopen(page, timeout=10) as answer:
+            assert answer.status == 200
+        assert driver.send(signal.SIGTERM) == 143, driver.output()
+        assert driver.left() == []
