@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from archipelago.actors.arguments import load_settings
+from archipelago.actors.encoders import worker_threads
 from archipelago.actors.learning import learn_stream
 from archipelago.actors.session import Session
 from archipelago.actors.versions import versions
@@ -32,6 +33,7 @@ from archipelago.pipeline.benchmark.plan import (
 )
 from archipelago.pipeline.benchmark.presets import PRESETS, check_sets, name_deviations
 from archipelago.pipeline.benchmark.probe import BATCH, Probe, Speed, estimate
+from archipelago.pipeline.benchmark.tuning import Tuner, trains, with_rate
 from archipelago.pipeline.config import redacted
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.evaluation.records import Records, read_records
@@ -70,6 +72,7 @@ class Comparison:
         self.folder = Folder(self.root)
         self.estimated_s: float | None = None
         self._passed = FrozenPasses()
+        self._rates: dict[tuple[str, str], float] = {}
         self._floor: float | None = None  # MiB of this process before the first run
         self._names = {
             (stream, seed): self._tasks(stream, seed)
@@ -122,6 +125,9 @@ class Comparison:
         loaded = self._loaded(world.stream, rival, world.seed)
         order = ordered(self._names[world.stream, world.seed], world.order, world.seed)
         cache = loaded.cluster.cache_dir or self.folder.child("cache").uri
+        rate = self._rates.get((world.stream, rival.label))
+        if rate is not None:
+            loaded = with_rate(loaded, rate, None)
         return loaded.model_copy(
             update={
                 "run_dir": f"{self.root}/{world.folder}",
@@ -145,6 +151,7 @@ class Comparison:
         """What all runs on a stream have in common: settings, domains, and their given order."""
         names = self._names[stream, self.plan.seeds[0]]
         found = shared(redacted(self._loaded(stream, BASE, 0))) | {"stream.domains": sorted(names)}
+        found["tune"] = self.plan.tune
         return found | ({"stream.order": names} if "given" in self.plan.orders else {})
 
     def home(self, world: World, rival: Rival) -> RunFolder:
@@ -170,6 +177,7 @@ class Comparison:
                 self._keep(world, BASE, session, peak, saved, write_report(session.run))
             for rival in [r for r in self.pending(world) if r != BASE]:
                 log.info("%s, seed %d, %s", rival.label, world.seed, world.order)
+                self._tune(session, world, rival)
                 peak, saved = PeakMemory(), self._saved_s
                 with session.reference(self.settings(world, rival), rival.folder) as other:
                     with peak:
@@ -178,6 +186,16 @@ class Comparison:
                     self._keep(world, rival, other, peak, saved, report)
                 self.write(pictures=False)
             session.finish()
+
+    def _tune(self, session: Session, world: World, rival: Rival) -> None:
+        """Find a method's learning rate on the stream's first domain, if that is asked for."""
+        settings, key = self.settings(world, rival), (world.stream, rival.label)
+        if not self.plan.tune or key in self._rates or not trains(settings):
+            return
+        threads = worker_threads(settings, "train")
+        tuner = Tuner(self.folder, session.learner.kernels, threads)
+        first = session.learner.domains[0]
+        self._rates[key] = tuner.rate(world.stream or "stream", rival.label, settings, first)
 
     @property
     def _saved_s(self) -> float:

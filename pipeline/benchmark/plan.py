@@ -68,6 +68,7 @@ class Plan:
     streams: tuple[str, ...] = ("",)
     seeds: tuple[int, ...] = (0,)
     orders: tuple[str, ...] = ("alphabetical",)
+    tune: bool = False
 
     def worlds(self) -> list[World]:
         """All of them, streams outermost."""
@@ -85,17 +86,21 @@ class Plan:
 
 
 def read_plan(words: Sequence[str]) -> tuple[Plan, list[str]]:
-    """The plan that `methods=`, `streams=`, `seeds=` and `orders=` name, and the other words.
+    """The plan that `methods=`, `streams=`, `seeds=`, `orders=` and `tune=` name, and the other
+    words.
 
     Raises:
         UserError: a list that is none, an unknown method or order, or something named twice.
     """
     given: dict[str, list[str]] = {}
     rest: list[str] = []
+    tune = "off"
     for word in words:
         key, equal, value = word.partition("=")
         if equal and key in ("methods", "streams", "seeds", "orders"):
             given[key] = _items(key, value)
+        elif equal and key == "tune":
+            tune = value
         else:
             rest.append(word)
     taken = next((w for w in rest if w.startswith(("method=", "method.", "seed="))), None)
@@ -105,12 +110,15 @@ def read_plan(words: Sequence[str]) -> tuple[Plan, list[str]]:
     rivals = tuple(_rival(item) for item in given.get("methods", ()))
     if not rivals:
         raise UserError("methods: name those to compare, as methods=[zero_shot,archipelago]")
+    if tune not in ("on", "off"):
+        raise UserError(f"tune={tune}: write on or off")
     seeds = tuple(_seed(item) for item in given.get("seeds", ("0",)))
     orders = tuple(given.get("orders", ("alphabetical",)))
     odd = next((order for order in orders if order not in NAMED), None)
     if odd is not None:
         raise UserError(f"orders: {odd!r} is none of {', '.join(NAMED)}")
-    return Plan(rivals, tuple(given.get("streams", ("",))), seeds, orders), rest
+    streams = tuple(given.get("streams", ("",)))
+    return Plan(rivals, streams, seeds, orders, tune == "on"), rest
 
 
 def _items(key: str, value: str) -> list[str]:

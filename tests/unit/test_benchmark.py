@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from archipelago.pipeline.benchmark import document, page, summary
+from archipelago.pipeline.benchmark import document, page, summary, tuning
 from archipelago.pipeline.benchmark.certainty import critical_difference, intervals, ranking
 from archipelago.pipeline.benchmark.memory import PeakMemory
 from archipelago.pipeline.benchmark.plan import (
@@ -28,6 +29,7 @@ from archipelago.pipeline.evaluation.records import Records
 from archipelago.pipeline.model.kernels import Kernels
 from archipelago.pipeline.store import Folder
 from archipelago.pipeline.streams import ImageTable
+from archipelago.pipeline.training.stage import StageSpec
 from tests.unit.tiny_clip import settings
 from tests.unit.tiny_run import make_world, run_settings
 
@@ -260,3 +262,43 @@ def test_a_probe_times_what_a_method_does(tmp_path: Path) -> None:
         < min(found[name].step for name in ("trge", "finetune_per_task"))
     )
     assert (found["trge"].share, found["finetune_per_task"].share) == (0.5, 1.0)
+
+
+def test_a_rate_that_diverges_is_not_taken_and_a_killed_search_goes_on(tmp_path: Path) -> None:
+    losses = {0.00125: 0.0, 0.0025: 1.0, 0.005: None, 0.01: 0.5, 0.02: None}
+    asked: list[float] = []
+
+    def fake(spec: StageSpec) -> Any:
+        rate = tuning.rate_of(spec.settings)
+        asked.append(rate)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        loss = losses[round(rate, 6)]
+        if loss is None:
+            raise UserError("training diverged at step 2")
+        return SimpleNamespace(facts={"held_out_loss": loss})
+
+    chosen = settings(method={"name": "lora"}, training={"steps": 500})
+    domain = SimpleNamespace(name="apples")
+    tuner = tuning.Tuner(Folder(str(tmp_path)), Kernels(), 1, fake)
+    with pytest.raises(KeyboardInterrupt):
+        tuner.rate("stream", "lora", chosen, domain)
+    assert tuner.rate("stream", "lora", chosen, domain) == 0.00125
+    assert asked == [0.00125, 0.0025, 0.005, 0.005, 0.01, 0.02]
+    assert tuner.rate("stream", "lora", chosen, domain) == 0.00125 and len(asked) == 6
+    losses.update(dict.fromkeys(losses))
+    with pytest.raises(UserError, match=r"tune=on: lora diverges at every learning rate"):
+        tuner.rate("another", "lora", chosen, domain)
+    assert not (tmp_path / "tuning").exists()
+
+
+def test_what_trains_nothing_has_no_rate() -> None:
+    for name, options, expected in (
+        ("archipelago", {"group": "off"}, False), ("archipelago", {}, True),
+        ("ridge_per_task", {}, False), ("trge", {}, True),
+    ):  # fmt: skip
+        assert tuning.trains(settings(method={"name": name, "options": options})) == expected
+    chosen = settings(method={"name": "trge"}, training={"steps": 500})
+    assert tuning.with_rate(chosen, 0.1).training.steps == tuning.STEPS
+    assert tuning.with_rate(chosen, 0.1, None).training.steps == 500
+    assert tuning.rate_of(tuning.with_rate(chosen, 0.1)) == 0.1

@@ -112,3 +112,25 @@ def test_other_settings_and_streams_are_refused_in_one_line(
     refused = said(tmp_path / "c", "methods=[zero_shot,lora]", root=one)
     assert "methods: lora cannot learn this stream: " in refused
     assert not list((tmp_path / "c").rglob(CELL)), "before any other has begun"
+
+
+def test_rates_are_found_on_training_images_once_and_kept(
+    stream: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "side"
+    words = _words(stream, run, "methods=[zero_shot,lora]", "tune=on")
+    assert compare.main(words) == EXIT_DONE
+    tuned = json.loads((run / "tuned.json").read_text())["stream"]
+    assert set(tuned) == {"lora"} and tuned["lora"]["domain"] == "apples"
+    tried = {float(rate): loss for rate, loss in tuned["lora"]["tried"].items()}
+    assert sorted(tried) == [0.00125, 0.0025, 0.005, 0.01, 0.02]
+    assert tuned["lora"]["rate"] == min(tried, key=lambda rate: tried[rate])
+    learned = json.loads(next(run.rglob("references/lora/run.json")).read_text())
+    assert learned["config"]["method"]["options"]["learning_rate"] == tuned["lora"]["rate"]
+    assert not (run / "tuning").exists()
+    before = (run / "tuned.json").stat().st_mtime_ns
+    assert compare.main([*words, "seeds=[0,1]"]) == EXIT_DONE
+    assert (run / "tuned.json").stat().st_mtime_ns == before
+    capsys.readouterr()
+    assert compare.main([*words[:-1]]) == EXIT_USER
+    assert "tune=False: " in " ".join("".join(capsys.readouterr()).split())

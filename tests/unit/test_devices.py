@@ -27,7 +27,7 @@ from archipelago.pipeline.settings import ClusterSettings, WorkerSettings
 from archipelago.pipeline.training.loop import StepLoss, moved
 from tests.unit.tiny_clip import settings, tiny_backbone, words
 
-TRAINED = [name for name, method in methods.known().items() if method.trains]
+TRAINED = [n for n in methods.known() if build_method(settings(method={"name": n})).trains]
 
 
 @pytest.fixture
