@@ -32,12 +32,12 @@ def ablate(run_dir: str, console: Console) -> Table:
             run, settings, opened.domains, opened.engine, opened.basis, opened.scale
         )
         with console.status(AS_IT_IS):
-            base = ablation.answers({})
+            base = ablation.results({})
         rows = [ablation.row(AS_IT_IS, base, base)]
         for title, changes in VARIANTS.items():
             if ablation.applies(changes):
                 with console.status(title):
-                    found = ablation.answers(changes)
+                    found = ablation.results(changes)
                 rows.append(ablation.row(title, found, base))
         run.folder.write_json("ablation.json", {"rows": rows})
     return table(rows, settings.method.name)

@@ -83,8 +83,8 @@ def check(words: Sequence[str], sample: int = SAMPLE) -> Checked:
     attempt(lambda: method_options(settings.method))
     attempt(lambda: check_batch(settings))
     attempt(lambda: find_basis(settings.backbone))
-    looks = identifiers.get(settings.identifier.name).looks
-    if looks and any(method_class(name).identifies() for name in methods):
+    multimodal = identifiers.get(settings.identifier.name).multimodal
+    if multimodal and any(method_class(name).identifies() for name in methods):
         attempt(lambda: check_driver(settings.identifier))
     dense = method_class(settings.method.name).dense
     domains = attempt(lambda: open_stream(settings.stream, settings.seed, dense))

@@ -12,21 +12,25 @@ from rich.table import Table
 
 from archipelago.actors.finished import open_finished
 from archipelago.pipeline.errors import UserError
-from archipelago.pipeline.evaluation.comparison import Candidate, Comparison, Row
 from archipelago.pipeline.evaluation.console import percent
+from archipelago.pipeline.evaluation.identifier_comparison import (
+    ComparisonRow,
+    IdentifierComparison,
+    IdentifierVariant,
+)
 from archipelago.pipeline.evaluation.plots import curve
-from archipelago.pipeline.identifiers.places import said
+from archipelago.pipeline.identifiers.position_bias import bias_in_words
 from archipelago.pipeline.identifiers.scorer import build_scorer
 from archipelago.pipeline.methods import method_class
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import RunFolder
 
 CANDIDATES = (
-    Candidate("prototype"),
-    Candidate("mllm", "likelihood"),
-    Candidate("mllm", "choice"),
-    Candidate("cascade", "likelihood"),
-    Candidate("oracle"),
+    IdentifierVariant("prototype"),
+    IdentifierVariant("mllm", "likelihood"),
+    IdentifierVariant("mllm", "choice"),
+    IdentifierVariant("cascade", "likelihood"),
+    IdentifierVariant("oracle"),
 )
 
 
@@ -52,10 +56,10 @@ def contest(
         with console.status("Reading the run ..."):
             tasks = comparison.read()
         rows = []
-        for candidate in CANDIDATES:
-            if only is None or {candidate.name, candidate.key} & set(only):
-                with console.status(f"{candidate.title} ..."):
-                    rows.append(comparison.row(candidate))
+        for variant in CANDIDATES:
+            if only is None or {variant.name, variant.key} & set(only):
+                with console.status(f"{variant.title} ..."):
+                    rows.append(comparison.row(variant))
         _write(run, comparison, rows)
     for task, description in comparison.descriptions.items():
         console.print(f"[bold]{task}[/bold]: {description.text if description else '-'}")
@@ -66,7 +70,7 @@ def contest(
             console.print(f"{row.title}: {line}", markup=False)
 
 
-def recognised(rows: Sequence[Row], tasks: Sequence[str], model: str) -> Table:
+def recognised(rows: Sequence[ComparisonRow], tasks: Sequence[str], model: str) -> Table:
     """Own images to own task after the last stage: tasks as rows, identifiers as columns."""
     found = Table(
         title=f"Own test images to own task after the last stage, percent; model {model}",
@@ -83,7 +87,7 @@ def recognised(rows: Sequence[Row], tasks: Sequence[str], model: str) -> Table:
     return found
 
 
-def consequences(rows: Sequence[Row]) -> Table:
+def consequences(rows: Sequence[ComparisonRow]) -> Table:
     """Unseen images, cost and the metrics of the run: identifiers as columns."""
     found = Table(
         title="Unseen images (mean over the stages), cost of all stages, what comes of it",
@@ -93,7 +97,7 @@ def consequences(rows: Sequence[Row]) -> Table:
     for row in rows:
         found.add_column(row.title, justify="right")
 
-    def line(name: str, say: Callable[[Row], str]) -> None:
+    def line(name: str, say: Callable[[ComparisonRow], str]) -> None:
         found.add_row(name, *(say(row) for row in rows))
 
     line("unseen: AUROC, %", lambda row: percent(row.auroc))
@@ -115,7 +119,7 @@ def _speed(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
-def remarks(row: Row) -> list[str]:
+def remarks(row: ComparisonRow) -> list[str]:
     """What else was found about an identifier, in sentences."""
     found = []
     if "margin" in row.extra:
@@ -124,7 +128,7 @@ def remarks(row: Row) -> list[str]:
             f" {row.extra['weight']:.2f}"
         )
     if row.extra.get("position_bias"):
-        found.append(said(row.extra["position_bias"]))
+        found.append(bias_in_words(row.extra["position_bias"]))
     return found
 
 
@@ -156,15 +160,15 @@ def _settings(run: RunFolder, words: Sequence[str]) -> Settings:
     return settings
 
 
-def _open(run: RunFolder, settings: Settings) -> Comparison:
+def _open(run: RunFolder, settings: Settings) -> IdentifierComparison:
     opened = open_finished(run, settings)
     scorer = build_scorer(settings.identifier)
-    return Comparison(
+    return IdentifierComparison(
         run, settings, opened.domains, opened.engine, opened.basis, opened.scale, scorer
     )
 
 
-def _write(run: RunFolder, comparison: Comparison, rows: Sequence[Row]) -> None:
+def _write(run: RunFolder, comparison: IdentifierComparison, rows: Sequence[ComparisonRow]) -> None:
     words = {t: d.asdict() for t, d in comparison.descriptions.items() if d is not None}
     document = {
         "model": comparison.scorer.model,

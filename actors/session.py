@@ -30,7 +30,7 @@ from archipelago.pipeline.config import redacted
 from archipelago.pipeline.errors import Stopped
 from archipelago.pipeline.evaluation.joint import dense_figure
 from archipelago.pipeline.evaluation.report import write_report
-from archipelago.pipeline.identifiers import Looker, identifiers
+from archipelago.pipeline.identifiers import ScoreCache, identifiers
 from archipelago.pipeline.identifiers.basis import find_basis, load_basis
 from archipelago.pipeline.identifiers.scorer import Scorer, check_driver
 from archipelago.pipeline.learned.engine import EngineSpec
@@ -167,7 +167,7 @@ class Session:
         check_data(self.run, settings, prepared, reference=self.parent is not None)
         self.learner = Learner(
             self.run, settings, prepared, engine, basis, float(facts["scale"]), kernels,
-            looker=self._looker(),
+            score_cache=self._score_cache(),
             shared=self.parent.run if self.parent else None,
             threads=worker_threads(settings, "train"),
         )  # fmt: skip
@@ -175,8 +175,8 @@ class Session:
     @property
     def _looks(self) -> bool:
         """Whether a multimodal model is needed."""
-        looks = identifiers.get(self.settings.identifier.name).looks
-        return looks and method_class(self.settings.method.name).identifies()
+        multimodal = identifiers.get(self.settings.identifier.name).multimodal
+        return multimodal and method_class(self.settings.method.name).identifies()
 
     def _scorer(self) -> Scorer | None:
         """The multimodal model: in this process or in a pool of replicas."""
@@ -184,12 +184,12 @@ class Session:
             return None
         return self._stack.enter_context(IdentifierPool(self.settings)).scorer
 
-    def _looker(self) -> Looker | None:
+    def _score_cache(self) -> ScoreCache | None:
         """The model with the scores that the run has already; its references share them."""
         if not self._looks or self.scorer is None:
             return None
         folder = (self.parent or self).run.folder.child("identifier")
-        return Looker(self.scorer, self.settings.identifier, self.settings.seed, folder)
+        return ScoreCache(self.scorer, self.settings.identifier, self.settings.seed, folder)
 
     def _kernels(self, stored: dict[str, Any] | None) -> Kernels:
         """The recorded choice of this run or of its parent, else what suits the machine."""

@@ -16,11 +16,11 @@ import numpy as np
 
 from archipelago.pipeline.borrowing import neighbours_of, with_lenders
 from archipelago.pipeline.closedform import Basis
-from archipelago.pipeline.evaluation.evaluator import Evaluator, shown
+from archipelago.pipeline.evaluation.evaluator import Evaluator, image_source
 from archipelago.pipeline.evaluation.prequential import prequential
 from archipelago.pipeline.evaluation.views import Encoder
 from archipelago.pipeline.fitting import fitted_of, looked_at, probe_of, task_record
-from archipelago.pipeline.identifiers import Looker
+from archipelago.pipeline.identifiers import ScoreCache
 from archipelago.pipeline.identifiers.describer import Describer
 from archipelago.pipeline.learned.state import State, build_state
 from archipelago.pipeline.methods import Fitted, Neighbour, StageData
@@ -48,7 +48,7 @@ class Learner:
         basis: of compact features.
         scale: `exp(logit_scale)` of the backbone.
         kernels: attention kernel and precision of the whole run.
-        looker: a multimodal model, for identifiers that look.
+        score_cache: asks a multimodal model, for identifiers that need one.
         shared: run whose stored test features are reused.
         threads: of torch, for training in this process.
         train: runs a stage; `pipeline.training.launch.train_stage` unless a test says otherwise.
@@ -63,7 +63,7 @@ class Learner:
         basis: Basis,
         scale: float,
         kernels: Kernels,
-        looker: Looker | None = None,
+        score_cache: ScoreCache | None = None,
         shared: RunFolder | None = None,
         threads: int = 0,
         train: Callable[[StageSpec], Outcome] = train_stage,
@@ -75,7 +75,7 @@ class Learner:
         self.basis = basis
         self.scale = scale
         self.kernels = kernels
-        self.looker = looker
+        self.score_cache = score_cache
         self.threads = threads
         self.stages = stages_of(settings, [domain.name for domain in domains])
         self.evaluator = Evaluator(
@@ -92,7 +92,7 @@ class Learner:
         """The state of what is learned so far."""
         return build_state(
             list(self.groups.values()), self.settings, self.basis, scale=self.scale,
-            looker=self.looker,
+            score_cache=self.score_cache,
         )  # fmt: skip
 
     # -- where we are ------------------------------------------------------------------------
@@ -354,33 +354,33 @@ class Learner:
         if record.kind is not None:
             return record
         needs_probe = record.probe is None
-        looks = self.state.identifier is not None and self.state.identifier.looks
-        if not needs_probe and not looks:
+        multimodal = self.state.identifier is not None and self.state.identifier.multimodal
+        if not needs_probe and not multimodal:
             return record
         state = build_state(
             [*self.groups.values(), group], self.settings, self.basis, scale=self.scale,
-            looker=self.looker,
+            score_cache=self.score_cache,
         )  # fmt: skip
         table = ImageTable.open(domain.tables["train"])
-        if looks and state.identifier is not None and record.rows:
-            seen = shown(table, domain.digests["train"], domain.name, record.rows.places)
+        if multimodal and state.identifier is not None and record.rows:
+            seen = image_source(table, domain.digests["train"], domain.name, record.rows.places)
             study = state.identifier.study(record, seen)
-            self._note_work(group.stage, record, state.identifier.looker)
+            self._note_usage(group.stage, record, state.identifier.score_cache)
             record = replace(record, study=study)
         if needs_probe:
             probe = probe_of(state, self.encoder, self.evaluator.texts, record, domain)
             record = replace(record, probe=probe)
         return record
 
-    def _note_work(self, stage: int, record: TaskRecord, looker: Looker | None) -> None:
+    def _note_usage(self, stage: int, record: TaskRecord, score_cache: ScoreCache | None) -> None:
         """Journal what the multimodal model did for this stage; nothing where there is none."""
         described = record.description
-        if looker is None or described is None:
+        if score_cache is None or described is None:
             return
-        work, traces = looker.take_work()
+        usage, traces = score_cache.take_usage()
         if traces:
             self.run.folder.write_json(f"identifier/traces/{stage:03d}-{record.name}.json", traces)
         self.run.journal.append(
             "described", stage=stage, task=record.name, text=described["text"],
-            by=described["by"], model=described["model"], work=work.asdict(),
+            by=described["by"], model=described["model"], work=usage.asdict(),
         )  # fmt: skip

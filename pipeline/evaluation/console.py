@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from archipelago.pipeline.identifiers.places import said
+from archipelago.pipeline.identifiers.position_bias import bias_in_words
 
 ACCURACY = "accuracy"  # a task's own figure where it classifies
 TITLES = {  # the first that was measured is shown stage by stage
@@ -115,7 +115,7 @@ def _caption(report: dict[str, Any]) -> Text:
             text.append(f"\n{identifier['backend']}: {identifier['model']} was asked ")
             text.append(f"{identifier['calls']} times, {identifier['fallbacks']} fallbacks")
         if identifier["position_bias"] is not None:
-            text.append(f"\n{said(identifier['position_bias'])}")
+            text.append(f"\n{bias_in_words(identifier['position_bias'])}")
     for group in report["groups"]:
         for task, description in group.get("descriptions", {}).items():
             by = "" if description["by"] == "mllm" else " (by hand)"

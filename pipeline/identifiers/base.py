@@ -19,7 +19,7 @@ import numpy as np
 
 from archipelago.pipeline.closedform import Basis
 from archipelago.pipeline.identifiers.description import Description, Sample
-from archipelago.pipeline.identifiers.looker import Looker, Shown
+from archipelago.pipeline.identifiers.score_cache import ImageSource, ScoreCache
 from archipelago.pipeline.records import TaskRecord
 from archipelago.pipeline.registry import Registry
 from archipelago.pipeline.settings import IdentifierSettings
@@ -38,12 +38,12 @@ class Evidence:
     Attributes:
         compact: (B, K) compact features.
         task: the true task's name; only the oracle reads it.
-        shown: the B images themselves, read when asked for; for identifiers that look.
+        images: the B images themselves, read when asked for; for multimodal identifiers.
     """
 
     compact: np.ndarray
     task: str | None = None
-    shown: Shown | None = None
+    images: ImageSource | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,24 +88,24 @@ class Identifier(ABC):
     Args:
         settings: its section of the configuration.
         basis: what compact features are made with.
-        looker: a multimodal model, for identifiers that look.
+        score_cache: asks a multimodal model, for multimodal identifiers.
         soft: what it says is weighed, not followed: a multimodal model's word then counts as much
             as it helps on calibration rows, and for nothing where it does not.
     """
 
     name: ClassVar[str]
-    looks: ClassVar[bool] = False  # at the images themselves, with a multimodal model
+    multimodal: ClassVar[bool] = False  # shows the images themselves to a multimodal model
 
     def __init__(
         self,
         settings: IdentifierSettings,
         basis: Basis,
-        looker: Looker | None = None,
+        score_cache: ScoreCache | None = None,
         soft: bool = False,
     ) -> None:
         self.settings = settings
         self.basis = basis
-        self.looker = looker
+        self.score_cache = score_cache
         self.soft = soft
 
     @abstractmethod
@@ -130,18 +130,18 @@ class Identifier(ABC):
         """The novelty that `share` of the learned tasks' images exceed; None where unknown."""
         return None
 
-    # -- for identifiers that look -----------------------------------------------------------
+    # -- for multimodal identifiers ----------------------------------------------------------
 
     def describe(self, sample: Sample) -> Description | None:
-        """Put a new task into words; None for identifiers that do not look. May run ahead."""
+        """Put a new task into words; None for others. May run ahead."""
         return None
 
-    def study(self, record: TaskRecord, shown: Shown) -> dict[str, Any] | None:
+    def study(self, record: TaskRecord, images: ImageSource) -> dict[str, Any] | None:
         """What to note of a new task, known already, that its statistics do not hold.
 
         Args:
             record: of the new task.
-            shown: the images of its calibration rows.
+            images: the images of its calibration rows.
         """
         return None
 
@@ -150,7 +150,7 @@ class Identifier(ABC):
         """The learned tasks in words."""
         return ()
 
-    def doubted(self, found: Identification) -> np.ndarray:
+    def to_consult(self, found: Identification) -> np.ndarray:
         """Positions of the images about which a multimodal model is worth asking.
 
         Args:
@@ -158,7 +158,7 @@ class Identifier(ABC):
         """
         return np.zeros(0, np.int64)
 
-    def settled(
+    def with_scores(
         self, found: Identification, rows: np.ndarray, scores: np.ndarray
     ) -> Identification:
         """What `alone` says, with the multimodal model's scores of some images.
@@ -187,11 +187,14 @@ def sigmoid(log_odds: np.ndarray) -> np.ndarray:
 
 
 def build_identifier(
-    settings: IdentifierSettings, basis: Basis, looker: Looker | None = None, soft: bool = False
+    settings: IdentifierSettings,
+    basis: Basis,
+    score_cache: ScoreCache | None = None,
+    soft: bool = False,
 ) -> Identifier:
     """The identifier that the settings name, knowing nothing; arguments as for `Identifier`.
 
     Raises:
         UserError: unknown name.
     """
-    return identifiers.get(settings.name)(settings, basis, looker, soft)
+    return identifiers.get(settings.name)(settings, basis, score_cache, soft)

@@ -45,8 +45,8 @@ class Describer:
         self._settings = settings
         self._sample = sample
         self._begun: dict[str, Future[Description | None]] = {}
-        looker = None if identifier is None else identifier.looker
-        ahead = looker is not None and looker.scorer.remote
+        score_cache = None if identifier is None else identifier.score_cache
+        ahead = score_cache is not None and score_cache.scorer.remote
         self._pool = ThreadPoolExecutor(1, "describe") if ahead else None
 
     def begin(self, *domains: PreparedDomain) -> None:
@@ -61,7 +61,7 @@ class Describer:
         Raises:
             UserError: the model does not answer.
         """
-        if self.identifier is None or not self.identifier.looks:
+        if self.identifier is None or not self.identifier.multimodal:
             return None
         begun = self._begun.pop(domain.name, None)
         return self._write(domain) if begun is None else begun.result()

@@ -15,7 +15,7 @@ from archipelago.pipeline.identifiers.base import (
     nothing_known,
     register,
 )
-from archipelago.pipeline.identifiers.looker import Looker
+from archipelago.pipeline.identifiers.score_cache import ScoreCache
 from archipelago.pipeline.records import TaskRecord
 from archipelago.pipeline.settings import IdentifierSettings
 
@@ -30,10 +30,10 @@ class Oracle(Identifier):
         self,
         settings: IdentifierSettings,
         basis: Basis,
-        looker: Looker | None = None,
+        score_cache: ScoreCache | None = None,
         soft: bool = False,
     ) -> None:
-        super().__init__(settings, basis, looker, soft)
+        super().__init__(settings, basis, score_cache, soft)
         self._tasks: tuple[str, ...] = ()
 
     @property

@@ -26,7 +26,7 @@ from archipelago.pipeline.identifiers.base import (
     nothing_known,
     register,
 )
-from archipelago.pipeline.identifiers.looker import Looker
+from archipelago.pipeline.identifiers.score_cache import ScoreCache
 from archipelago.pipeline.records import TaskRecord
 from archipelago.pipeline.settings import IdentifierSettings
 
@@ -44,10 +44,10 @@ class Prototype(Identifier):
         self,
         settings: IdentifierSettings,
         basis: Basis,
-        looker: Looker | None = None,
+        score_cache: ScoreCache | None = None,
         soft: bool = False,
     ) -> None:
-        super().__init__(settings, basis, looker, soft)
+        super().__init__(settings, basis, score_cache, soft)
         self._knowledge: Knowledge | None = None
         self._records: dict[str, TaskRecord] = {}
 

@@ -14,7 +14,7 @@ from archipelago.jobs import serve as job
 from archipelago.jobs.ray_head import free_ports
 from archipelago.pipeline.identifiers.scorer import build_scorer
 from archipelago.pipeline.learned import Ask
-from archipelago.pipeline.learned.consult import Doubt, settle
+from archipelago.pipeline.learned.consult import ConsultRequest, consult_results
 from archipelago.pipeline.serving.model import ServedModel
 from archipelago.pipeline.settings import IdentifierSettings
 from archipelago.pipeline.store import RunFolder
@@ -65,13 +65,13 @@ def test_the_pool_is_asked_over_http(url: str, run: RunFolder, served_world: Wor
     images = np.concatenate([test_images(served_world, task, 2) for task in TASKS])
     noise = np.random.default_rng(0).integers(0, 256, (2, *images.shape[1:]), dtype=np.uint8)
     images = np.concatenate([images, noise])
-    doubts: list[Doubt] = []
-    _, alone, _ = model.classify(images, [Ask()] * len(images), doubts)
-    rows = [doubt.row for doubt in doubts]
+    unsure: list[ConsultRequest] = []
+    _, alone, _ = model.classify(images, [Ask()] * len(images), unsure)
+    rows = [request.row for request in unsure]
     assert rows == list(range(len(images))), "every image, those of no domain too"
     scorer = build_scorer(model.settings.identifier)
-    scores = scorer.score(images, doubts[0].texts, "likelihood", 0).values[:, :-1]
-    told = settle(doubts, scores)
+    scores = scorer.score(images, unsure[0].texts, "likelihood", 0).values[:, :-1]
+    told = consult_results(unsure, scores)
     _, wanted, _ = model.classify(images, [Ask(shares=shares) for shares in told])
     assert any(a.task != b.task for a, b in zip(alone, wanted, strict=True)), "it is heard"
     for a, b in zip(alone, wanted, strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from archipelago.pipeline.evaluation.protocol import SETTINGS
-from archipelago.pipeline.evaluation.views import Remembering, SplitView
+from archipelago.pipeline.evaluation.views import CachedFeatures, SplitView
 from archipelago.pipeline.identifiers import Evidence
 from archipelago.pipeline.learned.answering import blind
 from archipelago.pipeline.learned.engine import Engine, EngineSpec
@@ -195,7 +195,7 @@ def test_lambda_auto_was_measured_with_what_it_is_applied_to(world: World, tmp_p
             _, held = stratified_fold(labels, 0.1, learner.settings.seed, domain.name)
             compact, frozen = learner.encoder.look(table, held)
             view = SplitView(
-                compact, frozen, Remembering(learner.encoder, table, held),
+                compact, frozen, CachedFeatures(learner.encoder, table, held),
                 learner.evaluator.texts, learner.evaluator.store.versions,
             )  # fmt: skip
             assert state.identifier is not None

@@ -21,7 +21,7 @@ from archipelago.actors.arguments import load_settings
 from archipelago.actors.environment import be_somebody
 from archipelago.actors.exits import exit_codes
 from archipelago.actors.loopback import is_loopback, spare_loopback, url_of
-from archipelago.actors.mishaps import MENDS, in_words
+from archipelago.actors.os_errors import MENDS, in_words
 from archipelago.jobs import sequence, sync
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.store import Folder
@@ -161,7 +161,7 @@ class Wrapped(Exception):
         (RuntimeError("line 28"), None),
     ],
 )
-def test_mishaps_are_found_however_they_are_wrapped(error: Exception, said: str | None) -> None:
+def test_os_errors_are_found_however_they_are_wrapped(error: Exception, said: str | None) -> None:
     words = in_words(error)
     assert words is None if said is None else words is not None and words.startswith(said)
 

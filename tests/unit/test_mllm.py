@@ -15,18 +15,21 @@ import pytest
 
 from archipelago.actors import contest
 from archipelago.jobs import identify
-from archipelago.pipeline.evaluation.comparison import Candidate, Comparison
+from archipelago.pipeline.evaluation.identifier_comparison import (
+    IdentifierComparison,
+    IdentifierVariant,
+)
 from archipelago.pipeline.evaluation.records import read_records
 from archipelago.pipeline.evaluation.report import build_report, write_report
-from archipelago.pipeline.identifiers import Evidence, Looker, Shown
+from archipelago.pipeline.identifiers import Evidence, ImageSource, ScoreCache
+from archipelago.pipeline.identifiers.calibration import ConsultRule
 from archipelago.pipeline.identifiers.cascade import Cascade
 from archipelago.pipeline.identifiers.choices import Choices
 from archipelago.pipeline.identifiers.description import Description
-from archipelago.pipeline.identifiers.folds import Rule
-from archipelago.pipeline.identifiers.places import Places, said
+from archipelago.pipeline.identifiers.position_bias import PositionTally, bias_in_words
 from archipelago.pipeline.identifiers.scorer import Scores
 from archipelago.pipeline.learned import LearnedModel
-from archipelago.pipeline.learned.consult import doubts_of, settle
+from archipelago.pipeline.learned.consult import consult_requests, consult_results
 from archipelago.pipeline.learned.engine import Engine, EngineSpec
 from archipelago.pipeline.learner import Learner
 from archipelago.pipeline.model.kernels import Kernels
@@ -90,8 +93,10 @@ def _learner(world: World, run: RunFolder, settings: Settings, scorer: Colours |
     open_run(world, run, settings)
     if scorer is None:
         return make_learner(world, run, settings)
-    looker = Looker(scorer, settings.identifier, settings.seed, run.folder.child("identifier"))
-    return make_learner(world, run, settings, looker=looker)
+    score_cache = ScoreCache(
+        scorer, settings.identifier, settings.seed, run.folder.child("identifier")
+    )
+    return make_learner(world, run, settings, score_cache=score_cache)
 
 
 def _learn(
@@ -126,9 +131,9 @@ def _bias(by_option: Sequence[float], first: float) -> dict[str, Any]:
 
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
     settings = IdentifierSettings(name="mllm", scoring="choice")
-    looker = Looker(Letters(), settings, seed=1)
-    looker.look(Shown(lambda at: images[at]), np.arange(64), ["a", "b", "c"])
-    found = looker.work.asdict()["position_bias"]
+    score_cache = ScoreCache(Letters(), settings, seed=1)
+    score_cache.scores(ImageSource(lambda at: images[at]), np.arange(64), ["a", "b", "c"])
+    found = score_cache.usage.asdict()["position_bias"]
     assert found["images"] == 64 and sum(found["by_place"]) == pytest.approx(100, abs=0.1)
     return found
 
@@ -141,8 +146,8 @@ def test_a_model_that_likes_the_first_letter_is_found_out() -> None:
     assert blind["deviation"][0] == blind["largest"] and max(blind["deviation"][1:]) < 0
     slight = _bias([0.7, 0.15, 0.1, 0.05], first=0.1)
     assert 3 < slight["largest"] < 12 and slight["deviation"][0] == slight["largest"]
-    assert "position bias" in said(slight) and "none" in said(slight)
-    assert Places.empty(2).bias() is None, "one description stands nowhere else"
+    assert "position bias" in bias_in_words(slight) and "none" in bias_in_words(slight)
+    assert PositionTally.empty(2).bias() is None, "one description stands nowhere else"
 
 
 def test_every_pair_is_scored_once_in_all_stages(run: RunFolder, scorer: Colours) -> None:
@@ -253,26 +258,26 @@ def test_each_image_is_decided_alone_and_forgetting_is_exact(
     first = _learner(world, RunFolder(tmp_path / "a"), settings, Colours())
     learn_stream(first)
     identifier, evidence = first.state.identifier, first.evaluator.evidence(TASKS[2])
-    assert identifier is not None and evidence.shown is not None
-    whole, read = identifier.identify(evidence), evidence.shown.read
+    assert identifier is not None and evidence.images is not None
+    whole, read = identifier.identify(evidence), evidence.images.read
     for row in (0, 5):
-        shown = Shown(lambda at, row=row: read(at + row))  # unknown to the memory
+        shown = ImageSource(lambda at, row=row: read(at + row))  # unknown to the memory
         alone = identifier.identify(Evidence(evidence.compact[row : row + 1], TASKS[2], shown))
         np.testing.assert_allclose(alone.log_shares[0], whole.log_shares[row], atol=1e-4)
         np.testing.assert_allclose(alone.log_odds[0], whole.log_odds[row], atol=1e-4)
     # Online the model is asked beside the pass; how new an image is, is not its to say.
     if isinstance(identifier, Cascade):
-        fitted, identifier.rule = identifier.rule, Rule(2.0, 0.7)  # asks about all
+        fitted, identifier.rule = identifier.rule, ConsultRule(2.0, 0.7)  # asks about all
     inside = identifier.identify(evidence)
     found = identifier.alone.identify(Evidence(evidence.compact))
-    doubts = doubts_of(identifier, found, np.arange(len(found.novelty)))
-    rows = [doubt.row for doubt in doubts]
+    unsure = consult_requests(identifier, found, np.arange(len(found.novelty)))
+    rows = [request.row for request in unsure]
     if name == "mllm":
         assert rows == list(range(len(found.novelty)))
     else:
         assert rows and set(rows) == set(np.flatnonzero(found.unseen <= 0.5).tolist())
-    scores = Colours().score(read(np.array(rows)), doubts[0].texts, "likelihood", 0).values
-    told = settle(doubts, np.concatenate([scores[:-1, :-1], np.full((1, N), np.nan)]))
+    scores = Colours().score(read(np.array(rows)), unsure[0].texts, "likelihood", 0).values
+    told = consult_results(unsure, np.concatenate([scores[:-1, :-1], np.full((1, N), np.nan)]))
     for row, shares in zip(rows[:-1], told, strict=False):
         assert [task for task, _ in shares] == list(inside.options)
         np.testing.assert_allclose(
@@ -300,7 +305,7 @@ def test_identifiers_side_by_side_are_what_runs_with_them_are(
     settings = _settings(world, "mllm")
     engine = Engine(EngineSpec(settings, run.uri, Kernels()))
     with run.lock():
-        comparison = Comparison(
+        comparison = IdentifierComparison(
             run,
             settings,
             world.domains,
@@ -311,7 +316,7 @@ def test_identifiers_side_by_side_are_what_runs_with_them_are(
         )
         assert comparison.read() == list(TASKS)
         rows = {
-            title: comparison.row(Candidate(*title.split()))
+            title: comparison.row(IdentifierVariant(*title.split()))
             for title in ("prototype", "mllm likelihood", "mllm choice", "cascade likelihood",
                           "oracle")
         }  # fmt: skip

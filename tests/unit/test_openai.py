@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from archipelago.pipeline.errors import UserError
-from archipelago.pipeline.identifiers import Looker, Shown
+from archipelago.pipeline.identifiers import ImageSource, ScoreCache
 from archipelago.pipeline.identifiers.drivers import openai
 from archipelago.pipeline.identifiers.scorer import ScorerError, build_scorer
 from archipelago.pipeline.redact import redacted
@@ -116,22 +116,22 @@ def settings(endpoint: Endpoint, scoring: str = "choice", retries: int = 4) -> I
     )  # fmt: skip
 
 
-def look(chosen: IdentifierSettings) -> tuple[np.ndarray, Looker]:
+def look(chosen: IdentifierSettings) -> tuple[np.ndarray, ScoreCache]:
     """Scores of all images for both texts and none, and who asked."""
-    looker = Looker(build_scorer(chosen), chosen)
-    shown = Shown(lambda at: IMAGES[at])
-    return looker.look(shown, np.arange(len(IMAGES)), TEXTS), looker
+    score_cache = ScoreCache(build_scorer(chosen), chosen)
+    shown = ImageSource(lambda at: IMAGES[at])
+    return score_cache.scores(shown, np.arange(len(IMAGES)), TEXTS), score_cache
 
 
 @pytest.mark.parametrize("scoring", ["choice", "generate"])
 def test_troubles_that_pass_lose_no_request(endpoint: Endpoint, scoring: str) -> None:
     endpoint.troubles = ["429", "500", "garbage", "truncated", "slow", "503", "429"]
-    values, looker = look(settings(endpoint, scoring))
+    values, score_cache = look(settings(endpoint, scoring))
     assert values.shape == (12, 3) and not np.isnan(values).any()
     assert values.argmax(axis=1).tolist() == [0, 1] * 6, "in whatever order they were shown"
     assert len(endpoint.requests) == 12 + 7
-    assert (looker.work.fallbacks, looker.work.parse_failures) == (0, 0)
-    assert (looker.work.calls, looker.work.scorings) == (12, 12)
+    assert (score_cache.usage.fallbacks, score_cache.usage.parse_failures) == (0, 0)
+    assert (score_cache.usage.calls, score_cache.usage.scorings) == (12, 12)
     assert 1 < endpoint.busiest <= 3, "side by side, but not more than was allowed"
     orders = {r["messages"][0]["content"][-1]["text"].splitlines()[1] for r in endpoint.requests}
     assert len(orders) == len(TEXTS), "the options change places"
@@ -141,19 +141,19 @@ def test_troubles_that_pass_lose_no_request(endpoint: Endpoint, scoring: str) ->
 @pytest.mark.parametrize("trouble", ["500", "garbage", "truncated", "slow"])
 def test_troubles_that_stay_are_counted_fallbacks(endpoint: Endpoint, trouble: str) -> None:
     endpoint.always = trouble
-    values, looker = look(settings(endpoint, retries=0))
+    values, score_cache = look(settings(endpoint, retries=0))
     assert np.isnan(values).all()
-    assert (looker.work.fallbacks, looker.work.parse_failures) == (12, 0)
+    assert (score_cache.usage.fallbacks, score_cache.usage.parse_failures) == (12, 0)
     with pytest.raises(ScorerError, match=r"127\.0\.0\.1"):
-        looker.scorer.describe(IMAGES[:1], ["cat"], 0)
+        score_cache.scorer.describe(IMAGES[:1], ["cat"], 0)
 
 
 def test_answers_that_are_no_option_are_parse_failures(endpoint: Endpoint) -> None:
     endpoint.always = "chatty"
-    values, looker = look(settings(endpoint, "generate"))
+    values, score_cache = look(settings(endpoint, "generate"))
     assert np.isnan(values).all() and len(endpoint.requests) == 12
-    assert (looker.work.fallbacks, looker.work.parse_failures) == (12, 12)
-    values, looker = look(settings(endpoint, "choice"))
+    assert (score_cache.usage.fallbacks, score_cache.usage.parse_failures) == (12, 12)
+    values, score_cache = look(settings(endpoint, "choice"))
     assert not np.isnan(values).any(), "the letters' probabilities are there all the same"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from archipelago.pipeline.closedform import Basis, make_basis
 from archipelago.pipeline.config import redacted
-from archipelago.pipeline.identifiers import Looker
+from archipelago.pipeline.identifiers import ScoreCache
 from archipelago.pipeline.learned.engine import Engine, EngineSpec
 from archipelago.pipeline.learner import Learner
 from archipelago.pipeline.model.kernels import Kernels
@@ -77,7 +77,11 @@ def stage_spec(world: World, run: Path, chosen: Settings, stage: int = 0) -> Sta
 
 
 def make_learner(
-    world: World, run: RunFolder, chosen: Settings, looker: Looker | None = None, **options: Any
+    world: World,
+    run: RunFolder,
+    chosen: Settings,
+    score_cache: ScoreCache | None = None,
+    **options: Any,
 ) -> Learner:
     """A learner with an engine in this process and a basis of random images."""
     engine = Engine(EngineSpec(chosen, run.uri, Kernels()))
@@ -85,7 +89,7 @@ def make_learner(
         keep_basis(run, make_noise_basis(engine))
     return Learner(
         run, chosen, world.domains, engine, engine.basis, engine.backbone.logit_scale, Kernels(),
-        looker, **options,
+        score_cache, **options,
     )  # fmt: skip
 
 
