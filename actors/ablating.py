@@ -57,7 +57,10 @@ def table(rows: Sequence[dict[str, Any]], method: str) -> Table:
         if gain is not None:
             said = f"{gain['mean']:+.1f} ± {0.5 * (gain['high'] - gain['low']):.1f}"
         found.add_row(
-            row["variant"], *(percent(tail.get(key)) for key in ("transfer", "average", "last")),
-            said, percent(given.get("last")), percent(row["acceptance"]),
-        )  # fmt: skip
+            row["variant"],
+            *(percent(tail.get(key)) for key in ("transfer", "average", "last")),
+            said,
+            percent(given.get("last")),
+            percent(row["acceptance"]),
+        )
     return found

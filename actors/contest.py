@@ -74,8 +74,9 @@ def recognised(rows: Sequence[ComparisonRow], tasks: Sequence[str], model: str) 
     """Own images to own task after the last stage: tasks as rows, identifiers as columns."""
     found = Table(
         title=f"Own test images to own task after the last stage, percent; model {model}",
-        title_justify="left", header_style="bold",
-    )  # fmt: skip
+        title_justify="left",
+        header_style="bold",
+    )
     found.add_column("task")
     for row in rows:
         found.add_column(row.title, justify="right")
@@ -91,8 +92,9 @@ def consequences(rows: Sequence[ComparisonRow]) -> Table:
     """Unseen images, cost and the metrics of the run: identifiers as columns."""
     found = Table(
         title="Unseen images (mean over the stages), cost of all stages, what comes of it",
-        title_justify="left", header_style="bold",
-    )  # fmt: skip
+        title_justify="left",
+        header_style="bold",
+    )
     found.add_column("")
     for row in rows:
         found.add_column(row.title, justify="right")

@@ -158,19 +158,29 @@ class Session:
             },
         )
         log.info(
-            "%s with %s on %s: %s attention, %s", settings.method.name, facts["name"],
-            kernels.device, document["kernels"]["attention"], document["kernels"]["precision"],
-        )  # fmt: skip
+            "%s with %s on %s: %s attention, %s",
+            settings.method.name,
+            facts["name"],
+            kernels.device,
+            document["kernels"]["attention"],
+            document["kernels"]["precision"],
+        )
         if self.parent is None:
             check_prompts(self.domains, tokenizer_of(settings.backbone))
         prepared = self._prepare(int(facts["image_size"]))
         check_data(self.run, settings, prepared, reference=self.parent is not None)
         self.learner = Learner(
-            self.run, settings, prepared, engine, basis, float(facts["scale"]), kernels,
+            self.run,
+            settings,
+            prepared,
+            engine,
+            basis,
+            float(facts["scale"]),
+            kernels,
             score_cache=self._score_cache(),
             shared=self.parent.run if self.parent else None,
             threads=worker_threads(settings, "train"),
-        )  # fmt: skip
+        )
 
     @property
     def _looks(self) -> bool:
@@ -238,8 +248,10 @@ class Session:
             if domain.quarantined:
                 log.warning(
                     "%s: %d rows cannot be used, see quarantine-%s.parquet in the run folder",
-                    domain.name, domain.quarantined, domain.name,
-                )  # fmt: skip
+                    domain.name,
+                    domain.quarantined,
+                    domain.name,
+                )
         return prepared
 
     def _basis(self, engine: Any, size: int, tasks: list[str]) -> Basis:

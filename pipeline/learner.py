@@ -35,6 +35,7 @@ from archipelago.pipeline.training.launch import train_stage
 from archipelago.pipeline.training.stage import Outcome, StageSpec
 
 log = logging.getLogger(__name__)
+TRAINING_FACTS = ("images_per_second", "loss", "held_out_accuracy", "held_out_loss", "curve")
 
 
 class Learner:
@@ -88,12 +89,15 @@ class Learner:
         self._train = train
         self._describer = Describer(self.state.identifier, settings)
 
-    def _state(self) -> State:
-        """The state of what is learned so far."""
+    def _state(self, *more: GroupRecord) -> State:
+        """The state of what is learned so far, and of these groups."""
         return build_state(
-            list(self.groups.values()), self.settings, self.basis, scale=self.scale,
+            [*self.groups.values(), *more],
+            self.settings,
+            self.basis,
+            scale=self.scale,
             score_cache=self.score_cache,
-        )  # fmt: skip
+        )
 
     # -- where we are ------------------------------------------------------------------------
 
@@ -212,9 +216,12 @@ class Learner:
             return compact, frozen, ImageTable.open(table).labels[rows]
 
         return StageData(
-            stage, self.stages[stage].name, tuple(records),
-            lambda: self._trained(stage, attempt, records), look,
-        )  # fmt: skip
+            stage,
+            self.stages[stage].name,
+            tuple(records),
+            lambda: self._trained(stage, attempt, records),
+            look,
+        )
 
     def _publish(self, event: str, record: GroupRecord, seconds: dict[str, float]) -> None:
         """Answer with a stored record from now on, and say so."""
@@ -243,14 +250,9 @@ class Learner:
             task=self.stages[stage].name,
             attempt=attempt,
             steps=facts.get("best_step", 0),
-            **{
-                key: facts.get(key)
-                for key in (
-                    "images_per_second", "loss", "held_out_accuracy", "held_out_loss", "curve",
-                )
-            },
+            **{key: facts.get(key) for key in TRAINING_FACTS},
             seconds=seconds,
-        )  # fmt: skip
+        )
 
     def _identified(self, domain: PreparedDomain) -> bool:
         """Whether images must be identified as of this task; dense tasks share their images."""
@@ -284,16 +286,17 @@ class Learner:
         if not self._identified(domain):
             return record
         _, held = stratified_fold(
-            table.labels, self.settings.stream.held_out, self.settings.seed, domain.name,
+            table.labels,
+            self.settings.stream.held_out,
+            self.settings.seed,
+            domain.name,
             table.groups,
-        )  # fmt: skip
+        )
         record = looked_at(record, domain, self.encoder, held)
         if not self.method.fuses:
             return record
-        curve = prequential(
-            self.state, self.encoder, self.evaluator.texts, self.evaluator.store.versions,
-            domain, held,
-        )  # fmt: skip
+        texts, versions = self.evaluator.texts, self.evaluator.store.versions
+        curve = prequential(self.state, self.encoder, texts, versions, domain, held)
         return replace(record, lambda_accuracy=curve)
 
     def _trained(self, stage: int, attempt: int, records: Sequence[TaskRecord]) -> Fitted:
@@ -308,9 +311,16 @@ class Learner:
             earlier = learned[-1:] if self.method.continues else []
         refs = tuple(group.ref for group in earlier if group.ref is not None)
         spec = StageSpec(
-            self.settings, self.run.uri, self.kernels, stage, tuple(self._domains(stage)),
-            refs, neighbours, attempt, self.threads,
-        )  # fmt: skip
+            self.settings,
+            self.run.uri,
+            self.kernels,
+            stage,
+            tuple(self._domains(stage)),
+            refs,
+            neighbours,
+            attempt,
+            self.threads,
+        )
         return fitted_of(self._train(spec), self.stages[stage].tasks)
 
     def _record(self, stage: int, records: Sequence[TaskRecord], fitted: Fitted) -> GroupRecord:
@@ -357,10 +367,7 @@ class Learner:
         multimodal = self.state.identifier is not None and self.state.identifier.multimodal
         if not needs_probe and not multimodal:
             return record
-        state = build_state(
-            [*self.groups.values(), group], self.settings, self.basis, scale=self.scale,
-            score_cache=self.score_cache,
-        )  # fmt: skip
+        state = self._state(group)
         table = ImageTable.open(domain.tables["train"])
         if multimodal and state.identifier is not None and record.rows:
             seen = image_source(table, domain.digests["train"], domain.name, record.rows.places)
@@ -380,7 +387,7 @@ class Learner:
         usage, traces = score_cache.take_usage()
         if traces:
             self.run.folder.write_json(f"identifier/traces/{stage:03d}-{record.name}.json", traces)
+        said = {key: described[key] for key in ("text", "by", "model")}
         self.run.journal.append(
-            "described", stage=stage, task=record.name, text=described["text"],
-            by=described["by"], model=described["model"], work=usage.asdict(),
-        )  # fmt: skip
+            "described", stage=stage, task=record.name, **said, work=usage.asdict()
+        )

@@ -65,9 +65,11 @@ def difference(a: str, b: str) -> Difference:
         for row in intervals(listed, "a", SAMPLES):
             gains[row["setting"], row["figure"]] = row
     return Difference(
-        settings, [row for row in figures if row[2:] != (None, None)], gains,  # type: ignore[misc]
+        settings,
+        [row for row in figures if row[2:] != (None, None)],  # type: ignore[misc]
+        gains,
         _tasks(*reports.values()),
-    )  # fmt: skip
+    )
 
 
 def tables(found: Difference) -> Iterator[Table]:

@@ -65,8 +65,10 @@ def _bars(document: Mapping[str, Any], setting: str) -> bytes:
             [i + offset for i in range(len(found))],
             [line[key] or 0.0 for line in found],
             xerr=[line[f"{key}_std"] or 0.0 for line in found],
-            height=0.34, color=colour, label=key.capitalize(),
-        )  # fmt: skip
+            height=0.34,
+            color=colour,
+            label=key.capitalize(),
+        )
     axes.set_yticks(range(len(found)), [line["method"] for line in found])
     axes.set_title(TITLES[setting], loc="left", fontsize=10)
     axes.set_xlabel("percent", fontsize=8)

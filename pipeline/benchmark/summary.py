@@ -21,12 +21,18 @@ TITLES = {
     CIL: "Class-incremental: all classes so far",
 }
 COSTS = {
-    "forgetting": ("forgetting", 1), "identifier": ("own domain", 1),
-    "seen_acceptance": ("seen accepted", 1), "unseen_auroc": ("unseen AUROC", 1),
-    "parameters_trained": ("trained", 0), "parameters": ("with identifier", 0),
-    "bytes": ("bytes", 0), "passes": ("passes", 2), "image_gradients": ("image gradients", 0),
-    "seconds": ("learning s", 1), "peak_mib": ("peak MiB", 0),
-}  # fmt: skip
+    "forgetting": ("forgetting", 1),
+    "identifier": ("own domain", 1),
+    "seen_acceptance": ("seen accepted", 1),
+    "unseen_auroc": ("unseen AUROC", 1),
+    "parameters_trained": ("trained", 0),
+    "parameters": ("with identifier", 0),
+    "bytes": ("bytes", 0),
+    "passes": ("passes", 2),
+    "image_gradients": ("image gradients", 0),
+    "seconds": ("learning s", 1),
+    "peak_mib": ("peak MiB", 0),
+}
 
 
 class Line(dict[str, Any]):
@@ -120,9 +126,10 @@ def markdown(document: Mapping[str, Any]) -> str:
         ranks = sorted(item["ranks"].items(), key=lambda pair: pair[1])
         said = ", ".join(f"`{label}` {rank:.2f}" for label, rank in ranks)
         parts += [
-            "", f"Mean ranks by Last in {item['setting']} over {item['streams']} streams: {said};"
+            "",
+            f"Mean ranks by Last in {item['setting']} over {item['streams']} streams: {said};"
             f" critical difference {item['critical_difference']:.2f}.",
-        ]  # fmt: skip
+        ]
     return "\n".join(parts) + "\n"
 
 

@@ -274,8 +274,9 @@ class IdentifierComparison:
                 odd = [np.concatenate([f.novelty for f in part]) for part in (fresh, seen)]
                 aurocs.append(metrics.auroc(*odd))
                 refused.append(np.mean([(outside[t] > 0.5).mean() for t in new]))
-        scores = {name: getattr(metrics, name)(matrix).mean for name in
-                  ("transfer", "average", "last")}  # fmt: skip
+        scores = {
+            name: getattr(metrics, name)(matrix).mean for name in ("transfer", "average", "last")
+        }
         calls = int(work.get("calls", 0))
         return ComparisonRow(
             title=variant.title,
@@ -343,9 +344,7 @@ class IdentifierComparison:
         for share in SHARES:
             margin = float(np.quantile(margins, share)) if share < 1 else 2.0
             cascade.rule = ConsultRule(margin if share else 0.0, weight)
-            own = [
-                (cascade.identify(e).closed == i).mean() for i, e in enumerate(evidences)
-            ]  # fmt: skip
+            own = [(cascade.identify(e).closed == i).mean() for i, e in enumerate(evidences)]
             points.append(
                 {"calls": 100.0 * share, "accuracy": 100.0 * float(np.mean(own)), "weight": weight}
             )

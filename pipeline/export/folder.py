@@ -78,9 +78,12 @@ def export_run(uri: str, target: Path, onnx: str | None = None) -> Exported:
     try:
         document = public(run.read(), [[t["name"] for t in card["tasks"]] for card in cards])
         write_minimal(
-            RunFolder(built), document, run.folder.read(names.BASIS), manifest.groups,
+            RunFolder(built),
+            document,
+            run.folder.read(names.BASIS),
+            manifest.groups,
             lambda ref: _files(run, ref),
-        )  # fmt: skip
+        )
         model = LearnedModel.open(built, device="cpu")  # what cannot be opened is not handed on
         deviation = None
         if onnx is not None:

@@ -79,9 +79,11 @@ class Prototype(Identifier):
         self._knowledge = None
         if parts:
             self._knowledge = Knowledge(
-                parts, self.basis, evidence=wanted if wanted in ("E", "J") else "both",
+                parts,
+                self.basis,
+                evidence=wanted if wanted in ("E", "J") else "both",
                 shrinkage=self.settings.shrinkage,
-            )  # fmt: skip
+            )
 
     def identify(self, evidence: Evidence) -> Identification:
         """Score each image against every task, and say how new it is."""

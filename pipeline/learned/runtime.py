@@ -184,9 +184,11 @@ class Runtime:
                 answers[row] = reply(question, said, at, wishes[row].top_k, threshold)
         done = time.perf_counter()
         spent = {
-            "trunk": seen - clock, "identify": identified - seen,
-            "groups": passed - identified, "text": done - passed,
-        }  # fmt: skip
+            "trunk": seen - clock,
+            "identify": identified - seen,
+            "groups": passed - identified,
+            "text": done - passed,
+        }
         return [a for a in answers if a is not None], {k: 1000.0 * s for k, s in spent.items()}
 
 

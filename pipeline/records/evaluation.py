@@ -126,9 +126,11 @@ def _damaged(folder: Folder, name: str, what: str) -> IntegrityError:
 def _misaligned(record: dict[str, Any]) -> str | None:
     """The first list that is not as long as there are tasks."""
     count = len(record["tasks"])
-    rows = {"accuracy": record["accuracy"]} if "settings" in record else {
-        f"accuracy.{setting}": row for setting, row in record["accuracy"].items()
-    }  # fmt: skip
+    rows = (
+        {"accuracy": record["accuracy"]}
+        if "settings" in record
+        else {f"accuracy.{setting}": row for setting, row in record["accuracy"].items()}
+    )
     rows |= {f"settings.{setting}": row for setting, row in record.get("settings", {}).items()}
     if "images" in record:
         rows["images"] = record["images"]

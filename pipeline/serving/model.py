@@ -207,9 +207,13 @@ class ServedModel:
                 raise KeyError(name)
         with self.exact():
             answers, spent = self.runtime.answer(
-                now.state, now.texts, images_BSSC, [Wish.of(ask) for ask in asks], unsure,
+                now.state,
+                now.texts,
+                images_BSSC,
+                [Wish.of(ask) for ask in asks],
+                unsure,
                 self.serving.abstain,
-            )  # fmt: skip
+            )
         return now.pointer.generation, answers, spent
 
     def embed(

@@ -33,15 +33,20 @@ def run(served_world: World, tmp_path_factory: pytest.TempPathFactory) -> RunFol
     """A run of identifier=mllm; the random model says something else than the signatures."""
     folder = tmp_path_factory.mktemp("consult")
     identifier = {
-        "name": "mllm", "model": str(save_mllm(folder / "mllm")), "samples": 2,
+        "name": "mllm",
+        "model": str(save_mllm(folder / "mllm")),
+        "samples": 2,
         "calibration_images": 8,
-    }  # fmt: skip
+    }
     scorer = build_scorer(IdentifierSettings.model_validate(identifier))
     pool = {"num_cpus": 0.25, "threads": 1, "lease_s": 2}
     run = learned_run(
-        served_world, folder / "run", scorer, identifier=identifier,
+        served_world,
+        folder / "run",
+        scorer,
+        identifier=identifier,
         cluster={"identify": pool},
-    )  # fmt: skip
+    )
     point(run, len(TASKS))
     return run
 
@@ -50,9 +55,13 @@ def run(served_world: World, tmp_path_factory: pytest.TempPathFactory) -> RunFol
 def url(local_ray: str, run: RunFolder) -> Iterator[str]:
     port = free_ports(1)[0]
     words = [
-        f"run_dir={run.uri}", f"serving.port={port}", f"serving.consult_s={PATIENT_S}",
-        "serving.timeout_s=60", "serving.num_cpus=0.1", "serving.canary.floor=0.0",
-    ]  # fmt: skip
+        f"run_dir={run.uri}",
+        f"serving.port={port}",
+        f"serving.consult_s={PATIENT_S}",
+        "serving.timeout_s=60",
+        "serving.num_cpus=0.1",
+        "serving.canary.floor=0.0",
+    ]
     assert job.main(words) == 0
     try:
         yield f"http://127.0.0.1:{port}/v1/classify"
@@ -105,5 +114,6 @@ def test_the_pool_is_asked_over_http(url: str, run: RunFolder, served_world: Wor
         assert domains == pytest.approx(dict(answer.domains), abs=1e-3)
         best = result["classes"][0]
         assert (best["label"], best["probability"]) == (
-            answer.classes[0][0], pytest.approx(answer.classes[0][1], abs=1e-3),
-        )  # fmt: skip
+            answer.classes[0][0],
+            pytest.approx(answer.classes[0][1], abs=1e-3),
+        )

@@ -103,9 +103,14 @@ def _push(folder: Path, port: int, token: str = "hf_stand_in") -> str:
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment |= {"HF_HOME": str(folder.parent / "home"), "HF_TOKEN": token}
     done = subprocess.run(
-        [sys.executable, "-c", PUSHING, str(folder)], env=environment, cwd=ROOT,
-        capture_output=True, text=True, check=False, timeout=250,
-    )  # fmt: skip
+        [sys.executable, "-c", PUSHING, str(folder)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -75,11 +75,18 @@ def endpoint(
     point(run, 2)
     port = free_ports(1)[0]
     words = [
-        f"run_dir={run.uri}", f"serving.port={port}", "publish=candidate",
-        "serving.replicas_min=2", "serving.replicas_max=2", "serving.num_cpus=0.1",
-        "serving.canary.floor=0.0", "serving.max_body_mib=1", "serving.poll_s=0.5",
-        "serving.batch_size=2", "serving.queue=4",
-    ]  # fmt: skip
+        f"run_dir={run.uri}",
+        f"serving.port={port}",
+        "publish=candidate",
+        "serving.replicas_min=2",
+        "serving.replicas_max=2",
+        "serving.num_cpus=0.1",
+        "serving.canary.floor=0.0",
+        "serving.max_body_mib=1",
+        "serving.poll_s=0.5",
+        "serving.batch_size=2",
+        "serving.queue=4",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ARCHIPELAGO_ADMIN_TOKEN", TOKEN)
         assert job.main(words) == 0

@@ -273,8 +273,11 @@ def test_no_module_has_two_names() -> None:
     """All of it imported in one process, from the folder that also holds `pipeline`."""
     found = subprocess.run(
         [sys.executable, "-c", ONE_NAME, str(ROOT)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == "[]"
 
@@ -284,6 +287,10 @@ def test_a_job_finds_its_siblings_from_anywhere(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     found = subprocess.run(
         [sys.executable, "-c", "from archipelago import jobs, actors, pipeline"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert found.returncode == 0, found.stderr

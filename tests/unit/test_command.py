@@ -40,11 +40,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(root: Path, order: tuple[str, ...] = TASKS) -> dict[str, object]:
     return {
-        "stream": "parquet", "stream.root": str(root / "stream"), "stream.order": list(order),
-        "method": "gda_per_task", "tracking": "off",
-        "cluster.train.num_workers": 0, "cluster.encode.num_workers": 0,
+        "stream": "parquet",
+        "stream.root": str(root / "stream"),
+        "stream.order": list(order),
+        "method": "gda_per_task",
+        "tracking": "off",
+        "cluster.train.num_workers": 0,
+        "cluster.encode.num_workers": 0,
         "cluster.data.num_workers": 0,
-    }  # fmt: skip
+    }
 
 
 def words(root: Path, *more: str) -> list[str]:
@@ -101,9 +105,10 @@ def test_help_names_own_words_and_every_setting(
 def test_the_handbook_has_every_setting_with_its_comment() -> None:
     told = {e.key: e for group in (None, *handbook.groups()) for e in handbook.entries(group)}
     missing = {
-        key for key in flatten(load([]))
+        key
+        for key in flatten(load([]))
         if not any(key == name or key.startswith(f"{name}.") for name in told)
-    }  # fmt: skip
+    }
     assert missing == set()
     assert told["stream.held_out"].about.startswith("share of the training split")
     assert told["training.checkpoint_every"].value == "100"
@@ -157,8 +162,13 @@ def test_check_tells_every_fault(
         pq.write_table(
             table.set_column(table.schema.get_field_index("image"), "image", broken), file
         )
-    arguments = words(place, f"stream.root={tmp_path / 'stream'}", "stream.order=null",
-                      f"run_dir={tmp_path / 'new'}", "cluster.train.num_workers=5")  # fmt: skip
+    arguments = words(
+        place,
+        f"stream.root={tmp_path / 'stream'}",
+        "stream.order=null",
+        f"run_dir={tmp_path / 'new'}",
+        "cluster.train.num_workers=5",
+    )
     assert cli.run(["check", *arguments]) == 2
     err = capsys.readouterr().err
     assert "training.batch_size=64: does not divide" in err
@@ -243,8 +253,10 @@ def test_relearn_takes_the_images_as_they_are_now(place: Path, tmp_path: Path) -
     assert cli.run(["relearn", f"run_dir={run}", "task=apples"]) == 0
     after = archipelago.open(run)
     assert list(after.tasks) == list(TASKS)
-    count = {name: int(model.tasks["apples"].sums.counts.sum()) for name, model in
-             (("before", before), ("after", after))}  # fmt: skip
+    count = {
+        name: int(model.tasks["apples"].sums.counts.sum())
+        for name, model in (("before", before), ("after", after))
+    }
     assert count == {"before": 24, "after": 42}
     images = np.full((2, 32, 32, 3), 90, np.uint8)
     same = [model.answer(images, task="boats")[0].classes for model in (before, after)]

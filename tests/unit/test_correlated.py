@@ -74,9 +74,15 @@ def _world(root: Path, order: tuple[str, ...] = TASKS, **options: Any) -> World:
         reader="parquet", root=str(root / "stream"), order=list(order), options=options
     )
     domains = prepare(
-        open_stream(chosen, 0), size=32, run=str(root), cache_dir=str(root / "cache"),
-        cache_gib=1.0, cluster=ClusterSettings(), max_pixels=10_000, use_ray=False,
-    )  # fmt: skip
+        open_stream(chosen, 0),
+        size=32,
+        run=str(root),
+        cache_dir=str(root / "cache"),
+        cache_gib=1.0,
+        cluster=ClusterSettings(),
+        max_pixels=10_000,
+        use_ray=False,
+    )
     return World(domains, root / "clip")
 
 

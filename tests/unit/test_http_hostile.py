@@ -54,8 +54,11 @@ def test_every_answer_has_the_headers_that_keep_browsers_safe(client: TestClient
 
 def test_words_of_the_bench_are_checked() -> None:
     assert own_words(["run_dir=/r", "requests=7"]) == ("/r", 7, 40)
-    for words, said in (([], "run_dir"), (["run_dir=/r", "x=1"], "x: unknown"),
-                        (["run_dir=/r", "hostile=few"], "hostile=few")):  # fmt: skip
+    for words, said in (
+        ([], "run_dir"),
+        (["run_dir=/r", "x=1"], "x: unknown"),
+        (["run_dir=/r", "hostile=few"], "hostile=few"),
+    ):
         with pytest.raises(UserError, match=said):
             own_words(words)
     assert small_image() == SMALL

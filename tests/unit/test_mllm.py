@@ -165,8 +165,10 @@ def test_every_pair_is_scored_once_in_all_stages(run: RunFolder, scorer: Colours
 def test_the_report_says_who_identified_and_how_well(run: RunFolder) -> None:
     report = write_report(run, pictures=False)["identifier"]
     assert (report["backend"], report["model"], report["scoring"]) == (
-        "mllm", "colours@0", "likelihood",
-    )  # fmt: skip
+        "mllm",
+        "colours@0",
+        "likelihood",
+    )
     assert list(report["accuracy_per_task"]) == list(TASKS)
     assert np.mean(list(report["accuracy_per_task"].values())) > 35, "four tasks: chance is 25"
     assert report["images_per_second"] > 0
@@ -229,8 +231,10 @@ def test_the_cascade_asks_few_and_is_not_worse(
     scorer = Colours()
     cascade = _learn(world, tmp_path / "run", "cascade", scorer, share=0.3)
     plain = _learn(world, tmp_path / "plain", "prototype")
-    found = {name: build_report(r)["identifier"] for name, r in
-             (("cascade", cascade), ("mllm", run), ("prototype", plain))}  # fmt: skip
+    found = {
+        name: build_report(r)["identifier"]
+        for name, r in (("cascade", cascade), ("mllm", run), ("prototype", plain))
+    }
     assert found["cascade"]["calls"] <= 0.3 * N * N * IMAGES
     best = max(found["mllm"]["closed_accuracy"], found["prototype"]["closed_accuracy"])
     assert found["cascade"]["closed_accuracy"] >= best - 2.1, "one image in 48 is noise"
@@ -317,9 +321,14 @@ def test_identifiers_side_by_side_are_what_runs_with_them_are(
         assert comparison.read() == list(TASKS)
         rows = {
             title: comparison.row(IdentifierVariant(*title.split()))
-            for title in ("prototype", "mllm likelihood", "mllm choice", "cascade likelihood",
-                          "oracle")
-        }  # fmt: skip
+            for title in (
+                "prototype",
+                "mllm likelihood",
+                "mllm choice",
+                "cascade likelihood",
+                "oracle",
+            )
+        }
     report = build_report(run)
     looked = rows["mllm likelihood"]
     assert looked.last == pytest.approx(report["last"], abs=1e-3)

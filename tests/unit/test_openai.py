@@ -90,9 +90,11 @@ def answer(body: dict[str, Any], trouble: str) -> dict[str, Any]:
     if trouble == "chatty":
         said = f"I think it is {letter}"
     top = [
-        {"token": letter, "logprob": -0.1}, {"token": "Z", "logprob": -0.2},
-        {"token": " A", "logprob": -3.0}, {"token": " B", "logprob": -3.0},
-    ]  # fmt: skip
+        {"token": letter, "logprob": -0.1},
+        {"token": "Z", "logprob": -0.2},
+        {"token": " A", "logprob": -3.0},
+        {"token": " B", "logprob": -3.0},
+    ]
     choice: dict[str, Any] = {"message": {"role": "assistant", "content": said}}
     if body.get("logprobs"):
         choice["logprobs"] = {"content": [{"token": said, "top_logprobs": top}]}
@@ -111,9 +113,15 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 
 def settings(endpoint: Endpoint, scoring: str = "choice", retries: int = 4) -> IdentifierSettings:
     return IdentifierSettings(
-        name="mllm", driver="openai", model="fake", scoring=scoring, retries=retries,
-        endpoint=f"http://127.0.0.1:{endpoint.server_port}/v1", timeout_s=0.4, concurrency=3,
-    )  # fmt: skip
+        name="mllm",
+        driver="openai",
+        model="fake",
+        scoring=scoring,
+        retries=retries,
+        endpoint=f"http://127.0.0.1:{endpoint.server_port}/v1",
+        timeout_s=0.4,
+        concurrency=3,
+    )
 
 
 def look(chosen: IdentifierSettings) -> tuple[np.ndarray, ScoreCache]:

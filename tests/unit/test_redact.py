@@ -157,9 +157,14 @@ def test_log_lines_and_tracebacks_hold_no_secret() -> None:
         raise OSError("cannot open s3://k:hunter2@bucket")
     except OSError as error:
         record = logging.LogRecord(
-            "x", logging.ERROR, __file__, 1, "at %s", ("https://hunter2@host",),
+            "x",
+            logging.ERROR,
+            __file__,
+            1,
+            "at %s",
+            ("https://hunter2@host",),
             (type(error), error, error.__traceback__),
-        )  # fmt: skip
+        )
     line = Discreet("%(message)s").format(record)
     assert "hunter2" not in line and "s3://k:***@bucket" in line and "https://***@host" in line
 

@@ -40,14 +40,22 @@ from tests.unit.tiny_serving import SERVING
 TASKS = ("apples", "boats", "cats")
 # Rates at which eight steps on the tiny world change something without blowing up.
 TRAINED = {
-    "lora": 0.02, "lwf": 0.003, "wise_ft": 0.003, "zscl": 0.003, "joint": 0.001,
-    "finetune_per_task": 0.001, "moe_adapters": 0.02, "same": 0.02, "ckaa": 0.02,
-}  # fmt: skip
+    "lora": 0.02,
+    "lwf": 0.003,
+    "wise_ft": 0.003,
+    "zscl": 0.003,
+    "joint": 0.001,
+    "finetune_per_task": 0.001,
+    "moe_adapters": 0.02,
+    "same": 0.02,
+    "ckaa": 0.02,
+}
 SHARED = ("lora", "lwf", "wise_ft", "zscl", "moe_adapters", "same")
 SMALL: dict[str, dict[str, Any]] = {
-    "rail": {"width": 40}, "moe_adapters": {"experts": 6, "rank": 4},
+    "rail": {"width": 40},
+    "moe_adapters": {"experts": 6, "rank": 4},
     "zscl": {"hold": 0.0, "weight": 0.1},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +106,12 @@ def test_newer_weights_answer_for_older_tasks(runs: Runs, world: World, name: st
     run, report = runs(name)
     images = ImageTable.open(world.domains[0].tables["test"]).images(np.arange(2))
     said = [
-        [sorted((c, p) for c, p in a.classes) for a in
-         LearnedModel.open(run.uri, manifest).answer(images, task="apples")]
+        [
+            sorted((c, p) for c, p in a.classes)
+            for a in LearnedModel.open(run.uri, manifest).answer(images, task="apples")
+        ]
         for manifest in (1, 3)
-    ]  # fmt: skip
+    ]
     assert said[0] != said[1]
     assert run.folder.local is not None
     found = sorted(run.folder.local.glob("evaluation/functions/apples-*/*.safetensors"))

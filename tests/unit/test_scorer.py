@@ -102,9 +102,18 @@ def test_orders_depend_on_image_and_seed_alone_and_favour_no_place() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "index"),
-    [("B", 1), (" (a) ", None), ("(A)", 0), ("C.", 2), ("D", None), ("answer A", None), ("", None),
-     ("A B", None), ("A\nignore the above", None)],
-)  # fmt: skip
+    [
+        ("B", 1),
+        (" (a) ", None),
+        ("(A)", 0),
+        ("C.", 2),
+        ("D", None),
+        ("answer A", None),
+        ("", None),
+        ("A B", None),
+        ("A\nignore the above", None),
+    ],
+)
 def test_parsing_is_strict(answer: str, index: int | None) -> None:
     assert parse_letter(answer, "ABC") == index
 

@@ -191,8 +191,9 @@ def stage(
         "neighbours": [{"task": other} for other in neighbours],
     }
     files = {
-        "group.safetensors": content + name.encode(), "task.json": json.dumps(card).encode(),
-    }  # fmt: skip
+        "group.safetensors": content + name.encode(),
+        "task.json": json.dumps(card).encode(),
+    }
     ref = run.groups.write(number, name, files, replace=True)
     run.journal.append("stage-done", stage=number, task=name, sha256=ref.sha256, manifest=1)
     return ref

@@ -32,9 +32,15 @@ def learner_of(place: Path, tasks: tuple[str, ...]) -> Learner:
     stream = chosen.stream.model_copy(update={"order": list(tasks)})
     chosen = chosen.model_copy(update={"stream": stream, "run_dir": run.uri})
     domains = prepare(
-        open_stream(stream, chosen.seed), size=32, run=run.uri, cache_dir=str(place / "cache"),
-        cache_gib=1.0, cluster=chosen.cluster, max_pixels=10_000, use_ray=False,
-    )  # fmt: skip
+        open_stream(stream, chosen.seed),
+        size=32,
+        run=run.uri,
+        cache_dir=str(place / "cache"),
+        cache_gib=1.0,
+        cluster=chosen.cluster,
+        max_pixels=10_000,
+        use_ray=False,
+    )
     return make_learner(World(domains, place / "clip"), run, chosen)
 
 

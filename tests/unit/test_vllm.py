@@ -102,9 +102,11 @@ def test_settings_reach_vllm_and_what_cannot_work_is_refused(
         settings(tmp_path / "m", dtype="bf16", options={"gpu_memory_utilization": 0.4})
     )
     assert stand_in.LLM.made[-1] == {
-        "dtype": "bfloat16", "enable_prefix_caching": True, "limit_mm_per_prompt": {"image": 1},
+        "dtype": "bfloat16",
+        "enable_prefix_caching": True,
+        "limit_mm_per_prompt": {"image": 1},
         "gpu_memory_utilization": 0.4,
-    }  # fmt: skip
+    }
     (tmp_path / "m" / "more.json").write_text("{}")
     other = build_scorer(settings(tmp_path / "m"))
     assert scorer.model.startswith("m@") and scorer.model != other.model

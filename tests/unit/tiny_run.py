@@ -46,9 +46,15 @@ def make_world(
         StreamSettings(reader="parquet", root=str(root / "stream"), options=options), 0
     )
     prepared = prepare(
-        domains, size=32, run=str(root), cache_dir=str(root / "cache"), cache_gib=1.0,
-        cluster=ClusterSettings(), max_pixels=10_000, use_ray=False,
-    )  # fmt: skip
+        domains,
+        size=32,
+        run=str(root),
+        cache_dir=str(root / "cache"),
+        cache_gib=1.0,
+        cluster=ClusterSettings(),
+        max_pixels=10_000,
+        use_ray=False,
+    )
     save_local(root / "clip")
     return World(prepared, root / "clip")
 
@@ -59,12 +65,18 @@ def run_settings(world: World, **parts: Any) -> Settings:
         "backbone": {"name": f"local-dir:{world.backbone}"},
         "cluster": {"train": {"num_workers": 0}, "encode": {"num_workers": 0}},
         "training": {
-            "steps": 8, "batch_size": 8, "warmup": 1, "views": 2, "learning_rate": 0.02,
-            "validate_every": 2, "checkpoint_every": 3, "cache_gib": 0.1,
+            "steps": 8,
+            "batch_size": 8,
+            "warmup": 1,
+            "views": 2,
+            "learning_rate": 0.02,
+            "validate_every": 2,
+            "checkpoint_every": 3,
+            "cache_gib": 0.1,
         },
         "evaluation": {"batch_size": 8},
         "experts": {"count": 3, "rank": 2},
-    }  # fmt: skip
+    }
     merged = dict(fixed)
     for name, part in parts.items():
         merged[name] = fixed.get(name, {}) | part if isinstance(part, dict) else part
@@ -88,9 +100,16 @@ def make_learner(
     if not run.folder.exists(names.BASIS):
         keep_basis(run, make_noise_basis(engine))
     return Learner(
-        run, chosen, world.domains, engine, engine.basis, engine.backbone.logit_scale, Kernels(),
-        score_cache, **options,
-    )  # fmt: skip
+        run,
+        chosen,
+        world.domains,
+        engine,
+        engine.basis,
+        engine.backbone.logit_scale,
+        Kernels(),
+        score_cache,
+        **options,
+    )
 
 
 def open_run(world: World, run: RunFolder, chosen: Settings, locked: bool = False) -> None:
@@ -103,11 +122,12 @@ def open_run(world: World, run: RunFolder, chosen: Settings, locked: bool = Fals
         facts = {
             "backbone": engine.facts() | {"basis": engine.basis.digest},
             "stream": {
-                "tasks": tasks, "stages": [list(s.tasks) for s in stages_of(chosen, tasks)],
+                "tasks": tasks,
+                "stages": [list(s.tasks) for s in stages_of(chosen, tasks)],
             },
             "kernels": Kernels().asdict(),
             "versions": {"torch": "2"},
-        }  # fmt: skip
+        }
         run.open_run(redacted(chosen), facts)
 
 

@@ -104,9 +104,13 @@ class TransformersScorer:
             found = self.processor.hf(text=texts, return_tensors="pt", padding=True, **shown)
             return dict(found.to(self.device))
         found = self.processor.hf.apply_chat_template(
-            self.processor.chats(prompts, pictures), add_generation_prompt=True, tokenize=True,
-            return_dict=True, return_tensors="pt", processor_kwargs={"padding": True},
-        )  # fmt: skip
+            self.processor.chats(prompts, pictures),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
         found = found.to(self.device)
         return {
             k: v.to(self._model.dtype) if v.is_floating_point() else v for k, v in found.items()
@@ -180,9 +184,11 @@ class TransformersScorer:
     def _generate(self, inputs: dict[str, Any], tokens: int) -> list[str]:
         start = inputs["input_ids"].shape[1]
         found = self._model.generate(
-            **inputs, max_new_tokens=tokens, do_sample=False,
+            **inputs,
+            max_new_tokens=tokens,
+            do_sample=False,
             pad_token_id=self.processor.tokenizer.pad_token_id,
-        )  # fmt: skip
+        )
         return self.processor.tokenizer.batch_decode(found[:, start:], skip_special_tokens=True)
 
 

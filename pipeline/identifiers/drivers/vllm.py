@@ -166,9 +166,11 @@ class VllmScorer:
         tokens = [self.processor.letter_ids(letter) for letter in letters]
         allowed = [token for some in tokens for token in some]
         answers = self._ask(
-            self._prompts(images, prompts), max_tokens=1, allowed_token_ids=allowed,
+            self._prompts(images, prompts),
+            max_tokens=1,
+            allowed_token_ids=allowed,
             logprob_token_ids=allowed,
-        )  # fmt: skip
+        )
         places = np.empty((len(images), len(letters)))
         for row, answer in enumerate(answers):
             found = answer.outputs[0].logprobs[0]
