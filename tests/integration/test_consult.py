@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from archipelago.actors.ray_head import free_ports
 from archipelago.jobs import serve as job
-from archipelago.jobs.ray_head import free_ports
 from archipelago.pipeline.identifiers.scorer import build_scorer
 from archipelago.pipeline.learned import Ask
 from archipelago.pipeline.learned.consult import ConsultRequest, consult_results

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from archipelago.actors.ray_head import free_ports
 from archipelago.jobs import export
-from archipelago.jobs.ray_head import free_ports
 from archipelago.pipeline.store import RunFolder
 from tests.running import ROOT
 

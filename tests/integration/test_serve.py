@@ -27,10 +27,10 @@ from archipelago.actors.client import Client, ServerError
 from archipelago.actors.ingress import Ingress
 from archipelago.actors.publisher import running_replicas
 from archipelago.actors.publishing import publish_newest
+from archipelago.actors.ray_head import free_ports
 from archipelago.jobs import forget as forget_job
 from archipelago.jobs import publish, rollback
 from archipelago.jobs import serve as job
-from archipelago.jobs.ray_head import free_ports
 from archipelago.pipeline.learned import LearnedModel
 from archipelago.pipeline.serving.model import run_settings
 from archipelago.pipeline.store import RunFolder

@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from archipelago.actors.publisher import Publisher
-from archipelago.jobs.ray_head import free_ports
+from archipelago.actors.ray_head import free_ports
 from archipelago.pipeline.evaluation.report import write_report
 from archipelago.pipeline.identifiers.description import PROMPTS
 from archipelago.pipeline.serving.pointer import next_pointer, read_pointer, write_pointer

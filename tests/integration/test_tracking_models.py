@@ -21,8 +21,8 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from archipelago.actors.ray_head import free_ports
 from archipelago.jobs import forget
-from archipelago.jobs.ray_head import free_ports
 from archipelago.pipeline.learned import LearnedModel
 from archipelago.pipeline.settings import TrackingSettings
 from archipelago.pipeline.store import RunFolder

@@ -170,6 +170,15 @@ def test_every_folder_of_python_is_a_package() -> None:
     assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
+JOBS = sorted((ROOT / "jobs").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("file", JOBS, ids=[file.stem for file in JOBS])
+def test_a_job_can_be_submitted(file: Path) -> None:
+    """What only helps jobs, benchmarks or tests stands in actors or pipeline."""
+    assert 'if __name__ == "__main__":' in file.read_text()
+
+
 def test_there_is_something_to_check() -> None:
     assert {"pipeline/config.py", "pipeline/settings.py"} <= set(IDS)
 

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from archipelago.actors.http.app import create_app
 from archipelago.actors.http.local import LocalBackend
 from archipelago.jobs.bench_hostile import SMALL, own_words, small_image
-from archipelago.jobs.hostile import hostile
+from archipelago.pipeline.benchmark.hostile import hostile
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.serving.model import ServedModel
 from archipelago.pipeline.store import RunFolder
