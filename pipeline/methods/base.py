@@ -102,6 +102,7 @@ class Method(ABC):
         fuses: images of no learned task get frozen CLIP fused with the likeliest groups.
         borrows: a group may use earlier groups.
         continues: a stage starts from the weights of the one before.
+        mixes: what a stage trains alone answers together with what earlier stages left.
         joint: one stage holds all tasks unless `stream.stages` says otherwise.
         alone: each task has a stage of its own, whatever `stream.stages` says.
         several: a stage may hold several tasks.
@@ -124,6 +125,7 @@ class Method(ABC):
     fuses: ClassVar[bool] = False
     borrows: ClassVar[bool] = False
     continues: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
     joint: ClassVar[bool] = False
     alone: ClassVar[bool] = False
     several: ClassVar[bool] = True

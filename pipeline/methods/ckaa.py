@@ -155,6 +155,7 @@ class Ckaa(Sequential):
 
     name = "ckaa"
     Options = CkaaOptions
+    mixes = True
     several = False
 
     def __init__(
