@@ -12,6 +12,7 @@ from archipelago.actors.finished import open_finished
 from archipelago.pipeline.config import validate
 from archipelago.pipeline.evaluation.ablation import VARIANTS, Ablation
 from archipelago.pipeline.evaluation.console import percent
+from archipelago.pipeline.records.evaluation import TITLES
 from archipelago.pipeline.store import RunFolder
 
 AS_IT_IS = "as it is"
@@ -44,10 +45,9 @@ def ablate(run_dir: str, console: Console) -> Table:
 
 
 def table(rows: Sequence[dict[str, Any]], method: str) -> Table:
-    """Variants as rows; gains in points of Last in X-TAIL, plus or minus half their interval."""
-    found = Table(
-        title=f"{method}, one switch changed at a time: percent in X-TAIL", header_style="bold"
-    )
+    """Variants as rows; gains in points of Last, plus or minus half their interval."""
+    title = f"{method}, one switch changed at a time: percent, {TITLES['xtail']}"
+    found = Table(title=title, header_style="bold")
     found.add_column("", no_wrap=True)
     for name in ("Transfer", "Average", "Last", "gain", "id given", "seen"):
         found.add_column(name, justify="right", no_wrap=True)

@@ -15,6 +15,7 @@ from archipelago.pipeline.evaluation.console import percent
 from archipelago.pipeline.evaluation.protocol import SETTINGS
 from archipelago.pipeline.evaluation.records import Records, read_records
 from archipelago.pipeline.evaluation.report import build_report
+from archipelago.pipeline.records.evaluation import TITLES
 from archipelago.pipeline.store import RunFolder
 
 FIGURES = ("transfer", "average", "last")
@@ -83,12 +84,12 @@ def tables(found: Difference) -> Iterator[Table]:
         yield table
     title = "percent" if found.gains else "percent; the test images are not the same"
     table = Table(title=title, header_style="bold")
-    for name in ("setting", "figure", "a", "b", "b - a"):
-        table.add_column(name, justify="left" if name in ("setting", "figure") else "right")
+    table.add_column("setting")
+    for name in ("figure", "a", "b", "b - a"):
+        table.add_column(name, justify="left" if name == "figure" else "right", no_wrap=True)
     for setting, figure, one, two in found.figures:
-        table.add_row(
-            setting, figure, percent(one), percent(two), _gain(found, setting, figure, one, two)
-        )
+        gain = _gain(found, setting, figure, one, two)
+        table.add_row(TITLES[setting], figure, percent(one), percent(two), gain)
     yield table
     table = Table(title="after the last stage, the domain given, percent", header_style="bold")
     for name in ("domain", "a", "b"):

@@ -12,6 +12,14 @@ from archipelago.pipeline.errors import IntegrityError
 from archipelago.pipeline.store import Folder
 
 ZERO_SHOT = "zero-shot"
+TITLES = {
+    "mtil_given": "domain given",
+    "mtil_identified": "domain recognised",
+    "xtail": "all classes of all domains",
+    "xtail_merged": "all classes, equal names as one",
+    "cil": "all classes so far",
+}
+"""Settings of evaluation, which are named after the protocols they come from, in plain words."""
 
 _NUMBER, _NAME, _MAYBE = {"type": "number"}, {"type": "string"}, {"type": ["number", "null"]}
 _NAMES = {"type": "array", "items": _NAME}

@@ -116,8 +116,11 @@ def test_candidates_are_the_classes_so_far(world: World, tmp_path: Path) -> None
     page, screen = html.render(report), Console(file=io.StringIO(), width=200)
     screen.print(summary(report))
     assert isinstance(screen.file, io.StringIO)
-    words = f"Transfer/Average/Last -/{found['average']:.1f}/{found['last']:.1f}   cil\n"
-    assert words in screen.file.getvalue() and f"CIL Last</span><b>{found['last']:.1f}" in page
+    words = (
+        f"Transfer/Average/Last -/{found['average']:.1f}/{found['last']:.1f}   all classes so far\n"
+    )
+    assert words in screen.file.getvalue()
+    assert f"Class-incremental Last</span><b>{found['last']:.1f}" in page
 
 
 @pytest.mark.parametrize("name", CLOSED)

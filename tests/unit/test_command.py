@@ -236,7 +236,8 @@ def test_diff_shows_settings_figures_and_intervals(
     assert cli.run(["diff", f"a={place / 'run'}", f"b={other}"]) == 0
     said = capsys.readouterr().out
     assert "method.name" in said and "ridge_per_task" in said
-    assert "[" in next(line for line in said.splitlines() if "xtail" in line and "last" in line)
+    rows = [line for line in said.splitlines() if "all classes of" in line and " last " in line]
+    assert len(rows) == 1 and "[" in rows[0] and "xtail" not in said
     assert cli.run(["diff", f"a={place / 'run'}", f"b={place / 'run'}"]) == 0
     said = capsys.readouterr().out
     assert "settings that differ" not in said and "+0.0 [+0.0, +0.0]" in said

@@ -262,8 +262,8 @@ def test_summary_shows_matrix_and_references(finished: RunFolder) -> None:
         "lora_per_task",
         "3 mnist",
         "Transfer/Average/Last",
-        "xtail",
-        "over all classes of all domains",
+        "percent right, all classes of all domains",
+        " domain recognised ",
     ):
         assert expected in text
     last = reporting.build_report(finished)["settings"]["xtail"]["matrix"][3]
