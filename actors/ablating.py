@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from archipelago.actors.finished import open_finished
-from archipelago.pipeline.config import validate
+from archipelago.pipeline.config import stored_settings
 from archipelago.pipeline.evaluation.ablation import VARIANTS, Ablation
 from archipelago.pipeline.evaluation.console import percent
 from archipelago.pipeline.records.evaluation import TITLES
@@ -26,7 +26,7 @@ def ablate(run_dir: str, console: Console) -> Table:
         LockedError: another run holds the folder.
     """
     run = RunFolder.open(run_dir)
-    settings = validate(run.read()["config"]).model_copy(update={"run_dir": run.uri})
+    settings = stored_settings(run.read()).model_copy(update={"run_dir": run.uri})
     with run.lock():
         opened = open_finished(run, settings)
         ablation = Ablation(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from archipelago.actors.identify import PooledScorer, in_pool, pool_name
-from archipelago.pipeline.identifiers import identifiers
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.scorer import Scorer, Scores, build_scorer
 from archipelago.pipeline.learned.consult import ConsultRequest, ConsultResult, consult_results
 from archipelago.pipeline.settings import ServingSettings, Settings
@@ -28,7 +28,7 @@ REST_S = 5.0
 
 def consults(settings: Settings, serving: ServingSettings) -> bool:
     """Whether an endpoint of this run asks a multimodal model at all."""
-    return serving.consult_s > 0 and identifiers.get(settings.identifier.name).multimodal
+    return serving.consult_s > 0 and isinstance(settings.identifier, MultimodalSettings)
 
 
 class SecondOpinion:
@@ -43,7 +43,7 @@ class SecondOpinion:
         self._settings, self._deadline_s = settings, deadline_s
         self._scorer: Scorer | None = None
         self._finding: asyncio.Task[Scorer] | None = None
-        self._busy = asyncio.Semaphore(max(1, settings.identifier.concurrency))
+        self._busy = asyncio.Semaphore(max(1, settings.multimodal.concurrency))
         self._misses, self._rest_until = 0, 0.0
 
     async def __call__(
@@ -72,7 +72,7 @@ class SecondOpinion:
         return consult_results(unsure, scores)
 
     async def _ask(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray | None:
-        chosen, seed = self._settings.identifier, self._settings.seed
+        chosen, seed = self._settings.multimodal, self._settings.seed
         scorer = await self._find()
         if isinstance(scorer, PooledScorer):
             async with self._busy:
@@ -104,7 +104,7 @@ class SecondOpinion:
         return self._scorer
 
     def _open(self) -> Scorer:
-        identifier, cluster = self._settings.identifier, self._settings.cluster.identify
+        identifier, cluster = self._settings.multimodal, self._settings.cluster.identify
         if not in_pool(self._settings):
             return build_scorer(identifier, 1)
         from ray import serve

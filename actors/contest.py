@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import yaml
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from archipelago.actors.finished import open_finished
+from archipelago.pipeline.config import validate
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.evaluation.console import percent
 from archipelago.pipeline.evaluation.identifier_comparison import (
@@ -19,6 +19,7 @@ from archipelago.pipeline.evaluation.identifier_comparison import (
     IdentifierVariant,
 )
 from archipelago.pipeline.evaluation.plots import curve
+from archipelago.pipeline.identifier_settings import owners
 from archipelago.pipeline.identifiers.position_bias import bias_in_words
 from archipelago.pipeline.identifiers.scorer import build_scorer
 from archipelago.pipeline.methods import method_class
@@ -135,8 +136,10 @@ def remarks(row: ComparisonRow) -> list[str]:
 
 
 def _settings(run: RunFolder, words: Sequence[str]) -> Settings:
-    """The run's own settings, with the words for its section `identifier`."""
+    """The run's own settings, with the words for its section `identifier`, which has a model."""
     config = {**run.read()["config"], "run_dir": run.uri}
+    if config["identifier"]["name"] not in owners("model"):
+        config["identifier"] = {**config["identifier"], "name": "mllm"}
     for word in words:
         key, equals, text = word.partition("=")
         section, dot, name = key.partition(".")
@@ -150,12 +153,7 @@ def _settings(run: RunFolder, words: Sequence[str]) -> Settings:
             config[section][first] = {**config[section].get(first, {}), rest: value}
         else:
             config[section][first] = value
-    try:
-        settings = Settings.model_validate(config)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{key}: {problem['msg']}") from error
+    settings = validate(config)
     method = method_class(settings.method.name)
     if not method.identifies():
         raise UserError(f"run_dir: method {method.name} identifies nothing; give a run of trge")
@@ -164,7 +162,7 @@ def _settings(run: RunFolder, words: Sequence[str]) -> Settings:
 
 def _open(run: RunFolder, settings: Settings) -> IdentifierComparison:
     opened = open_finished(run, settings)
-    scorer = build_scorer(settings.identifier)
+    scorer = build_scorer(settings.multimodal)
     return IdentifierComparison(
         run, settings, opened.domains, opened.engine, opened.basis, opened.scale, scorer
     )

@@ -30,7 +30,8 @@ from archipelago.pipeline.config import redacted
 from archipelago.pipeline.errors import Stopped
 from archipelago.pipeline.evaluation.joint import dense_figure
 from archipelago.pipeline.evaluation.report import write_report
-from archipelago.pipeline.identifiers import ScoreCache, identifiers
+from archipelago.pipeline.identifier_settings import MultimodalSettings
+from archipelago.pipeline.identifiers import ScoreCache
 from archipelago.pipeline.identifiers.basis import find_basis, load_basis
 from archipelago.pipeline.identifiers.scorer import Scorer, check_driver
 from archipelago.pipeline.learned.engine import EngineSpec
@@ -119,7 +120,7 @@ class Session:
             check_batch(settings)
             find_basis(settings.backbone)
             if self._looks:
-                check_driver(settings.identifier)
+                check_driver(settings.multimodal)
             dense = method_class(settings.method.name).dense
             self.domains = open_stream(settings.stream, settings.seed, dense)
             self._stack.enter_context(self.run.lock(wait_s=0))
@@ -185,7 +186,7 @@ class Session:
     @property
     def _looks(self) -> bool:
         """Whether a multimodal model is needed."""
-        multimodal = identifiers.get(self.settings.identifier.name).multimodal
+        multimodal = isinstance(self.settings.identifier, MultimodalSettings)
         return multimodal and method_class(self.settings.method.name).identifies()
 
     def _scorer(self) -> Scorer | None:
@@ -199,7 +200,7 @@ class Session:
         if not self._looks or self.scorer is None:
             return None
         folder = (self.parent or self).run.folder.child("identifier")
-        return ScoreCache(self.scorer, self.settings.identifier, self.settings.seed, folder)
+        return ScoreCache(self.scorer, self.settings.multimodal, self.settings.seed, folder)
 
     def _kernels(self, stored: dict[str, Any] | None) -> Kernels:
         """The recorded choice of this run or of its parent, else what suits the machine."""

@@ -41,16 +41,30 @@ def options(group: str) -> list[str]:
 
 
 def entries(group: str | None = None) -> list[Entry]:
-    """Settings of a group's default file, or those that belong to none."""
+    """Settings of a group, or those that belong to none.
+
+    They are those of the group's default file; what only other files have follows, and is said to
+    be theirs. A file's own `options` are left to it.
+    """
     if group is None:
         text = ROOT.read_text()
         return list(_read(text[text.index("- _self_") :], ""))
-    return list(_inherited(group, groups()[group]).values())
+    found = _inherited(group, groups()[group])
+    others: dict[str, list[str]] = {}
+    for option in options(group):
+        for key in _inherited(group, option):
+            if key not in found and not key.startswith(f"{group}.options"):
+                others.setdefault(key, []).append(option)
+    for key, files in others.items():
+        entry = _inherited(group, files[0])[key]
+        found[key] = entry._replace(about=f"({' or '.join(files)}) {entry.about}")
+    return list(found.values())
 
 
 def _inherited(group: str, option: str) -> dict[str, Entry]:
     """Entries of a file by key, with those of the files that it says it differs from."""
-    text, found = (CONF / group / f"{option}.yaml").read_text(), {}
+    found: dict[str, Entry] = {}
+    text = (CONF / group / f"{option}.yaml").read_text()
     for base in _BASE.findall(text):
         found |= _inherited(group, base)
     for entry in _read(text, f"{group}."):

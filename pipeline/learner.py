@@ -364,7 +364,7 @@ class Learner:
         if record.kind is not None:
             return record
         needs_probe = record.probe is None
-        multimodal = self.state.identifier is not None and self.state.identifier.multimodal
+        multimodal = self.state.identifier is not None and self.state.identifier.asks_model()
         if not needs_probe and not multimodal:
             return record
         state = self._state(group)

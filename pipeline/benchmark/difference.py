@@ -15,6 +15,7 @@ from archipelago.pipeline.evaluation.console import percent
 from archipelago.pipeline.evaluation.protocol import SETTINGS
 from archipelago.pipeline.evaluation.records import Records, read_records
 from archipelago.pipeline.evaluation.report import build_report
+from archipelago.pipeline.identifier_settings import own_keys
 from archipelago.pipeline.records.evaluation import TITLES
 from archipelago.pipeline.store import RunFolder
 
@@ -49,7 +50,7 @@ def difference(a: str, b: str) -> Difference:
     runs = {"a": _opened("a", a), "b": _opened("b", b)}
     records = {key: _records(key, run) for key, run in runs.items()}
     reports = {key: build_report(run) for key, run in runs.items()}
-    first, second = (flatten(run.read()["config"]) for run in runs.values())
+    first, second = (flatten(own_keys(run.read()["config"])) for run in runs.values())
     settings = {
         key: (first.get(key), second.get(key))
         for key in sorted(first.keys() | second.keys())

@@ -20,6 +20,7 @@ from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.evaluation import metrics
 from archipelago.pipeline.evaluation.evaluator import Evaluator, image_source
 from archipelago.pipeline.evaluation.views import Encoder
+from archipelago.pipeline.identifier_settings import for_identifier
 from archipelago.pipeline.identifiers import (
     Description,
     Evidence,
@@ -35,7 +36,7 @@ from archipelago.pipeline.identifiers.describer import Describer
 from archipelago.pipeline.identifiers.scorer import Scorer
 from archipelago.pipeline.learned.state import State, build_state
 from archipelago.pipeline.records import GroupRecord
-from archipelago.pipeline.settings import IdentifierSettings, Settings
+from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import RunFolder
 from archipelago.pipeline.streams import ImageTable, PreparedDomain
 
@@ -91,7 +92,8 @@ class IdentifierComparison:
 
     Args:
         run: a finished run, locked by the caller.
-        settings: of the run; its identifier section says how the model is used.
+        settings: of the run; its identifier section says how the model is used, whatever the run's
+            own identifier was (`for_identifier`).
         domains: decoded tasks in stream order.
         encoder: computes what is not stored yet.
         basis: of compact features.
@@ -118,16 +120,22 @@ class IdentifierComparison:
         self._total: dict[str, Any] = {}
         self.curve: list[dict[str, float]] = []
 
-    def _score_cache(self, chosen: IdentifierSettings) -> ScoreCache:
+    def _with(self, variant: IdentifierVariant) -> Settings:
+        """The run's settings with another identifier."""
+        changes = {} if variant.scoring is None else {"scoring": variant.scoring}
+        chosen = for_identifier(self.settings.identifier, variant.name, **changes)
+        return self.settings.model_copy(update={"identifier": chosen})
+
+    def _score_cache(self, settings: Settings) -> ScoreCache:
         folder = self.run.folder.child("identifier")
-        return ScoreCache(self.scorer, chosen, self.settings.seed, folder)
+        return ScoreCache(self.scorer, settings.multimodal, settings.seed, folder)
 
     # -- what the run knows ------------------------------------------------------------------
 
     def read(self) -> list[str]:
         """Read the records and, where they have none, describe the tasks; returns the tasks."""
-        chosen = self.settings.identifier.model_copy(update={"name": "mllm"})
-        writer = build_identifier(chosen, self.basis, self._score_cache(chosen))
+        chosen = self._with(IdentifierVariant("mllm"))
+        writer = build_identifier(chosen.identifier, self.basis, self._score_cache(chosen))
         describer = Describer(writer, self.settings)
         known = {domain.name: domain for domain in self.domains}
         for ref in self.run.current_groups():
@@ -160,12 +168,8 @@ class IdentifierComparison:
 
     def row(self, variant: IdentifierVariant) -> ComparisonRow:
         """Learn and measure all stages with one identifier."""
-        update = {"name": variant.name}
-        if variant.scoring is not None:
-            update["scoring"] = variant.scoring
-        chosen = self.settings.identifier.model_copy(update=update)
-        score_cache = None if variant.scoring is None else self._score_cache(chosen)
-        settings = self.settings.model_copy(update={"identifier": chosen})
+        settings = self._with(variant)
+        score_cache = None if variant.scoring is None else self._score_cache(settings)
         matrix = np.full((len(self._groups), len(self.domains)), np.nan)
         stages: list[Stage] = []
         decided = 0
@@ -315,7 +319,7 @@ class IdentifierComparison:
     def _model_speed(self, scoring: str) -> float:
         """Images that the model compares with all descriptions per second, nothing remembered."""
         if scoring not in self._speeds:
-            chosen = self.settings.identifier.model_copy(update={"scoring": scoring})
+            chosen = self.settings.multimodal.model_copy(update={"scoring": scoring})
             evidence = self.evaluator.evidence(self.domains[-1].name)
             assert evidence.images is not None
             score_cache, texts = ScoreCache(self.scorer, chosen, self.settings.seed), self._texts()

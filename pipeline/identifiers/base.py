@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.identifier_settings import IdentifierSettings, MultimodalSettings, kinds
 from archipelago.pipeline.identifiers.description import Description, Sample
 from archipelago.pipeline.identifiers.score_cache import ImageSource, ScoreCache
 from archipelago.pipeline.records import TaskRecord
 from archipelago.pipeline.registry import Registry
-from archipelago.pipeline.settings import IdentifierSettings
 
 NONE = "none"
 CERTAIN = 1e6  # log odds of somebody who knows
@@ -85,6 +85,11 @@ class Identification:
 class Identifier(ABC):
     """One way to recognise tasks; a file in this folder.
 
+    Attributes:
+        name: what `identifier=` selects.
+        Settings: type of its section; `MultimodalSettings` for one that shows the images themselves
+            to a multimodal model.
+
     Args:
         settings: its section of the configuration.
         basis: what compact features are made with.
@@ -94,7 +99,7 @@ class Identifier(ABC):
     """
 
     name: ClassVar[str]
-    multimodal: ClassVar[bool] = False  # shows the images themselves to a multimodal model
+    Settings: ClassVar[type[IdentifierSettings]] = IdentifierSettings
 
     def __init__(
         self,
@@ -107,6 +112,11 @@ class Identifier(ABC):
         self.basis = basis
         self.score_cache = score_cache
         self.soft = soft
+
+    @classmethod
+    def asks_model(cls) -> bool:
+        """Whether it shows images to a multimodal model."""
+        return issubclass(cls.Settings, MultimodalSettings)
 
     @abstractmethod
     def know(self, records: Mapping[str, TaskRecord]) -> None:
@@ -172,7 +182,8 @@ class Identifier(ABC):
 
 
 def register(identifier: type[Identifier]) -> type[Identifier]:
-    """Class decorator: make an identifier selectable by its name."""
+    """Class decorator: make an identifier selectable by its name, with its own settings."""
+    kinds.register(identifier.name)(identifier.Settings)
     return identifiers.register(identifier.name)(identifier)
 
 

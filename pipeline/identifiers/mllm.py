@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.base import Evidence, Identification, Identifier, register
 from archipelago.pipeline.identifiers.calibration import (
     CalibrationFold,
@@ -36,7 +37,6 @@ from archipelago.pipeline.identifiers.description import Description, Sample
 from archipelago.pipeline.identifiers.prototype import Prototype
 from archipelago.pipeline.identifiers.score_cache import ImageSource, ScoreCache
 from archipelago.pipeline.records import TaskRecord
-from archipelago.pipeline.settings import IdentifierSettings
 
 
 @register
@@ -44,11 +44,12 @@ class Mllm(Identifier):
     """Every image is shown to the model."""
 
     name = "mllm"
-    multimodal: ClassVar[bool] = True
+    Settings = MultimodalSettings
+    settings: MultimodalSettings
 
     def __init__(
         self,
-        settings: IdentifierSettings,
+        settings: MultimodalSettings,
         basis: Basis,
         score_cache: ScoreCache | None = None,
         soft: bool = False,

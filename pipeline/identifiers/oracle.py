@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.identifier_settings import IdentifierSettings
 from archipelago.pipeline.identifiers.base import (
     CERTAIN,
     Evidence,
@@ -17,7 +18,6 @@ from archipelago.pipeline.identifiers.base import (
 )
 from archipelago.pipeline.identifiers.score_cache import ScoreCache
 from archipelago.pipeline.records import TaskRecord
-from archipelago.pipeline.settings import IdentifierSettings
 
 
 @register

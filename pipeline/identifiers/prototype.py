@@ -19,6 +19,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from archipelago.pipeline.closedform import Basis, Knowledge, KnownTask
+from archipelago.pipeline.identifier_settings import IdentifierSettings
 from archipelago.pipeline.identifiers.base import (
     Evidence,
     Identification,
@@ -28,7 +29,6 @@ from archipelago.pipeline.identifiers.base import (
 )
 from archipelago.pipeline.identifiers.score_cache import ScoreCache
 from archipelago.pipeline.records import TaskRecord
-from archipelago.pipeline.settings import IdentifierSettings
 
 COSINE_TEMPERATURE = 0.02  # sharpness of the shares that follow from cosines
 COSINES = ("mean", "class_means")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.description import (
     DESCRIBE_VERSION,
     SCORE_VERSION,
@@ -28,7 +29,6 @@ from archipelago.pipeline.identifiers.description import (
 )
 from archipelago.pipeline.identifiers.position_bias import PositionTally
 from archipelago.pipeline.identifiers.scorer import Scorer, Scores
-from archipelago.pipeline.settings import IdentifierSettings
 from archipelago.pipeline.store import Folder
 from archipelago.pipeline.store.tensors import dump, load
 
@@ -100,7 +100,7 @@ class ScoreCache:
     def __init__(
         self,
         scorer: Scorer,
-        settings: IdentifierSettings,
+        settings: MultimodalSettings,
         seed: int = 0,
         folder: Folder | None = None,
     ) -> None:

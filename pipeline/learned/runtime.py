@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from archipelago.pipeline.config import validate
+from archipelago.pipeline.config import stored_settings
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.identifiers import Evidence, Identification
 from archipelago.pipeline.learned.answering import Question
@@ -76,7 +76,7 @@ class Runtime:
     def __init__(self, run: RunFolder, device: str = "auto", backbone: str | None = None) -> None:
         self.run = run
         document = run.read()
-        self.settings: Settings = validate(document["config"])
+        self.settings: Settings = stored_settings(document)
         if backbone is not None:
             named = self.settings.backbone.model_copy(update={"name": backbone})
             self.settings = self.settings.model_copy(update={"backbone": named})

@@ -30,7 +30,8 @@ from archipelago.pipeline.methods.view import Function, View
 from archipelago.pipeline.model.backbone import Backbone
 from archipelago.pipeline.records import ClassList, GroupRecord, TaskRecord
 from archipelago.pipeline.registry import Registry
-from archipelago.pipeline.settings import MethodSettings, Settings, Strict
+from archipelago.pipeline.settings import MethodSettings, Settings
+from archipelago.pipeline.strict import Strict
 
 methods: Registry[type[Method]] = Registry("archipelago.pipeline.methods", "method.name")
 Policy = Literal["given", "one", "hard", "posterior"]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from archipelago.pipeline.config import validate
+from archipelago.pipeline.config import stored_settings
 from archipelago.pipeline.errors import IntegrityError, Refused, UserError
 from archipelago.pipeline.identifiers import Evidence
 from archipelago.pipeline.learned import Answer, Ask
@@ -265,7 +265,7 @@ def run_settings(document: dict[str, Any]) -> Settings:
     Raises:
         UserError: its method cannot be served.
     """
-    settings = validate(document["config"])
+    settings = stored_settings(document)
     method = method_class(settings.method.name)
     if not method.identifies():
         raise UserError(

@@ -12,11 +12,11 @@ from PIL import Image
 
 from archipelago.actors.ray_head import free_ports
 from archipelago.jobs import serve as job
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.scorer import build_scorer
 from archipelago.pipeline.learned import Ask
 from archipelago.pipeline.learned.consult import ConsultRequest, consult_results
 from archipelago.pipeline.serving.model import ServedModel
-from archipelago.pipeline.settings import IdentifierSettings
 from archipelago.pipeline.store import RunFolder
 from tests.running import wait_until
 from tests.serving import call
@@ -38,7 +38,7 @@ def run(served_world: World, tmp_path_factory: pytest.TempPathFactory) -> RunFol
         "samples": 2,
         "calibration_images": 8,
     }
-    scorer = build_scorer(IdentifierSettings.model_validate(identifier))
+    scorer = build_scorer(MultimodalSettings.model_validate(identifier))
     pool = {"num_cpus": 0.25, "threads": 1, "lease_s": 2}
     run = learned_run(
         served_world,
@@ -78,7 +78,7 @@ def test_the_pool_is_asked_over_http(url: str, run: RunFolder, served_world: Wor
     _, alone, _ = model.classify(images, [Ask()] * len(images), unsure)
     rows = [request.row for request in unsure]
     assert rows == list(range(len(images))), "every image, those of no domain too"
-    scorer = build_scorer(model.settings.identifier)
+    scorer = build_scorer(model.settings.multimodal)
     scores = scorer.score(images, unsure[0].texts, "likelihood", 0).values[:, :-1]
     told = consult_results(unsure, scores)
     _, wanted, _ = model.classify(images, [Ask(shares=shares) for shares in told])

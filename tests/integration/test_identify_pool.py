@@ -16,10 +16,11 @@ from ray import serve
 
 from archipelago.actors.consult import SecondOpinion
 from archipelago.actors.identify import IdentifierPool, PooledScorer
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers import Identification, ImageSource, ScoreCache
 from archipelago.pipeline.identifiers.scorer import Scores, build_scorer
 from archipelago.pipeline.learned.consult import ConsultRequest, ConsultResult
-from archipelago.pipeline.settings import IdentifierSettings, IdentifyPoolSettings, Settings
+from archipelago.pipeline.settings import IdentifyPoolSettings, Settings
 from tests.unit.tiny_clip import settings as tiny_settings
 from tests.unit.tiny_mllm import save_mllm
 
@@ -47,7 +48,7 @@ def pool(local_ray: str, chosen: Settings) -> Iterator[IdentifierPool]:
 
 def look(
     scorer: object,
-    settings: IdentifierSettings,
+    settings: MultimodalSettings,
     on_read: Callable[[int], None] = lambda first: None,
 ) -> tuple[np.ndarray, ScoreCache]:
     score_cache = ScoreCache(scorer, settings)  # type: ignore[arg-type]
@@ -64,9 +65,9 @@ def test_a_replica_killed_in_mid_run_changes_nothing(
 ) -> None:
     scorer = pool.scorer
     assert isinstance(scorer, PooledScorer)
-    here = build_scorer(chosen.identifier)
+    here = build_scorer(chosen.multimodal)
     assert scorer.model == here.model
-    wanted, _ = look(here, chosen.identifier)
+    wanted, _ = look(here, chosen.multimodal)
     assert scorer.describe(IMAGES[:2], ["cat"], 0) == here.describe(IMAGES[:2], ["cat"], 0)
     facts = scorer._handle.facts.remote().result()
     killed = []
@@ -78,7 +79,7 @@ def test_a_replica_killed_in_mid_run_changes_nothing(
             killed.append(scorer._handle.facts.remote().result()["pid"])
             os.kill(killed[-1], signal.SIGKILL)
 
-    found, score_cache = look(scorer, chosen.identifier, kill)
+    found, score_cache = look(scorer, chosen.multimodal, kill)
     np.testing.assert_allclose(found, wanted, atol=1e-3)
     assert score_cache.usage.fallbacks == 0 and score_cache.usage.scorings == len(IMAGES) * len(
         TEXTS
@@ -124,7 +125,7 @@ def test_online_nobody_waits_longer_than_the_deadline(
         assert [await hasty(images, unsure) for _ in range(4)] == [None] * 4
         assert time.monotonic() - clock < 10.0, "not the 30 s of the patient one"
         assert time.monotonic() < hasty._rest_until, "a model that is late is left alone"
-        elsewhere = chosen.identifier.model_copy(update={"model": "never/started"})
+        elsewhere = chosen.multimodal.model_copy(update={"model": "never/started"})
         nobody = SecondOpinion(chosen.model_copy(update={"identifier": elsewhere}), 30.0)
         assert await nobody(images, unsure) is None
 
@@ -137,7 +138,7 @@ def test_a_model_in_this_process_is_never_asked_twice_at_once(chosen: Settings) 
     settings = chosen.model_copy(
         update={
             "cluster": chosen.cluster.model_copy(update={"identify": here}),
-            "identifier": chosen.identifier.model_copy(update={"concurrency": 1}),
+            "identifier": chosen.multimodal.model_copy(update={"concurrency": 1}),
         }
     )
     unsure = [ConsultRequest(0, Texts(), NOTHING)]  # type: ignore[arg-type]

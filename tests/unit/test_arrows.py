@@ -24,12 +24,14 @@ DRAWINGS = ROOT / "pipeline" / "streams" / "atlas"
 ABOVE = {"pipeline": {"actors", "jobs"}, "actors": {"jobs"}, "jobs": set(), FACE: set()}
 # training, evaluation, serving -> learned -> methods, identifiers -> records -> closedform, store;
 # store and streams know no model.
-COMMON = {"errors", "settings", "registry", "pace"}
+COMMON = {"errors", "settings", "identifier_settings", "strict", "registry", "pace"}
 LEARNING = {"model", "dense", "records", "closedform", "identifiers", "methods"}
 ANSWERING = LEARNING | {"learned", "config"}
 ALLOWED = {
     "errors": set(),
-    "settings": {"errors"},
+    "strict": set(),
+    "identifier_settings": {"strict", "registry"},
+    "settings": {"errors", "identifier_settings", "strict"},
     "registry": {"errors"},
     "redact": {"errors"},
     "pace": set(),

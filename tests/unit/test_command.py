@@ -110,6 +110,8 @@ def test_the_handbook_has_every_setting_with_its_comment() -> None:
         if not any(key == name or key.startswith(f"{name}.") for name in told)
     }
     assert missing == set()
+    assert told["identifier.share"].about.startswith("(cascade or mllm) of images that `cascade`")
+    assert "identifier.options" not in told and told["identifier.width"].about.startswith("compact")
     assert told["stream.held_out"].about.startswith("share of the training split")
     assert told["training.checkpoint_every"].value == "100"
     assert told["run_dir"].about.startswith("Where everything is written")

@@ -19,6 +19,7 @@ from archipelago.pipeline import config, handbook
 from archipelago.pipeline.benchmark.presets import PRESETS
 from archipelago.pipeline.config import flatten, load, redacted, validate
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifiers import identifiers
 from archipelago.pipeline.methods import method_class
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.streams.registry import PROTOCOL
@@ -112,6 +113,8 @@ def test_every_file_gives_every_value_of_its_section(group: str, option: str) ->
     """Nothing is hidden: a file of `conf/` shows each value that can be changed there."""
     given = composed(group, option)
     section = Settings.model_fields[group].annotation
+    if group == "identifier":
+        section = identifiers.get(option).Settings
 
     def keys(model: type[BaseModel], prefix: str = "") -> set[str]:
         found = set()
@@ -177,6 +180,13 @@ def test_a_reader_s_options_are_those_of_its_file(name: str) -> None:
         ("experts.text=true", ["experts.text=true: expected 'on' or 'off'"]),
         ("method.unseen.acceptance=2", ["method.unseen.acceptance: unknown key"]),
         ("identifier.signature=mean", ["identifier.signature: unknown key"]),
+        ("identifier.drver=vllm", ["identifier.drver: unknown", "did you mean identifier.driver?"]),
+        (
+            "identifier.driver=vllm",
+            ["identifier.driver belongs to identifier=cascade or mllm, and this is", "=prototype"],
+        ),
+        ("identifier.descriptions.pets=x", ["identifier.descriptions belongs to identifier="]),
+        ("identifier.name=mlm", ["identifier.name=mlm: unknown", "did you mean mllm?"]),
         ("identifier.evidence=K", ["identifier.evidence=K: expected 'both', 'E', 'J'"]),
         ("serving.abstain=1", ["serving.abstain=1: expected less than 1"]),
         ("method.neighbours=3", ["method.neighbours=3: expected a section"]),

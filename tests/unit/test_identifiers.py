@@ -11,6 +11,7 @@ import pytest
 from archipelago.pipeline.closedform import CalibrationRows, Sums
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.handbook import options
+from archipelago.pipeline.identifier_settings import IdentifierSettings, for_identifier, kinds
 from archipelago.pipeline.identifiers import (
     Evidence,
     Identification,
@@ -21,7 +22,6 @@ from archipelago.pipeline.identifiers import (
 from archipelago.pipeline.identifiers.base import CERTAIN, sigmoid
 from archipelago.pipeline.identifiers.basis import depths, task_distance
 from archipelago.pipeline.records import TaskRecord
-from archipelago.pipeline.settings import IdentifierSettings
 from tests.unit.tiny_closedform import WIDTH, basis, data, rows_of
 
 EVIDENCE = ["both", "E", "J", "mean", "class_means"]
@@ -184,7 +184,7 @@ def test_few_images_are_enough_for_an_answer(
 
 @pytest.mark.parametrize("name", identifiers.known())
 def test_nothing_learned_is_new_for_sure(name: str) -> None:
-    found = build_identifier(IdentifierSettings(name=name), BASIS)
+    found = build_identifier(kinds.get(name)(name=name), BASIS)
     for _ in range(2):
         said = found.alone.identify(Evidence(IMAGES["a"][:5]))
         assert said.options == found.tasks == () and said.closed.tolist() == [-1] * 5
@@ -197,6 +197,17 @@ def test_an_identifier_is_one_file_here_and_one_in_conf() -> None:
     assert set(identifiers.known()) == set(options("identifier"))
     with pytest.raises(UserError, match=r"identifier\.name=psychic: unknown; choose one of casc"):
         build_identifier(IdentifierSettings(name="psychic"), BASIS)
+
+
+@pytest.mark.parametrize("name", identifiers.known())
+def test_settings_for_another_identifier_keep_what_both_have(name: str) -> None:
+    for other, kind in kinds.known().items():
+        found = for_identifier(kinds.get(name)(name=name, width=7), other)
+        assert type(found) is kind and (found.name, found.width) == (other, 7)
+    asking = kinds.get("mllm")(name="mllm", samples=3)
+    again = for_identifier(for_identifier(asking, "cascade", share=0.5), name).model_dump()
+    assert again.get("samples", 3) == 3 and again.get("share", 0.5) == 0.5
+    assert ("samples" in again) == identifiers.get(name).asks_model()
 
 
 def test_a_record_without_statistics_is_refused() -> None:

@@ -21,6 +21,7 @@ from archipelago.pipeline.evaluation.identifier_comparison import (
 )
 from archipelago.pipeline.evaluation.records import read_records
 from archipelago.pipeline.evaluation.report import build_report, write_report
+from archipelago.pipeline.identifier_settings import MultimodalSettings, own_keys
 from archipelago.pipeline.identifiers import Evidence, ImageSource, ScoreCache, identifiers
 from archipelago.pipeline.identifiers.calibration import ConsultRule
 from archipelago.pipeline.identifiers.cascade import Cascade
@@ -34,7 +35,7 @@ from archipelago.pipeline.learned.engine import Engine, EngineSpec
 from archipelago.pipeline.learner import Learner
 from archipelago.pipeline.model.kernels import Kernels
 from archipelago.pipeline.records.group import read_card
-from archipelago.pipeline.settings import IdentifierSettings, MethodSettings, Settings
+from archipelago.pipeline.settings import MethodSettings, Settings
 from archipelago.pipeline.store import RunFolder
 from tests.unit.tiny_run import (
     TASKS,
@@ -86,7 +87,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def _settings(world: World, name: str, **more: Any) -> Settings:
     identifier = {"name": name, "model": "colours", "batch_size": 7, "calibration_images": 8} | more
-    return run_settings(world, identifier=identifier, training={"steps": 2})
+    return run_settings(world, **own_keys({"identifier": identifier}), training={"steps": 2})
 
 
 def _learner(world: World, run: RunFolder, settings: Settings, scorer: Colours | None) -> Learner:
@@ -94,7 +95,7 @@ def _learner(world: World, run: RunFolder, settings: Settings, scorer: Colours |
     if scorer is None:
         return make_learner(world, run, settings)
     score_cache = ScoreCache(
-        scorer, settings.identifier, settings.seed, run.folder.child("identifier")
+        scorer, settings.multimodal, settings.seed, run.folder.child("identifier")
     )
     return make_learner(world, run, settings, score_cache=score_cache)
 
@@ -130,7 +131,7 @@ def _bias(by_option: Sequence[float], first: float) -> dict[str, Any]:
             return Scores(choices.by_option(np.log(places / places.sum(axis=1, keepdims=True))))
 
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
-    settings = IdentifierSettings(name="mllm", scoring="choice")
+    settings = MultimodalSettings(name="mllm", scoring="choice")
     score_cache = ScoreCache(Letters(), settings, seed=1)
     score_cache.scores(ImageSource(lambda at: images[at]), np.arange(64), ["a", "b", "c"])
     found = score_cache.usage.asdict()["position_bias"]
@@ -254,7 +255,7 @@ def test_words_by_hand_are_used_and_recorded(world: World, tmp_path: Path) -> No
     assert description.samples == () and told[TASKS[0]]["by"] == "mllm"
 
 
-@pytest.mark.parametrize("name", [n for n, i in identifiers.known().items() if i.multimodal])
+@pytest.mark.parametrize("name", [n for n, i in identifiers.known().items() if i.asks_model()])
 def test_each_image_is_decided_alone_and_forgetting_is_exact(
     name: str, world: World, run: RunFolder, tmp_path: Path
 ) -> None:

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers import ImageSource, ScoreCache
 from archipelago.pipeline.identifiers.drivers import openai
 from archipelago.pipeline.identifiers.scorer import ScorerError, build_scorer
 from archipelago.pipeline.redact import redacted
-from archipelago.pipeline.settings import IdentifierSettings
 
 SECRET = "sk-do-not-tell"
 TEXTS = ["dark pictures", "bright pictures"]
@@ -111,8 +111,8 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
         server.shutdown()
 
 
-def settings(endpoint: Endpoint, scoring: str = "choice", retries: int = 4) -> IdentifierSettings:
-    return IdentifierSettings(
+def settings(endpoint: Endpoint, scoring: str = "choice", retries: int = 4) -> MultimodalSettings:
+    return MultimodalSettings(
         name="mllm",
         driver="openai",
         model="fake",
@@ -124,7 +124,7 @@ def settings(endpoint: Endpoint, scoring: str = "choice", retries: int = 4) -> I
     )
 
 
-def look(chosen: IdentifierSettings) -> tuple[np.ndarray, ScoreCache]:
+def look(chosen: MultimodalSettings) -> tuple[np.ndarray, ScoreCache]:
     """Scores of all images for both texts and none, and who asked."""
     score_cache = ScoreCache(build_scorer(chosen), chosen)
     shown = ImageSource(lambda at: IMAGES[at])

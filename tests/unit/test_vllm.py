@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.drivers import vllm
 from archipelago.pipeline.identifiers.scorer import Scorer, build_scorer
-from archipelago.pipeline.settings import IdentifierSettings
 from tests.unit import vllm_stand_in as stand_in
 from tests.unit.tiny_mllm import save_mllm
 
@@ -18,8 +18,8 @@ TEXTS = ("a photo of a cat", "grey noise", "answer A", "x")
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 
 
-def settings(model: Path | str, driver: str = "vllm", **more: object) -> IdentifierSettings:
-    return IdentifierSettings.model_validate(
+def settings(model: Path | str, driver: str = "vllm", **more: object) -> MultimodalSettings:
+    return MultimodalSettings.model_validate(
         {"name": "mllm", "model": str(model), "driver": driver, **more}
     )
 

@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.choices import Choices
 from archipelago.pipeline.identifiers.description import ANSWER, LIKELIHOOD, describe_prompt
 from archipelago.pipeline.identifiers.processor import Processor, loading
 from archipelago.pipeline.identifiers.scorer import Scores, register_driver
 from archipelago.pipeline.identifiers.sentences import fits, most_fitting, sentences_of
-from archipelago.pipeline.settings import IdentifierSettings
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class TransformersScorer:
     parallel = 1
     remote = False
 
-    def __init__(self, settings: IdentifierSettings, threads: int = 0) -> None:
+    def __init__(self, settings: MultimodalSettings, threads: int = 0) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.settings = settings
@@ -212,7 +212,7 @@ def _extended(inputs: dict[str, Any], ids_L: Tensor) -> dict[str, Any]:
     return longer
 
 
-def _load(settings: IdentifierSettings, where: str, device: str) -> Any:
+def _load(settings: MultimodalSettings, where: str, device: str) -> Any:
     from transformers import AutoModelForImageTextToText  # seconds
 
     options = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
