@@ -103,12 +103,6 @@ def test_a_method_may_bring_its_experts() -> None:
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_file_of_every_group_composes(group: str, option: str) -> None:
-    settings = load([f"{group}={option}", *REQUIRED.get(group, {}).get(option, [])])
-    assert isinstance(settings, Settings)
-
-
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_file_gives_every_value_of_its_section(group: str, option: str) -> None:
     """Nothing is hidden: a file of `conf/` shows each value that can be changed there."""
     given = composed(group, option)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 
 from archipelago.pipeline.closedform import CalibrationRows, Sums
+from archipelago.pipeline.config import load, validate
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.handbook import options
 from archipelago.pipeline.identifier_settings import IdentifierSettings, for_identifier, kinds
@@ -19,8 +21,9 @@ from archipelago.pipeline.identifiers import (
     build_identifier,
     identifiers,
 )
-from archipelago.pipeline.identifiers.base import CERTAIN, sigmoid
+from archipelago.pipeline.identifiers.base import CERTAIN, register, sigmoid
 from archipelago.pipeline.identifiers.basis import depths, task_distance
+from archipelago.pipeline.identifiers.prototype import Prototype
 from archipelago.pipeline.records import TaskRecord
 from tests.unit.tiny_closedform import WIDTH, basis, data, rows_of
 
@@ -208,6 +211,29 @@ def test_settings_for_another_identifier_keep_what_both_have(name: str) -> None:
     again = for_identifier(for_identifier(asking, "cascade", share=0.5), name).model_dump()
     assert again.get("samples", 3) == 3 and again.get("share", 0.5) == 0.5
     assert ("samples" in again) == identifiers.get(name).asks_model()
+
+
+def test_a_new_identifier_brings_its_own_settings() -> None:
+    class Tempo(IdentifierSettings):
+        beats: int = 4
+
+    class Mine(Prototype):
+        name = "mine"
+        Settings = Tempo
+
+    register(Mine)
+    try:
+        chosen = run_settings({"name": "mine", "beats": 3})
+        assert isinstance(chosen, Tempo) and chosen.beats == 3
+        with pytest.raises(UserError, match=r"^identifier\.beats belongs to identifier=mine"):
+            run_settings({"name": "oracle", "beats": 3})
+    finally:
+        del kinds._known["mine"], identifiers._known["mine"]
+
+
+def run_settings(section: dict[str, Any]) -> IdentifierSettings:
+    """The section as a run's settings have it."""
+    return validate({**load().model_dump(mode="json"), "identifier": section}).identifier
 
 
 def test_a_record_without_statistics_is_refused() -> None:
