@@ -217,8 +217,9 @@ class Session:
         if now.partition(":")[0] != facts["device"].partition(":")[0]:
             log.warning(
                 "begun on %s, goes on on %s: what comes is no longer the same to the bit",
-                facts["device"], now,
-            )  # fmt: skip
+                facts["device"],
+                now,
+            )
         return kernels
 
     def _prepare(self, size: int) -> list[Any]:
