@@ -1,1 +1,1 @@
-"""Long-lived Ray processes."""
+"""What works with Ray or for a person at a terminal."""

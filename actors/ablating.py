@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from archipelago.actors.finished import open_finished
-from archipelago.pipeline.config import validate
+from archipelago.pipeline.config import stored_settings
 from archipelago.pipeline.evaluation.ablation import VARIANTS, Ablation
 from archipelago.pipeline.evaluation.console import percent
+from archipelago.pipeline.records.evaluation import TITLES
 from archipelago.pipeline.store import RunFolder
 
 AS_IT_IS = "as it is"
@@ -25,29 +26,28 @@ def ablate(run_dir: str, console: Console) -> Table:
         LockedError: another run holds the folder.
     """
     run = RunFolder.open(run_dir)
-    settings = validate(run.read()["config"]).model_copy(update={"run_dir": run.uri})
+    settings = stored_settings(run.read()).model_copy(update={"run_dir": run.uri})
     with run.lock():
         opened = open_finished(run, settings)
         ablation = Ablation(
             run, settings, opened.domains, opened.engine, opened.basis, opened.scale
         )
         with console.status(AS_IT_IS):
-            base = ablation.answers({})
+            base = ablation.results({})
         rows = [ablation.row(AS_IT_IS, base, base)]
         for title, changes in VARIANTS.items():
             if ablation.applies(changes):
                 with console.status(title):
-                    found = ablation.answers(changes)
+                    found = ablation.results(changes)
                 rows.append(ablation.row(title, found, base))
         run.folder.write_json("ablation.json", {"rows": rows})
     return table(rows, settings.method.name)
 
 
 def table(rows: Sequence[dict[str, Any]], method: str) -> Table:
-    """Variants as rows; gains in points of Last in X-TAIL, plus or minus half their interval."""
-    found = Table(
-        title=f"{method}, one switch changed at a time: percent in X-TAIL", header_style="bold"
-    )
+    """Variants as rows; gains in points of Last, plus or minus half their interval."""
+    title = f"{method}, one switch changed at a time: percent, {TITLES['xtail']}"
+    found = Table(title=title, header_style="bold")
     found.add_column("", no_wrap=True)
     for name in ("Transfer", "Average", "Last", "gain", "id given", "seen"):
         found.add_column(name, justify="right", no_wrap=True)
@@ -57,7 +57,10 @@ def table(rows: Sequence[dict[str, Any]], method: str) -> Table:
         if gain is not None:
             said = f"{gain['mean']:+.1f} ± {0.5 * (gain['high'] - gain['low']):.1f}"
         found.add_row(
-            row["variant"], *(percent(tail.get(key)) for key in ("transfer", "average", "last")),
-            said, percent(given.get("last")), percent(row["acceptance"]),
-        )  # fmt: skip
+            row["variant"],
+            *(percent(tail.get(key)) for key in ("transfer", "average", "last")),
+            said,
+            percent(given.get("last")),
+            percent(row["acceptance"]),
+        )
     return found

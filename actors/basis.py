@@ -46,10 +46,15 @@ def basis_of_atlas(
     log.info("the backbone brings no basis for these settings: making one from atlas")
     stream, cluster = load(["stream=atlas"]).stream, settings.cluster
     atlas = prepare(
-        open_stream(stream, 0), size=size, run=run.uri, cache_dir=cache_dir(settings),
-        cache_gib=cluster.cache_gib, cluster=cluster, max_pixels=stream.max_pixels,
+        open_stream(stream, 0),
+        size=size,
+        run=run.uri,
+        cache_dir=cache_dir(settings),
+        cache_gib=cluster.cache_gib,
+        cluster=cluster,
+        max_pixels=stream.max_pixels,
         use_ray=cluster.data.num_workers > 0,
-    )  # fmt: skip
+    )
     share = max(1, IMAGES // len(atlas))
     batches = []
     for domain in atlas:

@@ -12,7 +12,7 @@ from archipelago.actors.arguments import load_settings, reference_methods
 from archipelago.actors.preflight import check_batch
 from archipelago.pipeline.config import redacted
 from archipelago.pipeline.errors import IntegrityError, UserError
-from archipelago.pipeline.identifiers import identifiers
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.basis import find_basis
 from archipelago.pipeline.identifiers.scorer import check_driver
 from archipelago.pipeline.methods import method_class, method_options
@@ -83,9 +83,9 @@ def check(words: Sequence[str], sample: int = SAMPLE) -> Checked:
     attempt(lambda: method_options(settings.method))
     attempt(lambda: check_batch(settings))
     attempt(lambda: find_basis(settings.backbone))
-    looks = identifiers.get(settings.identifier.name).looks
-    if looks and any(method_class(name).identifies() for name in methods):
-        attempt(lambda: check_driver(settings.identifier))
+    multimodal = isinstance(settings.identifier, MultimodalSettings)
+    if multimodal and any(method_class(name).identifies() for name in methods):
+        attempt(lambda: check_driver(settings.multimodal))
     dense = method_class(settings.method.name).dense
     domains = attempt(lambda: open_stream(settings.stream, settings.seed, dense))
     if isinstance(domains, list):

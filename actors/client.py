@@ -237,9 +237,12 @@ class Client:
         body = self._again("POST", "v1/embed", **_shown(images, texts))
         with _understood():
             return Embeddings(
-                body["images"], body["texts"], body["backbone"], body["generation"],
+                body["images"],
+                body["texts"],
+                body["backbone"],
+                body["generation"],
                 dict(body["milliseconds"]),
-            )  # fmt: skip
+            )
 
     def similarity(
         self, images: Picture | Iterable[Picture] = (), texts: str | Iterable[str] = ()

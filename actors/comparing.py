@@ -214,12 +214,14 @@ class Comparison:
         """Note the row of a finished run beside it; passes that others made count as its own."""
         learner = session.learner
         row = row_of(
-            rival, world, report,
+            rival,
+            world,
+            report,
             gradients=image_gradients(session.settings, learner.domains),
             per_prediction=passes(learner.state, learner.evaluator),
             peak_mib=self._peak_mib(peak),
             learned_s=learning_seconds(session.run) + self._saved_s - saved,
-        )  # fmt: skip
+        )
         session.run.folder.write_json(CELL, row)
 
     def _peak_mib(self, peak: PeakMemory) -> float | None:
@@ -286,8 +288,12 @@ class Comparison:
                     runs.setdefault(rival.label, []).append((world.stream, world.seed, records))
         samples = self._loaded(self.plan.streams[0], BASE, 0).evaluation.bootstrap
         found = document.build(
-            self.plan, rows, runs, samples=samples, versions=versions(),
+            self.plan,
+            rows,
+            runs,
+            samples=samples,
+            versions=versions(),
             estimated_s=self.estimated_s,
-        )  # fmt: skip
+        )
         document.write(self.folder, found, pictures=pictures)
         return found

@@ -1,7 +1,7 @@
 """A replica's way to the multimodal model: asks about unsure images, and never waits for long.
 
 The pool is the one that learning uses (`actors/identify.py`); the publisher holds a lease on it
-while the endpoint is up. A model that does not run in a pool is loaded here, at the first doubt.
+while the endpoint is up. A model that does not run in a pool is loaded here, at the first request.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from archipelago.actors.identify import PooledScorer, in_pool, pool_name
-from archipelago.pipeline.identifiers import identifiers
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.scorer import Scorer, Scores, build_scorer
-from archipelago.pipeline.learned.consult import Doubt, Shares, settle
+from archipelago.pipeline.learned.consult import ConsultRequest, ConsultResult, consult_results
 from archipelago.pipeline.settings import ServingSettings, Settings
 
 log = logging.getLogger("ray.serve.archipelago")
@@ -28,7 +28,7 @@ REST_S = 5.0
 
 def consults(settings: Settings, serving: ServingSettings) -> bool:
     """Whether an endpoint of this run asks a multimodal model at all."""
-    return serving.consult_s > 0 and identifiers.get(settings.identifier.name).looks
+    return serving.consult_s > 0 and isinstance(settings.identifier, MultimodalSettings)
 
 
 class SecondOpinion:
@@ -43,21 +43,23 @@ class SecondOpinion:
         self._settings, self._deadline_s = settings, deadline_s
         self._scorer: Scorer | None = None
         self._finding: asyncio.Task[Scorer] | None = None
-        self._busy = asyncio.Semaphore(max(1, settings.identifier.concurrency))
+        self._busy = asyncio.Semaphore(max(1, settings.multimodal.concurrency))
         self._misses, self._rest_until = 0, 0.0
 
-    async def __call__(self, images: np.ndarray, doubts: Sequence[Doubt]) -> list[Shares] | None:
-        """What is held of each doubted image; None if there was no answer in time.
+    async def __call__(
+        self, images: np.ndarray, unsure: Sequence[ConsultRequest]
+    ) -> list[ConsultResult] | None:
+        """Which domain each image is from; None if there was no answer in time.
 
         Args:
-            images: uint8 (n, S, S, 3), one a doubt.
-            doubts: n of one generation.
+            images: uint8 (n, S, S, 3), one a request.
+            unsure: n images of one generation.
         """
         if time.monotonic() < self._rest_until:
             return None
         try:
             async with asyncio.timeout(self._deadline_s):
-                scores = await self._ask(images, doubts[0].texts)
+                scores = await self._ask(images, unsure[0].texts)
         except TimeoutError:
             scores = None
         except Exception as error:
@@ -67,10 +69,10 @@ class SecondOpinion:
             self._missed()
             return None
         self._misses = 0
-        return settle(doubts, scores)
+        return consult_results(unsure, scores)
 
     async def _ask(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray | None:
-        chosen, seed = self._settings.identifier, self._settings.seed
+        chosen, seed = self._settings.multimodal, self._settings.seed
         scorer = await self._find()
         if isinstance(scorer, PooledScorer):
             async with self._busy:
@@ -85,8 +87,8 @@ class SecondOpinion:
             asyncio.to_thread(scorer.score, images, texts, chosen.scoring, seed)
         )
         call.add_done_callback(self._ended)
-        told = await asyncio.shield(call)
-        return told.values[:, :-1]
+        answer = await asyncio.shield(call)
+        return answer.values[:, :-1]
 
     def _ended(self, call: asyncio.Task[Scores]) -> None:
         self._busy.release()
@@ -102,7 +104,7 @@ class SecondOpinion:
         return self._scorer
 
     def _open(self) -> Scorer:
-        identifier, cluster = self._settings.identifier, self._settings.cluster.identify
+        identifier, cluster = self._settings.multimodal, self._settings.cluster.identify
         if not in_pool(self._settings):
             return build_scorer(identifier, 1)
         from ray import serve

@@ -6,27 +6,32 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import yaml
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from archipelago.actors.finished import open_finished
+from archipelago.pipeline.config import validate
 from archipelago.pipeline.errors import UserError
-from archipelago.pipeline.evaluation.comparison import Candidate, Comparison, Row
 from archipelago.pipeline.evaluation.console import percent
+from archipelago.pipeline.evaluation.identifier_comparison import (
+    ComparisonRow,
+    IdentifierComparison,
+    IdentifierVariant,
+)
 from archipelago.pipeline.evaluation.plots import curve
-from archipelago.pipeline.identifiers.places import said
+from archipelago.pipeline.identifier_settings import owners
+from archipelago.pipeline.identifiers.position_bias import bias_in_words
 from archipelago.pipeline.identifiers.scorer import build_scorer
 from archipelago.pipeline.methods import method_class
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import RunFolder
 
 CANDIDATES = (
-    Candidate("prototype"),
-    Candidate("mllm", "likelihood"),
-    Candidate("mllm", "choice"),
-    Candidate("cascade", "likelihood"),
-    Candidate("oracle"),
+    IdentifierVariant("prototype"),
+    IdentifierVariant("mllm", "likelihood"),
+    IdentifierVariant("mllm", "choice"),
+    IdentifierVariant("cascade", "likelihood"),
+    IdentifierVariant("oracle"),
 )
 
 
@@ -52,10 +57,10 @@ def contest(
         with console.status("Reading the run ..."):
             tasks = comparison.read()
         rows = []
-        for candidate in CANDIDATES:
-            if only is None or {candidate.name, candidate.key} & set(only):
-                with console.status(f"{candidate.title} ..."):
-                    rows.append(comparison.row(candidate))
+        for variant in CANDIDATES:
+            if only is None or {variant.name, variant.key} & set(only):
+                with console.status(f"{variant.title} ..."):
+                    rows.append(comparison.row(variant))
         _write(run, comparison, rows)
     for task, description in comparison.descriptions.items():
         console.print(f"[bold]{task}[/bold]: {description.text if description else '-'}")
@@ -66,12 +71,13 @@ def contest(
             console.print(f"{row.title}: {line}", markup=False)
 
 
-def recognised(rows: Sequence[Row], tasks: Sequence[str], model: str) -> Table:
+def recognised(rows: Sequence[ComparisonRow], tasks: Sequence[str], model: str) -> Table:
     """Own images to own task after the last stage: tasks as rows, identifiers as columns."""
     found = Table(
         title=f"Own test images to own task after the last stage, percent; model {model}",
-        title_justify="left", header_style="bold",
-    )  # fmt: skip
+        title_justify="left",
+        header_style="bold",
+    )
     found.add_column("task")
     for row in rows:
         found.add_column(row.title, justify="right")
@@ -83,17 +89,18 @@ def recognised(rows: Sequence[Row], tasks: Sequence[str], model: str) -> Table:
     return found
 
 
-def consequences(rows: Sequence[Row]) -> Table:
+def consequences(rows: Sequence[ComparisonRow]) -> Table:
     """Unseen images, cost and the metrics of the run: identifiers as columns."""
     found = Table(
         title="Unseen images (mean over the stages), cost of all stages, what comes of it",
-        title_justify="left", header_style="bold",
-    )  # fmt: skip
+        title_justify="left",
+        header_style="bold",
+    )
     found.add_column("")
     for row in rows:
         found.add_column(row.title, justify="right")
 
-    def line(name: str, say: Callable[[Row], str]) -> None:
+    def line(name: str, say: Callable[[ComparisonRow], str]) -> None:
         found.add_row(name, *(say(row) for row in rows))
 
     line("unseen: AUROC, %", lambda row: percent(row.auroc))
@@ -115,7 +122,7 @@ def _speed(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
-def remarks(row: Row) -> list[str]:
+def remarks(row: ComparisonRow) -> list[str]:
     """What else was found about an identifier, in sentences."""
     found = []
     if "margin" in row.extra:
@@ -124,13 +131,15 @@ def remarks(row: Row) -> list[str]:
             f" {row.extra['weight']:.2f}"
         )
     if row.extra.get("position_bias"):
-        found.append(said(row.extra["position_bias"]))
+        found.append(bias_in_words(row.extra["position_bias"]))
     return found
 
 
 def _settings(run: RunFolder, words: Sequence[str]) -> Settings:
-    """The run's own settings, with the words for its section `identifier`."""
+    """The run's own settings, with the words for its section `identifier`, which has a model."""
     config = {**run.read()["config"], "run_dir": run.uri}
+    if config["identifier"]["name"] not in owners("model"):
+        config["identifier"] = {**config["identifier"], "name": "mllm"}
     for word in words:
         key, equals, text = word.partition("=")
         section, dot, name = key.partition(".")
@@ -144,27 +153,22 @@ def _settings(run: RunFolder, words: Sequence[str]) -> Settings:
             config[section][first] = {**config[section].get(first, {}), rest: value}
         else:
             config[section][first] = value
-    try:
-        settings = Settings.model_validate(config)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{key}: {problem['msg']}") from error
+    settings = validate(config)
     method = method_class(settings.method.name)
     if not method.identifies():
         raise UserError(f"run_dir: method {method.name} identifies nothing; give a run of trge")
     return settings
 
 
-def _open(run: RunFolder, settings: Settings) -> Comparison:
+def _open(run: RunFolder, settings: Settings) -> IdentifierComparison:
     opened = open_finished(run, settings)
-    scorer = build_scorer(settings.identifier)
-    return Comparison(
+    scorer = build_scorer(settings.multimodal)
+    return IdentifierComparison(
         run, settings, opened.domains, opened.engine, opened.basis, opened.scale, scorer
     )
 
 
-def _write(run: RunFolder, comparison: Comparison, rows: Sequence[Row]) -> None:
+def _write(run: RunFolder, comparison: IdentifierComparison, rows: Sequence[ComparisonRow]) -> None:
     words = {t: d.asdict() for t, d in comparison.descriptions.items() if d is not None}
     document = {
         "model": comparison.scorer.model,

@@ -147,10 +147,14 @@ class PooledEngine:
         run = stored.read()
         first = settings.method.name if settings.identifier.depths == "trunk" else ""
         return (
-            run["backbone"]["sha256"], run["backbone"]["basis"], str(self._spec.kernels), first,
-            settings.identifier.depths, str(settings.evaluation.batch_size),
+            run["backbone"]["sha256"],
+            run["backbone"]["basis"],
+            str(self._spec.kernels),
+            first,
+            settings.identifier.depths,
+            str(settings.evaluation.batch_size),
             str((self._spec.threads, self._pool.size)),
-        )  # fmt: skip
+        )
 
     def _once(self, kind: str, table: str, rows: Sequence[np.ndarray], make: Callable[[], T]) -> T:
         """What frozen CLIP gives for rows of a table, from an earlier pass if there was one."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from archipelago.actors.environment import be_somebody
 from archipelago.actors.loopback import spare_loopback
 from archipelago.actors.manual import asks_for_help, show_manual
-from archipelago.actors.mishaps import in_words, one_line
+from archipelago.actors.os_errors import in_words, one_line
 from archipelago.pipeline.errors import (
     EXIT_DONE,
     EXIT_FAILURE,

@@ -39,8 +39,13 @@ def open_finished(run: RunFolder, settings: Settings) -> Finished:
     facts: dict[str, Any] = engine.facts()
     dense = method_class(settings.method.name).dense
     prepared = prepare(
-        open_stream(settings.stream, settings.seed, dense), size=int(facts["image_size"]),
-        run=run.uri, cache_dir=cache_dir(settings), cache_gib=settings.cluster.cache_gib,
-        cluster=settings.cluster, max_pixels=settings.stream.max_pixels, use_ray=False,
-    )  # fmt: skip
+        open_stream(settings.stream, settings.seed, dense),
+        size=int(facts["image_size"]),
+        run=run.uri,
+        cache_dir=cache_dir(settings),
+        cache_gib=settings.cluster.cache_gib,
+        cluster=settings.cluster,
+        max_pixels=settings.stream.max_pixels,
+        use_ray=False,
+    )
     return Finished(prepared, engine, read_basis(run), float(facts["scale"]))

@@ -71,11 +71,13 @@ def forecast(checked: Checked) -> Forecast:
     classes = max(len(each.domain.classes) for each in checked.domains)
     embedding = int(probe.backbone.image.visual.output_dim)
     return Forecast(
-        seconds, sum(train) + test, (sum(train) + test) * size * size * 3,
+        seconds,
+        sum(train) + test,
+        (sum(train) + test) * size * size * 3,
         min(budget, max(train) * per_image) if trains else 0,
         record_bytes(settings.identifier.width, classes, embedding),
         _held(settings),
-    )  # fmt: skip
+    )
 
 
 def record_bytes(width: int, classes: int, embedding: int, rows: int = 256) -> int:

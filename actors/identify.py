@@ -32,6 +32,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from archipelago.actors.lease import Lease
 from archipelago.pipeline import identifiers
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.processor import EMBEDDED, folder_digest
 from archipelago.pipeline.identifiers.scorer import (
     Scorer,
@@ -40,7 +41,7 @@ from archipelago.pipeline.identifiers.scorer import (
     build_scorer,
     check_driver,
 )
-from archipelago.pipeline.settings import IdentifierSettings, IdentifyPoolSettings, Settings
+from archipelago.pipeline.settings import IdentifyPoolSettings, Settings
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ SHAPE = ("driver", "model", "endpoint", "device", "dtype", "attention", "options
 class Model:
     """Body of a replica: one scorer, one batch at a time."""
 
-    def __init__(self, settings: IdentifierSettings, threads: int) -> None:
+    def __init__(self, settings: MultimodalSettings, threads: int) -> None:
         from ray import serve
 
         self._scorer = build_scorer(settings, threads)
@@ -176,7 +177,7 @@ class IdentifierPool:
     scorer: Scorer
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings.identifier
+        self._settings = settings.multimodal
         self._cluster = settings.cluster.identify
         self.name = pool_name(self._settings, self._cluster) if in_pool(settings) else ""
         self._lease: Lease | None = None
@@ -254,10 +255,10 @@ class IdentifierPool:
 
 def in_pool(settings: Settings) -> bool:
     """Whether the model of these settings runs in replicas."""
-    return settings.cluster.identify.max_replicas > 0 and settings.identifier.driver != "openai"
+    return settings.cluster.identify.max_replicas > 0 and settings.multimodal.driver != "openai"
 
 
-def pool_name(settings: IdentifierSettings, cluster: IdentifyPoolSettings) -> str:
+def pool_name(settings: MultimodalSettings, cluster: IdentifyPoolSettings) -> str:
     """Name of the application: changes with code, model and resources."""
     total = hashlib.sha256(cluster.model_dump_json().encode())
     total.update(settings.model_dump_json(include=set(SHAPE)).encode())

@@ -7,7 +7,7 @@ from typing import Any
 
 from archipelago.actors.arguments import load_settings, reference_methods, reference_settings
 from archipelago.actors.session import Session
-from archipelago.pipeline.config import load, validate
+from archipelago.pipeline.config import load, stored_settings
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.evaluation.report import write_report
 from archipelago.pipeline.lifecycle.forget import forget_task
@@ -67,7 +67,7 @@ def of_run(run: RunFolder, words: Sequence[str]) -> Settings:
     Raises:
         UserError: a word for anything else.
     """
-    stored = validate(run.read()["config"])
+    stored = stored_settings(run.read())
     sections = {word.partition("=")[0].partition(".")[0] for word in words}
     other = sorted(sections - {"cluster", "tracking"})
     if other:

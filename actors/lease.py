@@ -1,6 +1,6 @@
 """A lease on a Serve application: when its last holder is gone, the application goes.
 
-The keeper is a detached actor without resources. Holders renew; whoever is killed stops renewing.
+The monitor is a detached actor without resources. Holders renew; whoever is killed stops renewing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NAMESPACE = "archipelago"
 BEATS = 4  # signs of life in the time of one lease
 
 
-class Keeper:
+class LeaseMonitor:
     """Body of the actor.
 
     Args:
@@ -26,7 +26,7 @@ class Keeper:
 
     def __init__(self, application: str, lease_s: float) -> None:
         self._application, self._lease_s = application, lease_s
-        self._holders = {"whoever made me": time.monotonic()}
+        self._holders = {"creator": time.monotonic()}
         self._me = ray.get_runtime_context().current_actor
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -37,7 +37,7 @@ class Keeper:
     def release(self, holder: str) -> None:
         """The holder has ended in order."""
         self._holders.pop(holder, None)
-        self._holders.pop("whoever made me", None)
+        self._holders.pop("creator", None)
 
     def _watch(self) -> None:
         while True:
@@ -61,17 +61,17 @@ class Lease:
         self._arguments = (application, lease_s)
         self._holder, self._lease_s = holder, lease_s
         self._over = threading.Event()
-        self._keeper = self._find()
-        self._keeper.hold.remote(holder).future().result()
+        self._monitor = self._find()
+        self._monitor.hold.remote(holder).future().result()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
     def _find(self) -> Any:
         application, lease_s = self._arguments
         return (
-            ray.remote(Keeper)
+            ray.remote(LeaseMonitor)
             .options(
-                name=f"{application}-keeper",
+                name=f"{application}-lease",
                 namespace=NAMESPACE,
                 lifetime="detached",
                 get_if_exists=True,
@@ -84,13 +84,13 @@ class Lease:
     def _renew(self) -> None:
         while not self._over.wait(self._lease_s / BEATS):
             try:
-                self._keeper.hold.remote(self._holder).future().result(self._lease_s)
-            except Exception:  # the keeper is lost: another one takes over
+                self._monitor.hold.remote(self._holder).future().result(self._lease_s)
+            except Exception:  # the monitor is lost: another one takes over
                 with contextlib.suppress(Exception):
-                    self._keeper = self._find()
+                    self._monitor = self._find()
 
     def release(self) -> None:
         """Give the lease back; the application goes soon after the last one."""
         self._over.set()
         with contextlib.suppress(Exception):
-            self._keeper.release.remote(self._holder).future().result(self._lease_s)
+            self._monitor.release.remote(self._holder).future().result(self._lease_s)

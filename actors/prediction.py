@@ -111,10 +111,16 @@ class Prediction:
         if state is None or state["status"] != COMPLETE or len(self.done) < self._units:
             self.output.begin(self.made)
         self._spec = Spec(
-            run.uri, model["manifest"], self.request.question, self.output.folder.uri, size,
-            self.settings.stream.max_pixels, self.request.batch_size,
-            self.settings.cluster.device, threads(self.settings),
-        )  # fmt: skip
+            run.uri,
+            model["manifest"],
+            self.request.question,
+            self.output.folder.uri,
+            size,
+            self.settings.stream.max_pixels,
+            self.request.batch_size,
+            self.settings.cluster.device,
+            threads(self.settings),
+        )
 
     @property
     def _units(self) -> int:
@@ -242,6 +248,7 @@ def _listed(uri: str, rows: int) -> Listing:
     if found.ignored_count:
         log.info(
             "left out, as neither images nor parquet files: %s (%s in all)",
-            some(found.ignored), f"{found.ignored_count:,}",
-        )  # fmt: skip
+            some(found.ignored),
+            f"{found.ignored_count:,}",
+        )
     return found

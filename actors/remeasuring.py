@@ -81,10 +81,15 @@ def measure_run(
     if not domains:
         raise UserError("stream: holds dense tasks alone; evaluate measures classes of images")
     prepared = prepare(
-        domains, size=model.runtime.backbone.image_size, run=run.uri, cache_dir=cache_dir(settings),
-        cache_gib=settings.cluster.cache_gib, cluster=settings.cluster,
-        max_pixels=settings.stream.max_pixels, use_ray=False,
-    )  # fmt: skip
+        domains,
+        size=model.runtime.backbone.image_size,
+        run=run.uri,
+        cache_dir=cache_dir(settings),
+        cache_gib=settings.cluster.cache_gib,
+        cluster=settings.cluster,
+        max_pixels=settings.stream.max_pixels,
+        use_ray=False,
+    )
     with Progress(console=Console(stderr=True)) as progress:
         total = sum(int(domain.counts["test"]) for domain in prepared)
         bar = progress.add_task("test images", total=total)
@@ -114,7 +119,12 @@ def remeasured_table(found: Measurement) -> Table:
     for row in found.rows:
         name = row.task if row.learned else f"{row.task} (not learned)"
         table.add_row(
-            name, f"{row.images:,}", percent(row.given), percent(found.reported.get(row.task)),
-            percent(row.free), percent(row.recognised), percent(row.unseen),
-        )  # fmt: skip
+            name,
+            f"{row.images:,}",
+            percent(row.given),
+            percent(found.reported.get(row.task)),
+            percent(row.free),
+            percent(row.recognised),
+            percent(row.unseen),
+        )
     return table

@@ -20,7 +20,7 @@ from archipelago.actors.http.backend import Reply, Vectors
 from archipelago.actors.http.local import describe, embed, example, lineage
 from archipelago.pipeline.errors import IntegrityError, Refused
 from archipelago.pipeline.learned.asking import Ask
-from archipelago.pipeline.learned.consult import Doubt, Shares
+from archipelago.pipeline.learned.consult import ConsultRequest, ConsultResult
 from archipelago.pipeline.serving.model import ServedModel, single_thread
 from archipelago.pipeline.serving.pointer import Pointer, read_pointer
 from archipelago.pipeline.settings import ServingSettings
@@ -75,29 +75,31 @@ class Replica:
 
     async def classify(self, images: np.ndarray, asks: list[Ask]) -> Reply:
         """Answer one request; it shares its pass with whatever else is waiting."""
-        reply, doubts = await self._batched((images, asks))
-        if self._second is None or not doubts:
+        reply, unsure = await self._batched((images, asks))
+        if self._second is None or not unsure:
             return reply
         clock = time.perf_counter()
-        told = await self._second(images[[doubt.row for doubt in doubts]], doubts)
-        if told is None:
-            reply = replace(reply, late=len(doubts))
+        results = await self._second(images[[request.row for request in unsure]], unsure)
+        if results is None:
+            reply = replace(reply, late=len(unsure))
         else:
-            reply = await self._heed(reply, images, asks, doubts, told)
+            reply = await self._answer_consulted(reply, images, asks, unsure, results)
         spent = {**reply.milliseconds, "consult": 1000.0 * (time.perf_counter() - clock)}
-        return replace(reply, consulted=len(doubts), milliseconds=spent)
+        return replace(reply, consulted=len(unsure), milliseconds=spent)
 
-    async def _heed(
+    async def _answer_consulted(
         self,
         reply: Reply,
         images: np.ndarray,
         asks: list[Ask],
-        doubts: list[Doubt],
-        told: list[Shares],
+        unsure: list[ConsultRequest],
+        results: list[ConsultResult],
     ) -> Reply:
-        """Doubted images are answered anew, with what the model holds of their domain."""
-        rows = [doubt.row for doubt in doubts]
-        wishes = [replace(asks[row], shares=shares) for row, shares in zip(rows, told, strict=True)]
+        """Unsure images are answered anew, with what the model says of their domain."""
+        rows = [request.row for request in unsure]
+        wishes = [
+            replace(asks[row], shares=shares) for row, shares in zip(rows, results, strict=True)
+        ]
         again, _ = await self._batched((images[rows], wishes))
         if again.generation != reply.generation or again.unknown is not None:
             return reply  # a new generation answers by now: one request, one generation
@@ -107,14 +109,14 @@ class Replica:
         return replace(reply, answers=tuple(answers))
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.002)
-    async def _batched(self, requests: list[Request]) -> list[tuple[Reply, list[Doubt]]]:
+    async def _batched(self, requests: list[Request]) -> list[tuple[Reply, list[ConsultRequest]]]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._answering, self._answer, requests)
 
-    def _answer(self, requests: Sequence[Request]) -> list[tuple[Reply, list[Doubt]]]:
+    def _answer(self, requests: Sequence[Request]) -> list[tuple[Reply, list[ConsultRequest]]]:
         self._refresh()
         known = self.model.current.tasks
-        replies: list[tuple[Reply, list[Doubt]] | None] = [None] * len(requests)
+        replies: list[tuple[Reply, list[ConsultRequest]] | None] = [None] * len(requests)
         taken: list[int] = []
         for index, (_, asks) in enumerate(requests):
             unknown = next((n for ask in asks for n in ask.names if n not in known), None)
@@ -126,9 +128,9 @@ class Replica:
         for part in _parts(taken, [len(images) for images, _ in requests]):
             pixels = np.concatenate([requests[index][0] for index in part])
             asks = [ask for index in part for ask in requests[index][1]]
-            doubts: list[Doubt] = []
+            unsure: list[ConsultRequest] = []
             try:
-                generation, answers, spent = self.model.classify(pixels, asks, doubts)
+                generation, answers, spent = self.model.classify(pixels, asks, unsure)
             except KeyError as error:  # forgotten between the check and the pass
                 for index in part:
                     replies[index] = Reply(0, unknown=str(error.args[0])), []
@@ -137,9 +139,9 @@ class Replica:
             for index in part:
                 stop = start + len(requests[index][0])
                 own = [
-                    replace(doubt, row=doubt.row - start)
-                    for doubt in doubts
-                    if start <= doubt.row < stop
+                    replace(request, row=request.row - start)
+                    for request in unsure
+                    if start <= request.row < stop
                 ]
                 replies[index] = Reply(generation, tuple(answers[start:stop]), spent), own
                 start = stop

@@ -30,7 +30,8 @@ from archipelago.pipeline.config import redacted
 from archipelago.pipeline.errors import Stopped
 from archipelago.pipeline.evaluation.joint import dense_figure
 from archipelago.pipeline.evaluation.report import write_report
-from archipelago.pipeline.identifiers import Looker, identifiers
+from archipelago.pipeline.identifier_settings import MultimodalSettings
+from archipelago.pipeline.identifiers import ScoreCache
 from archipelago.pipeline.identifiers.basis import find_basis, load_basis
 from archipelago.pipeline.identifiers.scorer import Scorer, check_driver
 from archipelago.pipeline.learned.engine import EngineSpec
@@ -119,7 +120,7 @@ class Session:
             check_batch(settings)
             find_basis(settings.backbone)
             if self._looks:
-                check_driver(settings.identifier)
+                check_driver(settings.multimodal)
             dense = method_class(settings.method.name).dense
             self.domains = open_stream(settings.stream, settings.seed, dense)
             self._stack.enter_context(self.run.lock(wait_s=0))
@@ -158,25 +159,35 @@ class Session:
             },
         )
         log.info(
-            "%s with %s on %s: %s attention, %s", settings.method.name, facts["name"],
-            kernels.device, document["kernels"]["attention"], document["kernels"]["precision"],
-        )  # fmt: skip
+            "%s with %s on %s: %s attention, %s",
+            settings.method.name,
+            facts["name"],
+            kernels.device,
+            document["kernels"]["attention"],
+            document["kernels"]["precision"],
+        )
         if self.parent is None:
             check_prompts(self.domains, tokenizer_of(settings.backbone))
         prepared = self._prepare(int(facts["image_size"]))
         check_data(self.run, settings, prepared, reference=self.parent is not None)
         self.learner = Learner(
-            self.run, settings, prepared, engine, basis, float(facts["scale"]), kernels,
-            looker=self._looker(),
+            self.run,
+            settings,
+            prepared,
+            engine,
+            basis,
+            float(facts["scale"]),
+            kernels,
+            score_cache=self._score_cache(),
             shared=self.parent.run if self.parent else None,
             threads=worker_threads(settings, "train"),
-        )  # fmt: skip
+        )
 
     @property
     def _looks(self) -> bool:
         """Whether a multimodal model is needed."""
-        looks = identifiers.get(self.settings.identifier.name).looks
-        return looks and method_class(self.settings.method.name).identifies()
+        multimodal = isinstance(self.settings.identifier, MultimodalSettings)
+        return multimodal and method_class(self.settings.method.name).identifies()
 
     def _scorer(self) -> Scorer | None:
         """The multimodal model: in this process or in a pool of replicas."""
@@ -184,12 +195,12 @@ class Session:
             return None
         return self._stack.enter_context(IdentifierPool(self.settings)).scorer
 
-    def _looker(self) -> Looker | None:
+    def _score_cache(self) -> ScoreCache | None:
         """The model with the scores that the run has already; its references share them."""
         if not self._looks or self.scorer is None:
             return None
         folder = (self.parent or self).run.folder.child("identifier")
-        return Looker(self.scorer, self.settings.identifier, self.settings.seed, folder)
+        return ScoreCache(self.scorer, self.settings.multimodal, self.settings.seed, folder)
 
     def _kernels(self, stored: dict[str, Any] | None) -> Kernels:
         """The recorded choice of this run or of its parent, else what suits the machine."""
@@ -206,8 +217,9 @@ class Session:
         if now.partition(":")[0] != facts["device"].partition(":")[0]:
             log.warning(
                 "begun on %s, goes on on %s: what comes is no longer the same to the bit",
-                facts["device"], now,
-            )  # fmt: skip
+                facts["device"],
+                now,
+            )
         return kernels
 
     def _prepare(self, size: int) -> list[Any]:
@@ -238,8 +250,10 @@ class Session:
             if domain.quarantined:
                 log.warning(
                     "%s: %d rows cannot be used, see quarantine-%s.parquet in the run folder",
-                    domain.name, domain.quarantined, domain.name,
-                )  # fmt: skip
+                    domain.name,
+                    domain.quarantined,
+                    domain.name,
+                )
         return prepared
 
     def _basis(self, engine: Any, size: int, tasks: list[str]) -> Basis:

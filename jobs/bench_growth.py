@@ -51,9 +51,11 @@ def main(arguments: Sequence[str]) -> int:
     unknown = sorted(words.keys() - DEFAULTS)
     chosen = {**DEFAULTS, **words}
     if unknown or chosen["backbone"] not in BACKBONES:
-        said = f"{unknown[0]}: unknown; known are {', '.join(DEFAULTS)}" if unknown else (
-            f"backbone={chosen['backbone']}: choose one of {', '.join(BACKBONES)}"
-        )  # fmt: skip
+        said = (
+            f"{unknown[0]}: unknown; known are {', '.join(DEFAULTS)}"
+            if unknown
+            else (f"backbone={chosen['backbone']}: choose one of {', '.join(BACKBONES)}")
+        )
         Console(stderr=True, highlight=False).print(f"bench: {said}", markup=False)
         return EXIT_USER
     sizes = [int(size) for size in chosen["sizes"].split(",")]
@@ -62,9 +64,14 @@ def main(arguments: Sequence[str]) -> int:
         world.learn(console)
         table = Table(title=f"{chosen['backbone']}, {chosen['classes']} classes a domain")
         for name in (
-            "domains", "open s", "refresh s", f"answer {BATCH} ms", "of it identify",
-            "heads", "memory MiB",
-        ):  # fmt: skip
+            "domains",
+            "open s",
+            "refresh s",
+            f"answer {BATCH} ms",
+            "of it identify",
+            "heads",
+            "memory MiB",
+        ):
             table.add_column(name, justify="right")
         for size in sizes:
             table.add_row(str(size), *world.measured(size))
@@ -129,9 +136,16 @@ class World:
         probe = Probe(self.images[:1], np.zeros(1, np.int64), np.zeros((1, self.classes)))
         names = tuple(f"class {number} {index}" for index in range(self.classes))
         return TaskRecord(
-            name, names, ("a photo of a {}.",), {"train": name}, {"train": IMAGES},
-            sums=Sums.of(compact, labels, self.classes), rows=rows, text_CF=text, probe=probe,
-        )  # fmt: skip
+            name,
+            names,
+            ("a photo of a {}.",),
+            {"train": name},
+            {"train": IMAGES},
+            sums=Sums.of(compact, labels, self.classes),
+            rows=rows,
+            text_CF=text,
+            probe=probe,
+        )
 
     def grow(self, size: int) -> None:
         """Store domains until there are so many."""
@@ -194,9 +208,13 @@ class World:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
         heads = best["groups"] + best["text"]
         return [
-            f"{opened:.1f}", f"{refreshed:.1f}", f"{best['all']:.0f}", f"{best['identify']:.0f}",
-            f"{heads:.0f}", f"{memory:.0f}",
-        ]  # fmt: skip
+            f"{opened:.1f}",
+            f"{refreshed:.1f}",
+            f"{best['all']:.0f}",
+            f"{best['identify']:.0f}",
+            f"{heads:.0f}",
+            f"{memory:.0f}",
+        ]
 
 
 def _fitted(method: Any, record: TaskRecord) -> None:

@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from archipelago.actors.exits import exit_codes
-from archipelago.jobs.hostile import hostile
-from archipelago.jobs.local_server import Server, local_server
+from archipelago.actors.local_server import Server, local_server
+from archipelago.pipeline.benchmark.hostile import hostile
 from archipelago.pipeline.errors import EXIT_DONE, EXIT_FAILURE, UserError
 
 REQUESTS, HOSTILE = 5000, 40

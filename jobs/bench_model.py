@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from archipelago.actors.arguments import load_settings
-from archipelago.jobs.synthetic import grow, learned
+from archipelago.pipeline.benchmark.synthetic import grow, learned
 from archipelago.pipeline.errors import EXIT_DONE, EXIT_USER, UserError
 from archipelago.pipeline.learned.asking import Ask
 from archipelago.pipeline.serving.model import ServedModel

@@ -35,8 +35,8 @@ from rich.console import Console
 from rich.table import Table
 
 from archipelago.actors.arguments import load_settings
-from archipelago.jobs.ray_head import RayHead, free_ports
-from archipelago.jobs.synthetic import grow, learned
+from archipelago.actors.ray_head import RayHead, free_ports
+from archipelago.pipeline.benchmark.synthetic import grow, learned
 from archipelago.pipeline.errors import EXIT_DONE, EXIT_USER, UserError
 from archipelago.pipeline.serving.pointer import next_pointer, write_pointer
 from archipelago.pipeline.settings import Settings

@@ -57,9 +57,12 @@ def stream_table(found: Checked) -> Table:
         domain = each.domain
         prompt = domain.templates[0].format(domain.classes[0]) if domain.templates else "-"
         table.add_row(
-            domain.name, str(len(domain.classes)), *(f"{each.counts[s]:,}" for s in each.counts),
-            prompt, _tried(each),
-        )  # fmt: skip
+            domain.name,
+            str(len(domain.classes)),
+            *(f"{each.counts[s]:,}" for s in each.counts),
+            prompt,
+            _tried(each),
+        )
     return table
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from archipelago.actors.exits import exit_codes
-from archipelago.jobs.ray_head import RayHead
+from archipelago.actors.ray_head import RayHead
 from archipelago.pipeline.config import load
 from archipelago.pipeline.errors import EXIT_FAILURE, EXIT_STOPPED
 from archipelago.pipeline.settings import Settings

@@ -72,18 +72,26 @@ def measure(
         head = task.head(widths, grid, backbone.image_size, options.channels)
         before = judge_head(task, head, seen["test"], truth["test"]).values()
         fit_head(
-            task, head, seen["train"], truth["train"], steps=options.steps, batch=options.batch,
+            task,
+            head,
+            seen["train"],
+            truth["train"],
+            steps=options.steps,
+            batch=options.batch,
             seed=settings.seed,
-        )  # fmt: skip
+        )
         after = judge_head(task, head, seen["test"], truth["test"]).values()
         size, seconds = sum(p.numel() for p in head.parameters()), time.perf_counter() - clock
         for i, (name, score) in enumerate(after.items()):
             arrow = "lower is better" if score.lower_is_better else ""
             facts = (f"{size:,}", f"{seconds:.0f}") if i == 0 else ("", "")
             out.add_row(
-                domain.name if i == 0 else "", f"{name} ({score.unit}) {arrow}".strip(),
-                f"{before[name].value:.1f}", f"{score.value:.1f}", *facts,
-            )  # fmt: skip
+                domain.name if i == 0 else "",
+                f"{name} ({score.unit}) {arrow}".strip(),
+                f"{before[name].value:.1f}",
+                f"{score.value:.1f}",
+                *facts,
+            )
     return out
 
 

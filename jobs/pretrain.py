@@ -68,9 +68,11 @@ def _connect(settings: PretrainSettings) -> None:
         os.environ.setdefault(*NO_IDLE_WORKERS)
         needed = settings.workers.num_workers * settings.workers.num_cpus
         start_local(
-            num_cpus=max(2, round(needed + 1)), include_dashboard=False,
-            object_store_memory=200 * 2**20, logging_level=logging.WARNING,
-        )  # fmt: skip
+            num_cpus=max(2, round(needed + 1)),
+            include_dashboard=False,
+            object_store_memory=200 * 2**20,
+            logging_level=logging.WARNING,
+        )
 
 
 def _figures(settings: PretrainSettings, folder: Path) -> None:

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         Stopped: by a signal.
         UserError: no run, or MLflow cannot be started.
     """
-    from archipelago.pipeline.config import validate
+    from archipelago.pipeline.config import stored_settings
     from archipelago.pipeline.store import RunFolder
     from archipelago.pipeline.tracking.location import locate, of_run
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         console.print(
             f"{run.folder.shown('report.html')} is not on this machine, or not drawn before the end"
         )
-    settings = validate(run.read()["config"])
+    settings = stored_settings(run.read())
     tracked = of_run(run, settings.tracking)
     if not tracked.enabled:
         return _show(pages, own, console)

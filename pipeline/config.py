@@ -26,12 +26,13 @@ from pydantic import BaseModel, ValidationError
 
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.handbook import CONF, options
+from archipelago.pipeline.identifier_settings import own_keys, owners
 from archipelago.pipeline.redact import redacted
-from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.settings import Settings, fields_of
 
 ROOT = "sequence"
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
-__all__ = ["flatten", "known_groups", "load", "redacted", "validate"]
+__all__ = ["flatten", "known_groups", "load", "redacted", "stored_settings", "validate"]
 MISSING = object()
 _hydra_is_global = threading.Lock()
 
@@ -71,6 +72,18 @@ def validate(values: Mapping[str, Any]) -> Settings:
         return Settings.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         raise UserError(_explain(error, values)) from None
+
+
+def stored_settings(document: Mapping[str, Any]) -> Settings:
+    """The settings that a run was learned with; those of earlier versions are read too.
+
+    Args:
+        document: its run.json.
+
+    Raises:
+        UserError: as `validate`.
+    """
+    return validate(own_keys(document["config"]))
 
 
 def flatten(values: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -174,9 +187,10 @@ def _is_setting(key: str) -> bool:
     for part in key.split("."):
         if model is dict:
             return bool(part)
-        if model is None or part not in model.model_fields:
+        fields = fields_of(model)
+        if part not in fields:
             return False
-        annotation = model.model_fields[part].annotation
+        annotation = fields[part].annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
         else:
@@ -192,7 +206,7 @@ def _unknown_key(key: str) -> NoReturn:
 def _all_keys(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
     """Every dotted key of the settings, sections included."""
     keys: list[str] = []
-    for name, field in model.model_fields.items():
+    for name, field in fields_of(model).items():
         keys.append(prefix + name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys.extend(_all_keys(field.annotation, f"{prefix}{name}."))
@@ -243,9 +257,10 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
     for problem in error.errors():
         key, given = _locate(problem, values)
         if problem["type"] == "extra_forbidden":
-            return f"{key}: unknown key{_did_you_mean(key, _all_keys())}"
+            return _not_here(key, values) or f"{key}: unknown key{_did_you_mean(key, _all_keys())}"
         if problem["type"] == "value_error":  # two keys contradict each other: said in words
-            return f"{key}: {problem['ctx']['error']}"
+            said = problem["ctx"]["error"]
+            return str(said) if isinstance(said, UserError) else f"{key}: {said}"
         expected = _expected(problem)
         if expected not in problems.setdefault(key, (given, []))[1]:
             problems[key][1].append(expected)
@@ -253,6 +268,16 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
         f"{key}{'' if given is MISSING else '=' + _shown(given)}: expected {' or '.join(expected)}"
         for key, (given, expected) in problems.items()
     )
+
+
+def _not_here(key: str, values: Mapping[str, Any]) -> str | None:
+    """What to say of a key that other identifiers have; None for any other key."""
+    section, _, name = key.partition(".")
+    others = owners(name) if section == "identifier" else []
+    if not others:
+        return None
+    chosen = values[section]["name"]
+    return f"{key} belongs to identifier={' or '.join(others)}, and this is identifier={chosen}"
 
 
 def _locate(problem: Any, values: Any) -> tuple[str, Any]:

@@ -69,8 +69,13 @@ def looked_at(
         facts["correlated"] = {"groups": groups, "held_out": without, "images": len(held)}
         log.info(
             "%s: %d groups of images that belong together; %d of them, %d of %d images, are kept "
-            "out of the sums and calibrate", domain.name, groups, without, len(held), len(table),
-        )  # fmt: skip
+            "out of the sums and calibrate",
+            domain.name,
+            groups,
+            without,
+            len(held),
+            len(table),
+        )
         if not len(held):
             log.warning("%s: no class has two groups of images: none calibrate", domain.name)
     return replace(record, sums=sums, rows=rows, facts=facts)

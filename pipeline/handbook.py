@@ -13,6 +13,7 @@ from typing import NamedTuple
 CONF = Path(__file__).resolve().parents[1] / "conf"
 ROOT = CONF / "sequence.yaml"
 _CHOICE = re.compile(r"  - ([a-z]+): (\S+)")
+_BASE = re.compile(r"^  - (?!_self_)([\w-]+)$", re.M)
 _ENTRY = re.compile(r"( *)([\w.-]+):(?: +(.*))?$")
 _COMMENT = re.compile(r"(?:^|\s+)#\s?(.*)$")
 
@@ -40,16 +41,36 @@ def options(group: str) -> list[str]:
 
 
 def entries(group: str | None = None) -> list[Entry]:
-    """Settings of a group's default file, or those that belong to none."""
+    """Settings of a group, or those that belong to none.
+
+    They are those of the group's default file; what only other files have follows, and is said to
+    be theirs. A file's own `options` are left to it.
+    """
     if group is None:
         text = ROOT.read_text()
         return list(_read(text[text.index("- _self_") :], ""))
-    chosen = (CONF / group / f"{groups()[group]}.yaml").read_text()
-    found: dict[str, Entry] = {}
-    if "- _base" in chosen:  # the file says what differs from this one
-        found = {e.key: e for e in _read((CONF / group / "_base.yaml").read_text(), f"{group}.")}
-    found |= {entry.key: entry for entry in _read(chosen, f"{group}.")}
+    found = _inherited(group, groups()[group])
+    others: dict[str, list[str]] = {}
+    for option in options(group):
+        for key in _inherited(group, option):
+            if key not in found and not key.startswith(f"{group}.options"):
+                others.setdefault(key, []).append(option)
+    for key, files in others.items():
+        entry = _inherited(group, files[0])[key]
+        found[key] = entry._replace(about=f"({' or '.join(files)}) {entry.about}")
     return list(found.values())
+
+
+def _inherited(group: str, option: str) -> dict[str, Entry]:
+    """Entries of a file by key, with those of the files that it says it differs from."""
+    found: dict[str, Entry] = {}
+    text = (CONF / group / f"{option}.yaml").read_text()
+    for base in _BASE.findall(text):
+        found |= _inherited(group, base)
+    for entry in _read(text, f"{group}."):
+        about = entry.about or (found[entry.key].about if entry.key in found else "")
+        found[entry.key] = entry._replace(about=about)
+    return found
 
 
 def _read(text: str, start: str) -> Iterator[Entry]:

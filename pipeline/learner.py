@@ -16,11 +16,11 @@ import numpy as np
 
 from archipelago.pipeline.borrowing import neighbours_of, with_lenders
 from archipelago.pipeline.closedform import Basis
-from archipelago.pipeline.evaluation.evaluator import Evaluator, shown
+from archipelago.pipeline.evaluation.evaluator import Evaluator, image_source
 from archipelago.pipeline.evaluation.prequential import prequential
 from archipelago.pipeline.evaluation.views import Encoder
 from archipelago.pipeline.fitting import fitted_of, looked_at, probe_of, task_record
-from archipelago.pipeline.identifiers import Looker
+from archipelago.pipeline.identifiers import ScoreCache
 from archipelago.pipeline.identifiers.describer import Describer
 from archipelago.pipeline.learned.state import State, build_state
 from archipelago.pipeline.methods import Fitted, Neighbour, StageData
@@ -35,6 +35,7 @@ from archipelago.pipeline.training.launch import train_stage
 from archipelago.pipeline.training.stage import Outcome, StageSpec
 
 log = logging.getLogger(__name__)
+TRAINING_FACTS = ("images_per_second", "loss", "held_out_accuracy", "held_out_loss", "curve")
 
 
 class Learner:
@@ -48,7 +49,7 @@ class Learner:
         basis: of compact features.
         scale: `exp(logit_scale)` of the backbone.
         kernels: attention kernel and precision of the whole run.
-        looker: a multimodal model, for identifiers that look.
+        score_cache: asks a multimodal model, for identifiers that need one.
         shared: run whose stored test features are reused.
         threads: of torch, for training in this process.
         train: runs a stage; `pipeline.training.launch.train_stage` unless a test says otherwise.
@@ -63,7 +64,7 @@ class Learner:
         basis: Basis,
         scale: float,
         kernels: Kernels,
-        looker: Looker | None = None,
+        score_cache: ScoreCache | None = None,
         shared: RunFolder | None = None,
         threads: int = 0,
         train: Callable[[StageSpec], Outcome] = train_stage,
@@ -75,7 +76,7 @@ class Learner:
         self.basis = basis
         self.scale = scale
         self.kernels = kernels
-        self.looker = looker
+        self.score_cache = score_cache
         self.threads = threads
         self.stages = stages_of(settings, [domain.name for domain in domains])
         self.evaluator = Evaluator(
@@ -88,12 +89,15 @@ class Learner:
         self._train = train
         self._describer = Describer(self.state.identifier, settings)
 
-    def _state(self) -> State:
-        """The state of what is learned so far."""
+    def _state(self, *more: GroupRecord) -> State:
+        """The state of what is learned so far, and of these groups."""
         return build_state(
-            list(self.groups.values()), self.settings, self.basis, scale=self.scale,
-            looker=self.looker,
-        )  # fmt: skip
+            [*self.groups.values(), *more],
+            self.settings,
+            self.basis,
+            scale=self.scale,
+            score_cache=self.score_cache,
+        )
 
     # -- where we are ------------------------------------------------------------------------
 
@@ -212,9 +216,12 @@ class Learner:
             return compact, frozen, ImageTable.open(table).labels[rows]
 
         return StageData(
-            stage, self.stages[stage].name, tuple(records),
-            lambda: self._trained(stage, attempt, records), look,
-        )  # fmt: skip
+            stage,
+            self.stages[stage].name,
+            tuple(records),
+            lambda: self._trained(stage, attempt, records),
+            look,
+        )
 
     def _publish(self, event: str, record: GroupRecord, seconds: dict[str, float]) -> None:
         """Answer with a stored record from now on, and say so."""
@@ -243,14 +250,9 @@ class Learner:
             task=self.stages[stage].name,
             attempt=attempt,
             steps=facts.get("best_step", 0),
-            **{
-                key: facts.get(key)
-                for key in (
-                    "images_per_second", "loss", "held_out_accuracy", "held_out_loss", "curve",
-                )
-            },
+            **{key: facts.get(key) for key in TRAINING_FACTS},
             seconds=seconds,
-        )  # fmt: skip
+        )
 
     def _identified(self, domain: PreparedDomain) -> bool:
         """Whether images must be identified as of this task; dense tasks share their images."""
@@ -284,16 +286,17 @@ class Learner:
         if not self._identified(domain):
             return record
         _, held = stratified_fold(
-            table.labels, self.settings.stream.held_out, self.settings.seed, domain.name,
+            table.labels,
+            self.settings.stream.held_out,
+            self.settings.seed,
+            domain.name,
             table.groups,
-        )  # fmt: skip
+        )
         record = looked_at(record, domain, self.encoder, held)
         if not self.method.fuses:
             return record
-        curve = prequential(
-            self.state, self.encoder, self.evaluator.texts, self.evaluator.store.versions,
-            domain, held,
-        )  # fmt: skip
+        texts, versions = self.evaluator.texts, self.evaluator.store.versions
+        curve = prequential(self.state, self.encoder, texts, versions, domain, held)
         return replace(record, lambda_accuracy=curve)
 
     def _trained(self, stage: int, attempt: int, records: Sequence[TaskRecord]) -> Fitted:
@@ -308,9 +311,16 @@ class Learner:
             earlier = learned[-1:] if self.method.continues else []
         refs = tuple(group.ref for group in earlier if group.ref is not None)
         spec = StageSpec(
-            self.settings, self.run.uri, self.kernels, stage, tuple(self._domains(stage)),
-            refs, neighbours, attempt, self.threads,
-        )  # fmt: skip
+            self.settings,
+            self.run.uri,
+            self.kernels,
+            stage,
+            tuple(self._domains(stage)),
+            refs,
+            neighbours,
+            attempt,
+            self.threads,
+        )
         return fitted_of(self._train(spec), self.stages[stage].tasks)
 
     def _record(self, stage: int, records: Sequence[TaskRecord], fitted: Fitted) -> GroupRecord:
@@ -354,33 +364,30 @@ class Learner:
         if record.kind is not None:
             return record
         needs_probe = record.probe is None
-        looks = self.state.identifier is not None and self.state.identifier.looks
-        if not needs_probe and not looks:
+        multimodal = self.state.identifier is not None and self.state.identifier.asks_model()
+        if not needs_probe and not multimodal:
             return record
-        state = build_state(
-            [*self.groups.values(), group], self.settings, self.basis, scale=self.scale,
-            looker=self.looker,
-        )  # fmt: skip
+        state = self._state(group)
         table = ImageTable.open(domain.tables["train"])
-        if looks and state.identifier is not None and record.rows:
-            seen = shown(table, domain.digests["train"], domain.name, record.rows.places)
+        if multimodal and state.identifier is not None and record.rows:
+            seen = image_source(table, domain.digests["train"], domain.name, record.rows.places)
             study = state.identifier.study(record, seen)
-            self._note_work(group.stage, record, state.identifier.looker)
+            self._note_usage(group.stage, record, state.identifier.score_cache)
             record = replace(record, study=study)
         if needs_probe:
             probe = probe_of(state, self.encoder, self.evaluator.texts, record, domain)
             record = replace(record, probe=probe)
         return record
 
-    def _note_work(self, stage: int, record: TaskRecord, looker: Looker | None) -> None:
+    def _note_usage(self, stage: int, record: TaskRecord, score_cache: ScoreCache | None) -> None:
         """Journal what the multimodal model did for this stage; nothing where there is none."""
         described = record.description
-        if looker is None or described is None:
+        if score_cache is None or described is None:
             return
-        work, traces = looker.take_work()
+        usage, traces = score_cache.take_usage()
         if traces:
             self.run.folder.write_json(f"identifier/traces/{stage:03d}-{record.name}.json", traces)
+        said = {key: described[key] for key in ("text", "by", "model")}
         self.run.journal.append(
-            "described", stage=stage, task=record.name, text=described["text"],
-            by=described["by"], model=described["model"], work=work.asdict(),
-        )  # fmt: skip
+            "described", stage=stage, task=record.name, **said, work=usage.asdict()
+        )

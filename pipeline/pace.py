@@ -47,10 +47,13 @@ class Pace:
         if rate:
             log.info(
                 "%s: %s of %s %s, %s a second, %s left",
-                self._what, f"{self._done:,}", f"{self._total:,}", self._unit,
+                self._what,
+                f"{self._done:,}",
+                f"{self._total:,}",
+                self._unit,
                 f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}",
                 in_words((self._total - self._done) / rate),
-            )  # fmt: skip
+            )
 
 
 def in_words(seconds: float) -> str:

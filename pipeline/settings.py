@@ -8,8 +8,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -18,15 +16,17 @@ from pydantic import (
 )
 from pydantic_core import to_jsonable_python
 
+from archipelago.pipeline.identifier_settings import (
+    AnyIdentifier,
+    IdentifierSettings,
+    MultimodalSettings,
+    all_fields,
+)
+from archipelago.pipeline.strict import Strict
+
 Fraction = Field(ge=0.0, le=1.0)
 LARGEST = 3e38  # that a weight can hold: numbers are kept in 32 bits
 SEEDS = 2**32  # numpy's and torch's generators take no larger ones
-
-
-class Strict(BaseModel):
-    """Base of all settings: unknown keys and silent type conversions are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
 class StreamSettings(Strict):
@@ -144,33 +144,6 @@ class MethodSettings(Strict):
     name: str
     neighbours: NeighbourSettings = NeighbourSettings()
     unseen: UnseenSettings = UnseenSettings()
-    options: dict[str, Any] = Field(default_factory=dict)
-
-
-class IdentifierSettings(Strict):
-    """Who says which task an image belongs to."""
-
-    name: str
-    evidence: Literal["both", "E", "J", "mean", "class_means"] = "both"
-    depths: Literal["all", "trunk", "final"] = "all"
-    shrinkage: float = Field(0.003, gt=0.0, lt=1.0)
-    width: PositiveInt = 1024
-    driver: str = "transformers"
-    model: str = "mllm-tiny"
-    endpoint: str | None = None
-    scoring: Literal["likelihood", "choice", "generate"] = "likelihood"
-    share: float = Field(0.3, ge=0.0, le=1.0)
-    samples: PositiveInt = 24
-    sentences: PositiveInt = 3
-    descriptions: dict[str, str] = Field(default_factory=dict)
-    calibration_images: PositiveInt = 64
-    batch_size: PositiveInt = 32
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    concurrency: PositiveInt = 8
-    timeout_s: float = Field(60.0, gt=0.0)
-    retries: NonNegativeInt = 4
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -330,7 +303,7 @@ class Settings(Strict):
     method: MethodSettings
     experts: ExpertSettings = ExpertSettings()
     training: TrainingSettings = TrainingSettings()
-    identifier: IdentifierSettings
+    identifier: AnyIdentifier
     evaluation: EvaluationSettings = EvaluationSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
@@ -338,13 +311,26 @@ class Settings(Strict):
     serve: Literal["on", "off"] = "off"
     publish: Literal["auto", "candidate"] = "auto"
 
+    @property
+    def multimodal(self) -> MultimodalSettings:
+        """The identifier's section, of one that asks a multimodal model."""
+        assert isinstance(self.identifier, MultimodalSettings), f"{self.identifier.name} asks none"
+        return self.identifier
+
+
+def fields_of(section: Any) -> dict[str, Any]:
+    """The fields of a type of settings; of `identifier`, those of all identifiers."""
+    if section is IdentifierSettings:
+        return all_fields()
+    return dict(getattr(section, "model_fields", {}))
+
 
 def default_of(key: str) -> Any:
     """The value of a dotted key where nothing sets it, in JSON's types; None where it has none."""
     model: Any = Settings
     field = None
     for part in key.split("."):
-        fields = getattr(model, "model_fields", {})
+        fields = fields_of(model)
         if part not in fields:
             return None
         field = fields[part]

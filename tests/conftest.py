@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from archipelago.jobs.ray_head import RayHead
+    from archipelago.actors.ray_head import RayHead
     from archipelago.pipeline.store import RunFolder
     from tests.unit.tiny_run import World
 
@@ -66,7 +66,7 @@ def local_ray() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def head() -> Iterator[RayHead]:
     """One Ray head with dashboard for the session: submit jobs to it, or join it by address."""
-    from archipelago.jobs.ray_head import RayHead
+    from archipelago.actors.ray_head import RayHead
 
     with RayHead(logical_cpus=4, object_store_mib=200, dashboard_port=None) as head:
         yield head

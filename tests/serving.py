@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import threading
 import time
@@ -14,8 +16,34 @@ from typing import Any
 
 import numpy as np
 import uvicorn
+from PIL import Image
+
+from archipelago.pipeline.store import RunFolder
+from tests.unit.tiny_run import TASKS, World
+from tests.unit.tiny_serving import test_images
 
 LONGEST_LINE = 300
+TOKEN = "the token"
+
+
+@dataclass
+class Endpoint:
+    """A running endpoint and what it serves."""
+
+    url: str
+    run: RunFolder
+    world: World
+
+    def body(self, of: str = TASKS[0], count: int = 1, **more: object) -> dict[str, object]:
+        files = []
+        for pixels in test_images(self.world, of, count):
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            files.append(base64.b64encode(file.getvalue()).decode())
+        return {"images": files, **more}
+
+    def admin(self, verb: str, **body: object) -> tuple[int, dict]:
+        return call(f"{self.url}/v1/admin/{verb}", body, TOKEN)
 
 
 @contextmanager

@@ -40,8 +40,10 @@ def errors(*codes: int, schema: str = "Error", **words: str) -> Responses:
     """
     own = {int(code.lstrip("_")): said for code, said in words.items()}
     content = {"application/json": {"schema": {"$ref": REF.format(model=schema)}}}
-    return {code: {"description": said, "content": content} for code, said in
-            ({code: WORDS[code] for code in codes} | own).items()}  # fmt: skip
+    return {
+        code: {"description": said, "content": content}
+        for code, said in ({code: WORDS[code] for code in codes} | own).items()
+    }
 
 
 def body(kind: type[BaseModel]) -> dict[str, Any]:

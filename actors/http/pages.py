@@ -24,10 +24,15 @@ def rules(scripts: str = "", images: str = "") -> str:
     The page names the same rules itself; what may frame it only a header can say.
     """
     parts = {
-        "default-src": "'none'", "script-src": f"'self' {scripts}", "style-src": "'self'",
-        "img-src": f"'self' blob: {images}", "connect-src": "'self'", "base-uri": "'none'",
-        "form-action": "'none'", "frame-ancestors": "'none'",
-    }  # fmt: skip
+        "default-src": "'none'",
+        "script-src": f"'self' {scripts}",
+        "style-src": "'self'",
+        "img-src": f"'self' blob: {images}",
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
     return "; ".join(f"{name} {value}".strip() for name, value in parts.items())
 
 

@@ -72,10 +72,13 @@ def intervals(
                 interval = metrics.paired_bootstrap(gains, samples, 0, LEVEL)
                 found.append(
                     {
-                        "method": label, "against": reference, "setting": setting,
-                        "figure": figure, **interval._asdict(),
+                        "method": label,
+                        "against": reference,
+                        "setting": setting,
+                        "figure": figure,
+                        **interval._asdict(),
                     }
-                )  # fmt: skip
+                )
     return found
 
 
@@ -113,9 +116,11 @@ def ranking(rows: Sequence[Mapping[str, Any]], figure: str = "last") -> list[dic
         ranks, difference = critical_difference(scores)
         found.append(
             {
-                "setting": setting, "figure": figure, "streams": len(streams),
+                "setting": setting,
+                "figure": figure,
+                "streams": len(streams),
                 "ranks": dict(zip(everywhere, ranks.tolist(), strict=True)),
                 "critical_difference": difference,
             }
-        )  # fmt: skip
+        )
     return found

@@ -15,6 +15,8 @@ from archipelago.pipeline.evaluation.console import percent
 from archipelago.pipeline.evaluation.protocol import SETTINGS
 from archipelago.pipeline.evaluation.records import Records, read_records
 from archipelago.pipeline.evaluation.report import build_report
+from archipelago.pipeline.identifier_settings import own_keys
+from archipelago.pipeline.records.evaluation import TITLES
 from archipelago.pipeline.store import RunFolder
 
 FIGURES = ("transfer", "average", "last")
@@ -48,7 +50,7 @@ def difference(a: str, b: str) -> Difference:
     runs = {"a": _opened("a", a), "b": _opened("b", b)}
     records = {key: _records(key, run) for key, run in runs.items()}
     reports = {key: build_report(run) for key, run in runs.items()}
-    first, second = (flatten(run.read()["config"]) for run in runs.values())
+    first, second = (flatten(own_keys(run.read()["config"])) for run in runs.values())
     settings = {
         key: (first.get(key), second.get(key))
         for key in sorted(first.keys() | second.keys())
@@ -65,9 +67,11 @@ def difference(a: str, b: str) -> Difference:
         for row in intervals(listed, "a", SAMPLES):
             gains[row["setting"], row["figure"]] = row
     return Difference(
-        settings, [row for row in figures if row[2:] != (None, None)], gains,  # type: ignore[misc]
+        settings,
+        [row for row in figures if row[2:] != (None, None)],  # type: ignore[misc]
+        gains,
         _tasks(*reports.values()),
-    )  # fmt: skip
+    )
 
 
 def tables(found: Difference) -> Iterator[Table]:
@@ -81,12 +85,12 @@ def tables(found: Difference) -> Iterator[Table]:
         yield table
     title = "percent" if found.gains else "percent; the test images are not the same"
     table = Table(title=title, header_style="bold")
-    for name in ("setting", "figure", "a", "b", "b - a"):
-        table.add_column(name, justify="left" if name in ("setting", "figure") else "right")
+    table.add_column("setting")
+    for name in ("figure", "a", "b", "b - a"):
+        table.add_column(name, justify="left" if name == "figure" else "right", no_wrap=True)
     for setting, figure, one, two in found.figures:
-        table.add_row(
-            setting, figure, percent(one), percent(two), _gain(found, setting, figure, one, two)
-        )
+        gain = _gain(found, setting, figure, one, two)
+        table.add_row(TITLES[setting], figure, percent(one), percent(two), gain)
     yield table
     table = Table(title="after the last stage, the domain given, percent", header_style="bold")
     for name in ("domain", "a", "b"):

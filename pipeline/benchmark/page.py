@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 
 from archipelago.pipeline.benchmark.summary import (
     COSTS,
-    TITLES,
     costs,
+    headline,
     lines,
     measured_settings,
     shown,
 )
+from archipelago.pipeline.records.evaluation import TITLES
 
 DPI, SEA, SAND = 110, "#0b6e8a", "#c9772b"
 
@@ -27,7 +28,7 @@ def render(document: Mapping[str, Any]) -> str:
     """The page for a comparison (the dictionary that compare.json holds)."""
     rows = document["rows"]
     tables = [
-        {"title": TITLES[setting], "lines": lines(rows, setting)}
+        {"title": headline(setting), "lines": lines(rows, setting)}
         for setting in measured_settings(rows)
     ]
     return _template().render(
@@ -65,10 +66,12 @@ def _bars(document: Mapping[str, Any], setting: str) -> bytes:
             [i + offset for i in range(len(found))],
             [line[key] or 0.0 for line in found],
             xerr=[line[f"{key}_std"] or 0.0 for line in found],
-            height=0.34, color=colour, label=key.capitalize(),
-        )  # fmt: skip
+            height=0.34,
+            color=colour,
+            label=key.capitalize(),
+        )
     axes.set_yticks(range(len(found)), [line["method"] for line in found])
-    axes.set_title(TITLES[setting], loc="left", fontsize=10)
+    axes.set_title(headline(setting), loc="left", fontsize=10)
     axes.set_xlabel("percent", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)

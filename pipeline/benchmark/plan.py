@@ -21,9 +21,16 @@ PLAN = "comparison.json"
 NAMED = ("alphabetical", "reverse", "seeded", "given")
 # What may differ when a comparison is continued: where and how fast it runs, not what comes out.
 FREE = (
-    "cluster", "tracking", "run_dir", "seed", "method", "serving", "serve", "publish",
+    "cluster",
+    "tracking",
+    "run_dir",
+    "seed",
+    "method",
+    "serving",
+    "serve",
+    "publish",
     "stream.order",
-)  # fmt: skip
+)
 LABEL = re.compile(r"([a-z0-9_]+)(?:\((.*)\))?")
 
 

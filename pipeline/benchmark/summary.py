@@ -11,22 +11,22 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from archipelago.pipeline.evaluation.protocol import CIL, SETTINGS
+from archipelago.pipeline.records.evaluation import TITLES
 
 FIGURES = ("transfer", "average", "last")
-TITLES = {
-    "mtil_given": "MTIL, domain given",
-    "mtil_identified": "MTIL, domain identified",
-    "xtail": "X-TAIL: all classes of all domains",
-    "xtail_merged": "X-TAIL, equal names count as one",
-    CIL: "Class-incremental: all classes so far",
-}
 COSTS = {
-    "forgetting": ("forgetting", 1), "identifier": ("own domain", 1),
-    "seen_acceptance": ("seen accepted", 1), "unseen_auroc": ("unseen AUROC", 1),
-    "parameters_trained": ("trained", 0), "parameters": ("with identifier", 0),
-    "bytes": ("bytes", 0), "passes": ("passes", 2), "image_gradients": ("image gradients", 0),
-    "seconds": ("learning s", 1), "peak_mib": ("peak MiB", 0),
-}  # fmt: skip
+    "forgetting": ("forgetting", 1),
+    "identifier": ("own domain", 1),
+    "seen_acceptance": ("seen accepted", 1),
+    "unseen_auroc": ("unseen AUROC", 1),
+    "parameters_trained": ("trained", 0),
+    "parameters": ("with identifier", 0),
+    "bytes": ("bytes", 0),
+    "passes": ("passes", 2),
+    "image_gradients": ("image gradients", 0),
+    "seconds": ("learning s", 1),
+    "peak_mib": ("peak MiB", 0),
+}
 
 
 class Line(dict[str, Any]):
@@ -77,11 +77,16 @@ def measured_settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [s for s in (*SETTINGS, CIL) if any(row["settings"][s] is not None for row in rows)]
 
 
+def headline(setting: str) -> str:
+    """A setting as a heading."""
+    return TITLES[setting].capitalize()
+
+
 def tables(document: Mapping[str, Any]) -> list[Table]:
     """For a terminal: one table a setting."""
     found = []
     for setting in measured_settings(document["rows"]):
-        table = Table(title=TITLES[setting], header_style="bold", title_justify="left")
+        table = Table(title=headline(setting), header_style="bold", title_justify="left")
         table.add_column("method")
         for figure in FIGURES:
             table.add_column(figure.capitalize(), justify="right")
@@ -95,7 +100,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     """compare.md."""
     rows, parts = document["rows"], ["# Methods side by side", "", document["caption"]]
     for setting in measured_settings(rows):
-        parts += ["", f"## {TITLES[setting]}", ""]
+        parts += ["", f"## {headline(setting)}", ""]
         parts += ["| method | worlds | Transfer | Average | Last |", "|---|---|---|---|---|"]
         for line in lines(rows, setting):
             cells = [_with_spread(line, figure) for figure in FIGURES]
@@ -113,16 +118,18 @@ def markdown(document: Mapping[str, Any]) -> str:
         for item in document["intervals"]:
             ends = [f"{item[key]:+.1f}" for key in ("mean", "low", "high")]
             parts.append(
-                f"| {item['setting']} | {item['figure']} | `{item['method']}` |"
+                f"| {TITLES[item['setting']]} | {item['figure']} | `{item['method']}` |"
                 f" {' | '.join(ends)} |"
             )
     for item in document["ranking"]:
         ranks = sorted(item["ranks"].items(), key=lambda pair: pair[1])
         said = ", ".join(f"`{label}` {rank:.2f}" for label, rank in ranks)
+        where = f"over {item['streams']} streams, {TITLES[item['setting']]}"
         parts += [
-            "", f"Mean ranks by Last in {item['setting']} over {item['streams']} streams: {said};"
+            "",
+            f"Mean ranks by Last {where}: {said};"
             f" critical difference {item['critical_difference']:.2f}.",
-        ]  # fmt: skip
+        ]
     return "\n".join(parts) + "\n"
 
 

@@ -81,8 +81,9 @@ class Knowledge:
         """`log p(t|x)` (B, T) and `r(x)` (B,), from the same scores of all classes."""
         by_class = self._tasks.by_class.scores(compact_BK)
         return (
-            self._evidence.log_shares(compact_BK, by_class), self._novelty(compact_BK, by_class),
-        )  # fmt: skip
+            self._evidence.log_shares(compact_BK, by_class),
+            self._novelty(compact_BK, by_class),
+        )
 
     @one_thread
     def log_shares(self, compact_BK: np.ndarray) -> np.ndarray:

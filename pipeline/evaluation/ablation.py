@@ -44,7 +44,7 @@ Images = list[np.ndarray | None]
 
 
 @dataclass
-class Answers:
+class VariantResults:
     """One variant on all stages.
 
     Attributes:
@@ -113,33 +113,33 @@ class Ablation:
                 return False
         return True
 
-    def answers(self, changes: Changes) -> Answers:
+    def results(self, changes: Changes) -> VariantResults:
         """All stages with a change."""
-        settings, found = _changed(self.settings, changes), Answers()
+        settings, found = _changed(self.settings, changes), VariantResults()
         for stage in range(len(self.groups)):
             known = self.groups[: stage + 1]
             state = build_state(known, settings, self.basis, scale=self.scale)
             self.evaluator.know(state)
             right: dict[str, Images] = {setting: [] for setting in SETTINGS}
-            told: dict[str, Identification] = {}
+            identified: dict[str, Identification] = {}
             outside: dict[str, np.ndarray] = {}
             for task in self.evaluator.domains:
                 if state.identifier is not None:
-                    told[task] = state.identifier.identify(self.evaluator.evidence(task))
-                measured = self.evaluator.measured(state, task, told.get(task))
+                    identified[task] = state.identifier.identify(self.evaluator.evidence(task))
+                measured = self.evaluator.measured(state, task, identified.get(task))
                 for setting in SETTINGS:
                     right[setting].append(measured.right.get(setting))
                 if measured.outside is not None:
                     outside[task] = measured.outside
             for setting, row in right.items():
                 found.right.setdefault(setting, []).append(row)
-            figures = identifier_record(told, outside, state.learned)
+            figures = identifier_record(identified, outside, state.learned)
             if figures is not None and figures["unseen_auroc"] is not None:
                 found.acceptance.append(figures["seen_acceptance"])
                 found.auroc.append(figures["unseen_auroc"])
         return found
 
-    def row(self, title: str, found: Answers, base: Answers) -> dict[str, Any]:
+    def row(self, title: str, found: VariantResults, base: VariantResults) -> dict[str, Any]:
         """Figures of a variant, with what it gains over the run as it is, by paired images."""
         samples, seed = self.settings.evaluation.bootstrap, self.settings.seed
         figures: dict[str, Any] = {"variant": title, "settings": {}}

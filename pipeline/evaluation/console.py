@@ -9,14 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from archipelago.pipeline.identifiers.places import said
+from archipelago.pipeline.identifiers.position_bias import bias_in_words
+from archipelago.pipeline.records.evaluation import TITLES
 
 ACCURACY = "accuracy"  # a task's own figure where it classifies
-TITLES = {  # the first that was measured is shown stage by stage
-    "xtail": "over all classes of all domains",
-    "mtil_identified": "each domain recognised",
-    "mtil_given": "each domain given",
-}
+HARDEST_FIRST = ("xtail", "mtil_identified", "mtil_given")  # of these, one is shown by stage
 
 
 def summary(report: dict[str, Any]) -> Group:
@@ -50,7 +47,7 @@ def measures_table(report: dict[str, Any], tasks: Sequence[str]) -> Table:
 
 def accuracy_table(report: dict[str, Any]) -> Table:
     """Stages as rows, tasks as columns, references below; in the hardest setting measured."""
-    setting = next((name for name in TITLES if report["settings"][name]), "mtil_given")
+    setting = next((name for name in HARDEST_FIRST if report["settings"][name]), "mtil_given")
     figures = report["settings"][setting] or report
     table = Table(
         title=f"{report['method']} on {report['stream']}: percent right, {TITLES[setting]}",
@@ -71,7 +68,7 @@ def accuracy_table(report: dict[str, Any]) -> Table:
         if same:
             table.add_row(name, *_row(same["row"]), style="dim")
         elif given:
-            table.add_row(f"{name}, domain given", *_row(given["row"]), style="dim")
+            table.add_row(f"{name}, {TITLES['mtil_given']}", *_row(given["row"]), style="dim")
     return table
 
 
@@ -95,7 +92,7 @@ def _caption(report: dict[str, Any]) -> Text:
         if figures is not None:
             joined = "/".join(percent(figures[key]) for key in ("transfer", "average", "last"))
             text.append(f"Transfer/Average/Last {joined}", style="bold")
-            text.append(f"   {name}\n")
+            text.append(f"   {TITLES[name]}\n")
     text.append(f"{report['setting']}, {report['status']}")
     if report["delta_m"] is not None:
         single = report["baseline"]["method"]
@@ -115,7 +112,7 @@ def _caption(report: dict[str, Any]) -> Text:
             text.append(f"\n{identifier['backend']}: {identifier['model']} was asked ")
             text.append(f"{identifier['calls']} times, {identifier['fallbacks']} fallbacks")
         if identifier["position_bias"] is not None:
-            text.append(f"\n{said(identifier['position_bias'])}")
+            text.append(f"\n{bias_in_words(identifier['position_bias'])}")
     for group in report["groups"]:
         for task, description in group.get("descriptions", {}).items():
             by = "" if description["by"] == "mllm" else " (by hand)"

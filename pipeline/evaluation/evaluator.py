@@ -20,13 +20,13 @@ from archipelago.pipeline.evaluation.metrics import auroc, expected_calibration_
 from archipelago.pipeline.evaluation.protocol import (
     CIL,
     SETTINGS,
-    Measured,
+    TaskMeasurement,
     measure,
     stream_pairs,
     zero_shot,
 )
 from archipelago.pipeline.evaluation.views import Encoder, FeatureStore, SplitView
-from archipelago.pipeline.identifiers import Evidence, Identification, Shown
+from archipelago.pipeline.identifiers import Evidence, Identification, ImageSource
 from archipelago.pipeline.learned.candidates import Candidate
 from archipelago.pipeline.learned.state import State
 from archipelago.pipeline.learned.texts import Texts
@@ -105,7 +105,7 @@ class Evaluator:
         """A task's test images, as an identifier may see them."""
         table, digest = self._tables[task], self.domains[task].digests["test"]
         return Evidence(
-            self.view(task).compact, task, shown(table, digest, task, np.arange(len(table)))
+            self.view(task).compact, task, image_source(table, digest, task, np.arange(len(table)))
         )
 
     def labels(self, task: str) -> np.ndarray:
@@ -123,7 +123,7 @@ class Evaluator:
         task: str,
         found: Identification | None,
         seen: tuple[Candidate, ...] = (),
-    ) -> Measured:
+    ) -> TaskMeasurement:
         """A task's test images in all settings."""
         return measure(
             state, self.view(task), found, self.domains[task], self.labels(task), self.pairs, seen
@@ -197,7 +197,7 @@ class Evaluator:
             "own": {task: next(iter(figures)) for task, figures in dense.items()},
             "images": [len(table) for table in self._tables.values()],
             "identifier": identifier_record(found, outside, state.learned),
-            "work": self._work(stage, state),
+            "work": self._usage(stage, state),
             "lambda": state.weight,
             "parts": {task: self._parts(state, task) for task in self.stages[stage].tasks},
             "seconds": time.perf_counter() - clock,
@@ -224,15 +224,15 @@ class Evaluator:
             found[f"{name}/ece"] = 100.0 * expected_calibration_error(sure, right)
         return found
 
-    def _work(self, stage: int, state: State) -> dict[str, Any] | None:
+    def _usage(self, stage: int, state: State) -> dict[str, Any] | None:
         """What was asked of the multimodal model, with a few calls in full in a file of its own."""
-        looker = None if state.identifier is None else state.identifier.looker
-        if looker is None:
+        score_cache = None if state.identifier is None else state.identifier.score_cache
+        if score_cache is None:
             return None
-        work, traces = looker.take_work()
+        usage, traces = score_cache.take_usage()
         if traces:
             self.run.folder.write_json(f"identifier/traces/{stage:03d}-test.json", traces)
-        return work.asdict()
+        return usage.asdict()
 
 
 def identifier_record(
@@ -269,7 +269,7 @@ def identifier_record(
     }
 
 
-def shown(table: ImageTable, digest: str, label: str, rows: np.ndarray) -> Shown:
+def image_source(table: ImageTable, digest: str, label: str, rows: np.ndarray) -> ImageSource:
     """Some images of a table, to be looked at.
 
     Args:
@@ -279,7 +279,7 @@ def shown(table: ImageTable, digest: str, label: str, rows: np.ndarray) -> Shown
         rows: which images.
     """
     key = hashlib.sha256(f"{digest}\n{table.size}\n{len(table)}".encode()).hexdigest()
-    return Shown(lambda at: table.images(rows[at]), key, rows, len(table), label)
+    return ImageSource(lambda at: table.images(rows[at]), key, rows, len(table), label)
 
 
 def _percent(right: np.ndarray | None) -> float | None:

@@ -179,8 +179,10 @@ def _panel(report: dict[str, Any], column: int) -> dict[str, Any]:
 
     ours = [row[column] for row in report["matrix"]]
     oracle = [row[column] for row in report["matrix_oracle"]]
-    parts = [f'<rect class="unseen" x="{LEFT}" y="{top}" width="{x(learned) - LEFT:.1f}" '
-             f'height="{HEIGHT - BOTTOM - top}"/>']  # fmt: skip
+    parts = [
+        f'<rect class="unseen" x="{LEFT}" y="{top}" width="{x(learned) - LEFT:.1f}" '
+        f'height="{HEIGHT - BOTTOM - top}"/>'
+    ]
     for tick in (0, 50, 100):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y(tick)}" y2="{y(tick)}"/>')
         parts.append(f'<text x="{LEFT - 4}" y="{y(tick) + 3}" text-anchor="end">{tick}</text>')

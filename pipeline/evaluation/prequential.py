@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from archipelago.pipeline.evaluation.views import Encoder, Remembering, SplitView
+from archipelago.pipeline.evaluation.views import CachedFeatures, Encoder, SplitView
 from archipelago.pipeline.identifiers import Evidence
 from archipelago.pipeline.learned.state import LAMBDAS, State
 from archipelago.pipeline.learned.texts import Texts
@@ -47,7 +47,7 @@ def prequential(
     table = domain.tables["train"]
     labels = ImageTable.open(table).labels[held]
     compact, frozen = encoder.look(table, held)
-    view = SplitView(compact, frozen, Remembering(encoder, table, held), texts, versions)
+    view = SplitView(compact, frozen, CachedFeatures(encoder, table, held), texts, versions)
     found = state.identifier.alone.identify(Evidence(compact, domain.name))
     listed = class_list(domain.classes, domain.templates)
     alone = log_softmax(state.method.clip_scores(view, view.text(listed, None)))

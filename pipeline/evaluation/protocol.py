@@ -34,7 +34,7 @@ DEBIAS = 0.5  # of the debiased zero-shot row, for methods without one of their 
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class TaskMeasurement:
     """What was found on the test images of one task.
 
     Attributes:
@@ -64,7 +64,7 @@ def measure(
     labels: np.ndarray,
     pairs: tuple[Candidate, ...],
     seen: tuple[Candidate, ...] = (),
-) -> Measured:
+) -> TaskMeasurement:
     """One task's test images in all settings that the method has answers in.
 
     `seen` are the classes of the steps so far where one domain was cut into steps.
@@ -73,7 +73,7 @@ def measure(
     right = {"mtil_given": _given(state, view, domain, own, labels)}
     policy = state.method.policy
     if policy == "given":
-        return Measured(right, None)
+        return TaskMeasurement(right, None)
     candidates = match(pairs, state.records)
     question, said = _asked(state, candidates, view, found)
     right["xtail"] = _strict(said, candidates, domain, labels)
@@ -85,11 +85,11 @@ def measure(
             right[CIL] = _strict(_asked(state, few, view, found)[1], few, domain, labels)
     if found is None:  # one function answers for every image, whoever says what it is
         right["mtil_identified"] = right["mtil_given"]
-        return Measured(right, None)
+        return TaskMeasurement(right, None)
     listed = class_list(domain.classes, domain.templates)
     answer = blind(state, view, found, listed, question.outside)
     right["mtil_identified"] = answer.argmax(axis=1) == labels
-    return Measured(right, question.outside)
+    return TaskMeasurement(right, question.outside)
 
 
 def _given(

@@ -130,6 +130,13 @@ def read_records(run: RunFolder) -> Records | None:
         if names.EXPERTS in run.groups.files(ref)
     }
     return Records(
-        facts, tasks, evaluations, correct, zero_shot, zero_correct, groups, run.journal.events(),
+        facts,
+        tasks,
+        evaluations,
+        correct,
+        zero_shot,
+        zero_correct,
+        groups,
+        run.journal.events(),
         experts,
-    )  # fmt: skip
+    )

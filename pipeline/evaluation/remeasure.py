@@ -80,11 +80,14 @@ def remeasure(
     count = max(1, len(table))
     share = {key: 100.0 * value / count for key, value in right.items()}
     return Remeasured(
-        domain.name, learned, len(table), share["given"],
+        domain.name,
+        learned,
+        len(table),
+        share["given"],
         share["free"] if free and learned else None,
         share["recognised"] if free and tells and learned else None,
         share["unseen"] if free and tells else None,
-    )  # fmt: skip
+    )
 
 
 def _right(answers: list[Answer], truth: list[str]) -> int:

@@ -182,7 +182,7 @@ class SplitView(View):
         return part
 
 
-class Remembering:
+class CachedFeatures:
     """Features of training rows that are needed for a moment only.
 
     Args:

@@ -7,12 +7,10 @@ from typing import Any
 
 import yaml
 
+from archipelago.pipeline.records.evaluation import TITLES
+
 SHOWN_CLASSES = 30
-SETTINGS = (  # of report.json, what each column says
-    ("mtil_given", "domain given"),
-    ("mtil_identified", "domain recognised"),
-    ("xtail", "all classes of all domains"),
-)
+SETTINGS = tuple((name, TITLES[name]) for name in ("mtil_given", "mtil_identified", "xtail"))
 HOW = """\
 ```python
 from archipelago.pipeline.learned import LearnedModel

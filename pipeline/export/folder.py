@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from archipelago.pipeline.config import redacted, validate
+from archipelago.pipeline.config import redacted, stored_settings
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.export.card import model_card
 from archipelago.pipeline.export.minimal import write_minimal
 from archipelago.pipeline.export.swap import swap
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.learned.model import LearnedModel
 from archipelago.pipeline.records.group import read_card
 from archipelago.pipeline.settings import (
@@ -78,9 +79,12 @@ def export_run(uri: str, target: Path, onnx: str | None = None) -> Exported:
     try:
         document = public(run.read(), [[t["name"] for t in card["tasks"]] for card in cards])
         write_minimal(
-            RunFolder(built), document, run.folder.read(names.BASIS), manifest.groups,
+            RunFolder(built),
+            document,
+            run.folder.read(names.BASIS),
+            manifest.groups,
             lambda ref: _files(run, ref),
-        )  # fmt: skip
+        )
         model = LearnedModel.open(built, device="cpu")  # what cannot be opened is not handed on
         deviation = None
         if onnx is not None:
@@ -102,9 +106,11 @@ def export_run(uri: str, target: Path, onnx: str | None = None) -> Exported:
 def public(document: Mapping[str, Any], stages: list[list[str]]) -> dict[str, Any]:
     """run.json without what concerns other machines, other domains or nobody else: no secrets, no
     paths of data, no addresses, no names of what is not in the model."""
-    settings = validate(document["config"])
+    settings = stored_settings(document)
     tasks = [task for stage in stages for task in stage]
-    identifier = settings.identifier.model_copy(update={"endpoint": None, "descriptions": {}})
+    identifier = settings.identifier
+    if isinstance(identifier, MultimodalSettings):
+        identifier = identifier.model_copy(update={"endpoint": None, "descriptions": {}})
     kept = settings.model_copy(
         update={
             "run_dir": None,

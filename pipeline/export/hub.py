@@ -25,9 +25,11 @@ def push(folder: Path, name: str) -> str:
         api = HfApi()
         where = api.create_repo(name, repo_type="model", private=True, exist_ok=True)
         api.upload_folder(
-            repo_id=where.repo_id, folder_path=folder, commit_message=f"Export of {folder.name}",
+            repo_id=where.repo_id,
+            folder_path=folder,
+            commit_message=f"Export of {folder.name}",
             delete_patterns=["groups/*", "models/*", "onnx/*"],
-        )  # fmt: skip
+        )
     except HFValidationError as error:
         raise UserError(f"hub={name}: is no name of a repository ({_line(error)})") from None
     except (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:

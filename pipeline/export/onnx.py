@@ -46,9 +46,14 @@ def write_onnx(model: LearnedModel, task: str, path: Path) -> float:
     example = torch.zeros(2, 3, graph.size, graph.size)
     with torch.no_grad():
         program = torch.onnx.export(
-            graph, (example,), dynamo=True, verbose=False, input_names=[INPUT],
-            output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )  # fmt: skip
+            graph,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
     assert program is not None
     program.model.metadata_props["task"] = task
     program.model.metadata_props["classes"] = json.dumps(graph.classes)

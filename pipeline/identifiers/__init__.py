@@ -8,16 +8,16 @@ from archipelago.pipeline.identifiers.base import (
     identifiers,
 )
 from archipelago.pipeline.identifiers.description import Description, Sample
-from archipelago.pipeline.identifiers.looker import Looker, Shown
+from archipelago.pipeline.identifiers.score_cache import ImageSource, ScoreCache
 
 __all__ = [
     "Description",
     "Evidence",
     "Identification",
     "Identifier",
-    "Looker",
+    "ImageSource",
     "Sample",
-    "Shown",
+    "ScoreCache",
     "build_identifier",
     "identifiers",
 ]

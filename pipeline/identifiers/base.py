@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.identifier_settings import IdentifierSettings, MultimodalSettings, kinds
 from archipelago.pipeline.identifiers.description import Description, Sample
-from archipelago.pipeline.identifiers.looker import Looker, Shown
+from archipelago.pipeline.identifiers.score_cache import ImageSource, ScoreCache
 from archipelago.pipeline.records import TaskRecord
 from archipelago.pipeline.registry import Registry
-from archipelago.pipeline.settings import IdentifierSettings
 
 NONE = "none"
 CERTAIN = 1e6  # log odds of somebody who knows
@@ -38,12 +38,12 @@ class Evidence:
     Attributes:
         compact: (B, K) compact features.
         task: the true task's name; only the oracle reads it.
-        shown: the B images themselves, read when asked for; for identifiers that look.
+        images: the B images themselves, read when asked for; for multimodal identifiers.
     """
 
     compact: np.ndarray
     task: str | None = None
-    shown: Shown | None = None
+    images: ImageSource | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,28 +85,38 @@ class Identification:
 class Identifier(ABC):
     """One way to recognise tasks; a file in this folder.
 
+    Attributes:
+        name: what `identifier=` selects.
+        Settings: type of its section; `MultimodalSettings` for one that shows the images themselves
+            to a multimodal model.
+
     Args:
         settings: its section of the configuration.
         basis: what compact features are made with.
-        looker: a multimodal model, for identifiers that look.
+        score_cache: asks a multimodal model, for multimodal identifiers.
         soft: what it says is weighed, not followed: a multimodal model's word then counts as much
             as it helps on calibration rows, and for nothing where it does not.
     """
 
     name: ClassVar[str]
-    looks: ClassVar[bool] = False  # at the images themselves, with a multimodal model
+    Settings: ClassVar[type[IdentifierSettings]] = IdentifierSettings
 
     def __init__(
         self,
         settings: IdentifierSettings,
         basis: Basis,
-        looker: Looker | None = None,
+        score_cache: ScoreCache | None = None,
         soft: bool = False,
     ) -> None:
         self.settings = settings
         self.basis = basis
-        self.looker = looker
+        self.score_cache = score_cache
         self.soft = soft
+
+    @classmethod
+    def asks_model(cls) -> bool:
+        """Whether it shows images to a multimodal model."""
+        return issubclass(cls.Settings, MultimodalSettings)
 
     @abstractmethod
     def know(self, records: Mapping[str, TaskRecord]) -> None:
@@ -130,18 +140,18 @@ class Identifier(ABC):
         """The novelty that `share` of the learned tasks' images exceed; None where unknown."""
         return None
 
-    # -- for identifiers that look -----------------------------------------------------------
+    # -- for multimodal identifiers ----------------------------------------------------------
 
     def describe(self, sample: Sample) -> Description | None:
-        """Put a new task into words; None for identifiers that do not look. May run ahead."""
+        """Put a new task into words; None for others. May run ahead."""
         return None
 
-    def study(self, record: TaskRecord, shown: Shown) -> dict[str, Any] | None:
+    def study(self, record: TaskRecord, images: ImageSource) -> dict[str, Any] | None:
         """What to note of a new task, known already, that its statistics do not hold.
 
         Args:
             record: of the new task.
-            shown: the images of its calibration rows.
+            images: the images of its calibration rows.
         """
         return None
 
@@ -150,7 +160,7 @@ class Identifier(ABC):
         """The learned tasks in words."""
         return ()
 
-    def doubted(self, found: Identification) -> np.ndarray:
+    def to_consult(self, found: Identification) -> np.ndarray:
         """Positions of the images about which a multimodal model is worth asking.
 
         Args:
@@ -158,7 +168,7 @@ class Identifier(ABC):
         """
         return np.zeros(0, np.int64)
 
-    def settled(
+    def with_scores(
         self, found: Identification, rows: np.ndarray, scores: np.ndarray
     ) -> Identification:
         """What `alone` says, with the multimodal model's scores of some images.
@@ -172,7 +182,8 @@ class Identifier(ABC):
 
 
 def register(identifier: type[Identifier]) -> type[Identifier]:
-    """Class decorator: make an identifier selectable by its name."""
+    """Class decorator: make an identifier selectable by its name, with its own settings."""
+    kinds.register(identifier.name)(identifier.Settings)
     return identifiers.register(identifier.name)(identifier)
 
 
@@ -187,11 +198,14 @@ def sigmoid(log_odds: np.ndarray) -> np.ndarray:
 
 
 def build_identifier(
-    settings: IdentifierSettings, basis: Basis, looker: Looker | None = None, soft: bool = False
+    settings: IdentifierSettings,
+    basis: Basis,
+    score_cache: ScoreCache | None = None,
+    soft: bool = False,
 ) -> Identifier:
     """The identifier that the settings name, knowing nothing; arguments as for `Identifier`.
 
     Raises:
         UserError: unknown name.
     """
-    return identifiers.get(settings.name)(settings, basis, looker, soft)
+    return identifiers.get(settings.name)(settings, basis, score_cache, soft)

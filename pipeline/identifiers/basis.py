@@ -11,8 +11,9 @@ from scipy.linalg import solve_triangular
 
 from archipelago.pipeline.closedform import Basis, Sums
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifier_settings import IdentifierSettings
 from archipelago.pipeline.model.backbone import EMBEDDED
-from archipelago.pipeline.settings import BackboneSettings, IdentifierSettings
+from archipelago.pipeline.settings import BackboneSettings
 from archipelago.pipeline.store import names
 
 

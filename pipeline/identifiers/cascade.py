@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from archipelago.pipeline.identifiers.base import Identification, register
-from archipelago.pipeline.identifiers.folds import fit_rule, floored, margins_of
+from archipelago.pipeline.identifiers.calibration import fit_consult_rule, floored, margins_of
 from archipelago.pipeline.identifiers.mllm import Mllm
 
 
@@ -29,9 +29,11 @@ class Cascade(Mllm):
 
     def _fit(self) -> None:
         super()._fit()
-        self.rule = fit_rule(list(self._folds.values()), self.reading, self.settings.share)
+        self.rule = fit_consult_rule(
+            list(self._folds.values()), self.calibration, self.settings.share
+        )
 
-    def doubted(self, found: Identification) -> np.ndarray:
+    def to_consult(self, found: Identification) -> np.ndarray:
         """Unsure images; of one that looks new, nobody asks which task it is."""
         unsure = margins_of(floored(found.log_shares)) < self.rule.margin
         return np.flatnonzero(unsure & (found.unseen <= 0.5))

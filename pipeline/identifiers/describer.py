@@ -22,7 +22,7 @@ def sample_of(domain: PreparedDomain, settings: Settings) -> Sample:
         table.labels, settings.stream.held_out, settings.seed, domain.name, table.groups
     )
     order = np.random.default_rng(settings.seed).permutation(rows)
-    chosen = np.sort(order[: settings.identifier.samples])
+    chosen = np.sort(order[: settings.multimodal.samples])
     return Sample(domain.name, domain.classes, table.images(chosen), settings.seed)
 
 
@@ -45,8 +45,8 @@ class Describer:
         self._settings = settings
         self._sample = sample
         self._begun: dict[str, Future[Description | None]] = {}
-        looker = None if identifier is None else identifier.looker
-        ahead = looker is not None and looker.scorer.remote
+        score_cache = None if identifier is None else identifier.score_cache
+        ahead = score_cache is not None and score_cache.scorer.remote
         self._pool = ThreadPoolExecutor(1, "describe") if ahead else None
 
     def begin(self, *domains: PreparedDomain) -> None:
@@ -61,7 +61,7 @@ class Describer:
         Raises:
             UserError: the model does not answer.
         """
-        if self.identifier is None or not self.identifier.looks:
+        if self.identifier is None or not self.identifier.asks_model():
             return None
         begun = self._begun.pop(domain.name, None)
         return self._write(domain) if begun is None else begun.result()
@@ -72,7 +72,7 @@ class Describer:
             return self.identifier.describe(self._sample(domain, self._settings))
         except ScorerError as error:
             raise UserError(
-                f"identifier.model={self._settings.identifier.model}: cannot describe"
+                f"identifier.model={self._settings.multimodal.model}: cannot describe"
                 f" '{domain.name}' ({error}); the same command tries again, or write it by hand in"
                 f" identifier.descriptions.{domain.name}"
             ) from error

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from archipelago.pipeline.closedform import Basis
+from archipelago.pipeline.identifier_settings import IdentifierSettings
 from archipelago.pipeline.identifiers.base import (
     CERTAIN,
     Evidence,
@@ -15,9 +16,8 @@ from archipelago.pipeline.identifiers.base import (
     nothing_known,
     register,
 )
-from archipelago.pipeline.identifiers.looker import Looker
+from archipelago.pipeline.identifiers.score_cache import ScoreCache
 from archipelago.pipeline.records import TaskRecord
-from archipelago.pipeline.settings import IdentifierSettings
 
 
 @register
@@ -30,10 +30,10 @@ class Oracle(Identifier):
         self,
         settings: IdentifierSettings,
         basis: Basis,
-        looker: Looker | None = None,
+        score_cache: ScoreCache | None = None,
         soft: bool = False,
     ) -> None:
-        super().__init__(settings, basis, looker, soft)
+        super().__init__(settings, basis, score_cache, soft)
         self._tasks: tuple[str, ...] = ()
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from archipelago.pipeline.errors import UserError
-from archipelago.pipeline.settings import IdentifierSettings
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 EMBEDDED = {"mllm-tiny": WEIGHTS / "mllm-tiny"}
@@ -39,7 +39,7 @@ class Processor:
         UserError: there is no such model, or it cannot be loaded.
     """
 
-    def __init__(self, settings: IdentifierSettings) -> None:
+    def __init__(self, settings: MultimodalSettings) -> None:
         from transformers import AutoProcessor  # seconds
         from transformers.utils import logging as noise
 
@@ -105,7 +105,7 @@ class Processor:
 
 
 @contextmanager
-def loading(settings: IdentifierSettings) -> Iterator[None]:
+def loading(settings: MultimodalSettings) -> Iterator[None]:
     """Whatever a library says about a model that it cannot load, in one line."""
     try:
         yield

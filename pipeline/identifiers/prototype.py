@@ -19,6 +19,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from archipelago.pipeline.closedform import Basis, Knowledge, KnownTask
+from archipelago.pipeline.identifier_settings import IdentifierSettings
 from archipelago.pipeline.identifiers.base import (
     Evidence,
     Identification,
@@ -26,9 +27,8 @@ from archipelago.pipeline.identifiers.base import (
     nothing_known,
     register,
 )
-from archipelago.pipeline.identifiers.looker import Looker
+from archipelago.pipeline.identifiers.score_cache import ScoreCache
 from archipelago.pipeline.records import TaskRecord
-from archipelago.pipeline.settings import IdentifierSettings
 
 COSINE_TEMPERATURE = 0.02  # sharpness of the shares that follow from cosines
 COSINES = ("mean", "class_means")
@@ -44,10 +44,10 @@ class Prototype(Identifier):
         self,
         settings: IdentifierSettings,
         basis: Basis,
-        looker: Looker | None = None,
+        score_cache: ScoreCache | None = None,
         soft: bool = False,
     ) -> None:
-        super().__init__(settings, basis, looker, soft)
+        super().__init__(settings, basis, score_cache, soft)
         self._knowledge: Knowledge | None = None
         self._records: dict[str, TaskRecord] = {}
 
@@ -79,9 +79,11 @@ class Prototype(Identifier):
         self._knowledge = None
         if parts:
             self._knowledge = Knowledge(
-                parts, self.basis, evidence=wanted if wanted in ("E", "J") else "both",
+                parts,
+                self.basis,
+                evidence=wanted if wanted in ("E", "J") else "both",
                 shrinkage=self.settings.shrinkage,
-            )  # fmt: skip
+            )
 
     def identify(self, evidence: Evidence) -> Identification:
         """Score each image against every task, and say how new it is."""

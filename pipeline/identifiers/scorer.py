@@ -17,8 +17,8 @@ from typing import Protocol
 import numpy as np
 
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.registry import Registry
-from archipelago.pipeline.settings import IdentifierSettings
 
 
 class ScorerError(RuntimeError):
@@ -83,14 +83,14 @@ class Scorer(Protocol):
         ...
 
 
-Factory = Callable[[IdentifierSettings, int], Scorer]
+Factory = Callable[[MultimodalSettings, int], Scorer]
 drivers: Registry[Factory] = Registry(
     "archipelago.pipeline.identifiers.drivers", "identifier.driver"
 )
 register_driver = drivers.register
 
 
-def check_driver(settings: IdentifierSettings) -> None:
+def check_driver(settings: MultimodalSettings) -> None:
     """Refuse what can never work, before anything starts.
 
     Raises:
@@ -117,7 +117,7 @@ def check_driver(settings: IdentifierSettings) -> None:
         )
 
 
-def _check_vllm(settings: IdentifierSettings) -> None:
+def _check_vllm(settings: MultimodalSettings) -> None:
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
             "identifier.driver=vllm: needs the package `vllm`, the extra `mllm` of"
@@ -133,7 +133,7 @@ def _check_vllm(settings: IdentifierSettings) -> None:
         )
 
 
-def build_scorer(settings: IdentifierSettings, threads: int = 0) -> Scorer:
+def build_scorer(settings: MultimodalSettings, threads: int = 0) -> Scorer:
     """The driver that the settings name, in this process.
 
     Args:

@@ -156,8 +156,11 @@ class Question:
     def answer(self) -> Answered:
         """Log-probabilities of all candidates; what `pairs` names is prepared in the view."""
         answer = {
-            "posterior": self._posterior, "hard": self._hard, "given": self._hard, "one": self._one,
-        }[self.state.method.policy]  # fmt: skip
+            "posterior": self._posterior,
+            "hard": self._hard,
+            "given": self._hard,
+            "one": self._one,
+        }[self.state.method.policy]
         return answer()
 
     def _posterior(self) -> Answered:

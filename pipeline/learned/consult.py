@@ -1,4 +1,4 @@
-"""A second opinion on which domain an image is from, for identifiers that look.
+"""A second opinion on which domain an image is from, for multimodal identifiers.
 
 The answer of the statistics is always there first. Of the images that they are unsure about, a
 multimodal model may be asked beside the pass; whatever comes late counts as no opinion. How new an
@@ -16,11 +16,11 @@ import numpy as np
 
 from archipelago.pipeline.identifiers import Identification, Identifier
 
-Shares = tuple[tuple[str, float], ...]
+ConsultResult = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Doubt:
+class ConsultRequest:
     """An image on which the run's identifier wants the model's word.
 
     Attributes:
@@ -39,7 +39,9 @@ class Doubt:
         return self.whole.texts
 
 
-def doubts_of(whole: Identifier, found: Identification, rows: np.ndarray) -> list[Doubt]:
+def consult_requests(
+    whole: Identifier, found: Identification, rows: np.ndarray
+) -> list[ConsultRequest]:
     """The images worth asking about.
 
     Args:
@@ -47,18 +49,23 @@ def doubts_of(whole: Identifier, found: Identification, rows: np.ndarray) -> lis
         found: what the statistics say of R images.
         rows: (R,) their places in the batch.
     """
-    return [Doubt(int(rows[at]), whole, found.rows([at])) for at in whole.doubted(found).tolist()]
+    return [
+        ConsultRequest(int(rows[at]), whole, found.rows([at]))
+        for at in whole.to_consult(found).tolist()
+    ]
 
 
-def settle(doubts: Sequence[Doubt], scores: np.ndarray) -> list[Shares]:
+def consult_results(unsure: Sequence[ConsultRequest], scores: np.ndarray) -> list[ConsultResult]:
     """Log shares of all tasks for each image, with the model's word.
 
     Args:
-        doubts: n of one generation.
+        unsure: n images of one generation.
         scores: (n, T) of the model; a row of NaN was not answered.
     """
     settled = []
-    for doubt, row in zip(doubts, scores, strict=True):
-        told = doubt.whole.settled(doubt.found, np.zeros(1, np.int64), row[None].astype(float))
-        settled.append(tuple(zip(told.options, told.log_shares[0].tolist(), strict=True)))
+    for request, row in zip(unsure, scores, strict=True):
+        answer = request.whole.with_scores(
+            request.found, np.zeros(1, np.int64), row[None].astype(float)
+        )
+        settled.append(tuple(zip(answer.options, answer.log_shares[0].tolist(), strict=True)))
     return settled

@@ -137,9 +137,13 @@ class Engine:
         counted = np.ones(len(rows), bool) if held is None else ~np.isin(rows, held)
         offered = np.ones(len(rows), bool) if held is None else ~counted
         picked = CalibrationRows.pick(
-            np.concatenate(pixels)[offered], features[offered],
-            np.concatenate(frozen)[offered], labels[offered], rows[offered], counted[offered],
-        )  # fmt: skip
+            np.concatenate(pixels)[offered],
+            features[offered],
+            np.concatenate(frozen)[offered],
+            labels[offered],
+            rows[offered],
+            counted[offered],
+        )
         return Sums.of(features[counted], labels[counted], classes), picked
 
     # -- functions ---------------------------------------------------------------------------

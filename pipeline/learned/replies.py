@@ -86,7 +86,9 @@ def _groups(
 
 def _names_row(question: Question, said: Answered, row: int) -> np.ndarray:
     one = Answered(
-        said.log_known[row : row + 1], said.log_outside[row : row + 1],
-        said.outside[row : row + 1], said.log_shares[row : row + 1],
-    )  # fmt: skip
+        said.log_known[row : row + 1],
+        said.log_outside[row : row + 1],
+        said.outside[row : row + 1],
+        said.log_shares[row : row + 1],
+    )
     return one.log_names(question.candidates)[0]

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from archipelago.pipeline.config import validate
+from archipelago.pipeline.config import stored_settings
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.identifiers import Evidence, Identification
 from archipelago.pipeline.learned.answering import Question
 from archipelago.pipeline.learned.asking import Answer, Ask
 from archipelago.pipeline.learned.candidates import Candidate, Candidates, match
-from archipelago.pipeline.learned.consult import Doubt, doubts_of
+from archipelago.pipeline.learned.consult import ConsultRequest, consult_requests
 from archipelago.pipeline.learned.library import Library
 from archipelago.pipeline.learned.passes import FeaturePass
 from archipelago.pipeline.learned.replies import reply
@@ -76,7 +76,7 @@ class Runtime:
     def __init__(self, run: RunFolder, device: str = "auto", backbone: str | None = None) -> None:
         self.run = run
         document = run.read()
-        self.settings: Settings = validate(document["config"])
+        self.settings: Settings = stored_settings(document)
         if backbone is not None:
             named = self.settings.backbone.model_copy(update={"name": backbone})
             self.settings = self.settings.model_copy(update={"backbone": named})
@@ -138,7 +138,7 @@ class Runtime:
         texts: Texts,
         images_BSSC: np.ndarray,
         wishes: Sequence[Wish],
-        doubts: list[Doubt] | None = None,
+        unsure: list[ConsultRequest] | None = None,
         abstain: float | None = None,
         images: np.ndarray | None = None,
         features: list[np.ndarray] | None = None,
@@ -150,7 +150,7 @@ class Runtime:
             texts: of that state.
             images_BSSC: uint8, of the backbone's size.
             wishes: one an image, or an answer.
-            doubts: takes the images on whose domain a second opinion is worth having.
+            unsure: takes the images on whose domain a second opinion is worth having.
             abstain: share of the learned tasks' images that may be refused; None = nobody is.
             images: which image each wish is about, where one is asked about several times.
             features: takes the images' normalised features (B, F) of frozen CLIP.
@@ -167,9 +167,9 @@ class Runtime:
         if features is not None:
             features.append(view.frozen)
         found = identify(state, view, wishes)
-        if doubts is not None and found is not None and state.identifier is not None:
+        if unsure is not None and found is not None and state.identifier is not None:
             free = [i for i, w in enumerate(wishes) if w.task is None and w.shares is None]
-            doubts += doubts_of(state.identifier, found.rows(free), np.array(free, np.int64))
+            unsure += consult_requests(state.identifier, found.rows(free), np.array(free, np.int64))
         identified = time.perf_counter()
         threshold = None
         if abstain is not None and state.identifier is not None:
@@ -184,9 +184,11 @@ class Runtime:
                 answers[row] = reply(question, said, at, wishes[row].top_k, threshold)
         done = time.perf_counter()
         spent = {
-            "trunk": seen - clock, "identify": identified - seen,
-            "groups": passed - identified, "text": done - passed,
-        }  # fmt: skip
+            "trunk": seen - clock,
+            "identify": identified - seen,
+            "groups": passed - identified,
+            "text": done - passed,
+        }
         return [a for a in answers if a is not None], {k: 1000.0 * s for k, s in spent.items()}
 
 

@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 
 from archipelago.pipeline.closedform import Basis
-from archipelago.pipeline.identifiers import Identification, Identifier, Looker, build_identifier
+from archipelago.pipeline.identifiers import (
+    Identification,
+    Identifier,
+    ScoreCache,
+    build_identifier,
+)
 from archipelago.pipeline.methods import Function, Method, View, build_method
 from archipelago.pipeline.model.backbone import Backbone
 from archipelago.pipeline.records import ClassList, GroupRecord, TaskRecord
@@ -129,7 +134,7 @@ def build_state(
     *,
     scale: float = 1.0,
     backbone: Backbone | None = None,
-    looker: Looker | None = None,
+    score_cache: ScoreCache | None = None,
     soft: bool | None = None,
 ) -> State:
     """The state of a set of records.
@@ -140,7 +145,7 @@ def build_state(
         basis: of compact features.
         scale: `exp(logit_scale)`, where no backbone is given.
         backbone: frozen CLIP, where functions with weights are to run in this process.
-        looker: a multimodal model, for identifiers that look.
+        score_cache: asks a multimodal model, for multimodal identifiers.
         soft: of the identifier; None = where the method answers by every task.
 
     Raises:
@@ -157,7 +162,7 @@ def build_state(
     identifier = None
     if method.identifies():
         soft = method.policy == "posterior" if soft is None else soft
-        identifier = build_identifier(settings.identifier, basis, looker, soft)
+        identifier = build_identifier(settings.identifier, basis, score_cache, soft)
         identifier.know(records)
     weight = fusion_weight(settings.method.unseen, records.values()) if method.fuses else 0.0
     return State(ordered, records, method, identifier, weight)

@@ -103,10 +103,15 @@ def _read(
     size = int(run.read()["backbone"]["image_size"])
     with run.lock():
         return prepare(
-            wanted, size=size, run=run.uri, cache_dir=cache_dir,
-            cache_gib=settings.cluster.cache_gib, cluster=settings.cluster,
-            max_pixels=settings.stream.max_pixels, use_ray=False,
-        )  # fmt: skip
+            wanted,
+            size=size,
+            run=run.uri,
+            cache_dir=cache_dir,
+            cache_gib=settings.cluster.cache_gib,
+            cluster=settings.cluster,
+            max_pixels=settings.stream.max_pixels,
+            use_ray=False,
+        )
 
 
 def _accuracies(

@@ -30,7 +30,8 @@ from archipelago.pipeline.methods.view import Function, View
 from archipelago.pipeline.model.backbone import Backbone
 from archipelago.pipeline.records import ClassList, GroupRecord, TaskRecord
 from archipelago.pipeline.registry import Registry
-from archipelago.pipeline.settings import MethodSettings, Settings, Strict
+from archipelago.pipeline.settings import MethodSettings, Settings
+from archipelago.pipeline.strict import Strict
 
 methods: Registry[type[Method]] = Registry("archipelago.pipeline.methods", "method.name")
 Policy = Literal["given", "one", "hard", "posterior"]
@@ -102,6 +103,7 @@ class Method(ABC):
         fuses: images of no learned task get frozen CLIP fused with the likeliest groups.
         borrows: a group may use earlier groups.
         continues: a stage starts from the weights of the one before.
+        mixes: what a stage trains alone answers together with what earlier stages left.
         joint: one stage holds all tasks unless `stream.stages` says otherwise.
         alone: each task has a stage of its own, whatever `stream.stages` says.
         several: a stage may hold several tasks.
@@ -124,6 +126,7 @@ class Method(ABC):
     fuses: ClassVar[bool] = False
     borrows: ClassVar[bool] = False
     continues: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
     joint: ClassVar[bool] = False
     alone: ClassVar[bool] = False
     several: ClassVar[bool] = True

@@ -129,9 +129,11 @@ class MixedAdapters(Continuing):
         if self._training:
             number = torch.full((len(self.passing_means),), len(self.A_done))
             new = {
-                "A_done": self.A.detach()[None], "B_done": self.B.detach()[None],
-                "means": self.passing_means, "owners": number.to(self.owners.device),
-            }  # fmt: skip
+                "A_done": self.A.detach()[None],
+                "B_done": self.B.detach()[None],
+                "means": self.passing_means,
+                "owners": number.to(self.owners.device),
+            }
             done = {key: torch.cat([tensor, new[key]]) for key, tensor in done.items()}
         return {key: tensor.cpu().contiguous() for key, tensor in done.items()}
 
@@ -153,6 +155,7 @@ class Ckaa(Sequential):
 
     name = "ckaa"
     Options = CkaaOptions
+    mixes = True
     several = False
 
     def __init__(

@@ -152,11 +152,18 @@ class MoeAdapters(Sequential):
         o = self.options
         experts = settings.experts.model_copy(
             update={
-                "preset": None, "count": o.experts, "rank": o.rank, "active": o.active,
-                "shared": "none", "shared_count": 0, "kind": "bottleneck", "router": "sample",
-                "noise": o.noise, "normalise": "post",
+                "preset": None,
+                "count": o.experts,
+                "rank": o.rank,
+                "active": o.active,
+                "shared": "none",
+                "shared_count": 0,
+                "kind": "bottleneck",
+                "router": "sample",
+                "noise": o.noise,
+                "normalise": "post",
             }
-        )  # fmt: skip
+        )
         self.settings = settings.model_copy(update={"experts": experts})
 
     def fresh(self, context: StageContext) -> RoutedPool:

@@ -132,6 +132,7 @@ class Zscl(Distilling, Finetune):
         tokens = self.backbone.tokenize([CAPTION.format(thing) for thing in THINGS])
         with self.backbone.kernels.exact():
             adapter.captions = (
-                tower.trunk(tokens, first), tower.positions(tokens),
+                tower.trunk(tokens, first),
+                tower.positions(tokens),
                 self.backbone.encode_text(tokens),
-            )  # fmt: skip
+            )

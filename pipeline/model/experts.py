@@ -58,9 +58,16 @@ def expert_shapes(backbone: Backbone, settings: ExpertSettings) -> dict[str, Exp
                 f" from 0; give at most {tower.depth - 1}"
             )
         shapes[name] = ExpertShape(
-            first, tower.depth - first, tower.width, settings.count, settings.rank,
-            settings.scale, settings.kind, settings.router, gating,
-        )  # fmt: skip
+            first,
+            tower.depth - first,
+            tower.width,
+            settings.count,
+            settings.rank,
+            settings.scale,
+            settings.kind,
+            settings.router,
+            gating,
+        )
     return shapes
 
 

@@ -12,8 +12,10 @@ from typing import Any
 from archipelago.pipeline.errors import UserError
 
 CONFIG = "open_clip_config.json"
-TOWERS = {"vision_cfg": ("image_size", "layers", "width", "patch_size"),
-          "text_cfg": ("context_length", "vocab_size", "width", "heads", "layers")}  # fmt: skip
+TOWERS = {
+    "vision_cfg": ("image_size", "layers", "width", "patch_size"),
+    "text_cfg": ("context_length", "vocab_size", "width", "heads", "layers"),
+}
 WEIGHTS = (".safetensors", ".bin", ".pth")
 NAMES = ("model", "clip", "weights", "checkpoint")  # a part of what files of weights are called
 BASIS = "basis"  # ours, beside them

@@ -69,10 +69,16 @@ def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=BEGIN, eos_token=END, pad_token=PAD, unk_token="<unk>",
+        tokenizer_object=bpe,
+        bos_token=BEGIN,
+        eos_token=END,
+        pad_token=PAD,
+        unk_token="<unk>",
         additional_special_tokens=[USER, ANSWER, IMAGE, VIEW, PATCH, IMAGE_END],
-        padding_side="left", model_max_length=1024, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        padding_side="left",
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def tower_weights(clip: str = "clip-tiny", blocks: int | None = None) -> dict[str, Tensor]:
@@ -98,9 +104,12 @@ def tower_weights(clip: str = "clip-tiny", blocks: int | None = None) -> dict[st
 
 def _blocks(visual: dict[str, Tensor], limit: int | None) -> Iterator[tuple[str, Tensor]]:
     names = {
-        "ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj",
-        "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
-    }  # fmt: skip
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "attn.out_proj": "self_attn.out_proj",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
     count = 1 + max(int(k.split(".")[2]) for k in visual if k.startswith("transformer.resblocks."))
     for block in range(count if limit is None else min(limit, count)):
         here, there = f"transformer.resblocks.{block}.", f"encoder.layers.{block}."
@@ -119,22 +128,37 @@ def build_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerFast) -> 
     patch = weights["embeddings.patch_embedding.weight"].shape[-1]
     side = int((weights["embeddings.position_embedding.weight"].shape[0] - 1) ** 0.5)
     vision = CLIPVisionConfig(
-        hidden_size=width, intermediate_size=4 * width, num_attention_heads=width // 64,
-        num_hidden_layers=settings.tower_blocks, image_size=side * patch, patch_size=patch,
-        hidden_act="gelu", projection_dim=width,
-    )  # fmt: skip
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_attention_heads=width // 64,
+        num_hidden_layers=settings.tower_blocks,
+        image_size=side * patch,
+        patch_size=patch,
+        hidden_act="gelu",
+        projection_dim=width,
+    )
     ids: Any = tokenizer.convert_tokens_to_ids
     text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=settings.width, num_hidden_layers=settings.layers,
-        intermediate_size=settings.inner, num_attention_heads=settings.heads,
-        max_position_embeddings=1024, tie_word_embeddings=True,
-        bos_token_id=ids(BEGIN), eos_token_id=ids(END), pad_token_id=ids(PAD),
-    )  # fmt: skip
-    config = AyaVisionConfig(
-        vision_config=vision, text_config=text, vision_feature_select_strategy="default",
-        vision_feature_layer=-1, downsample_factor=FOLD, image_token_index=ids(PATCH),
+        vocab_size=len(tokenizer),
+        hidden_size=settings.width,
+        num_hidden_layers=settings.layers,
+        intermediate_size=settings.inner,
+        num_attention_heads=settings.heads,
+        max_position_embeddings=1024,
         tie_word_embeddings=True,
-    )  # fmt: skip
+        bos_token_id=ids(BEGIN),
+        eos_token_id=ids(END),
+        pad_token_id=ids(PAD),
+    )
+    config = AyaVisionConfig(
+        vision_config=vision,
+        text_config=text,
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-1,
+        downsample_factor=FOLD,
+        image_token_index=ids(PATCH),
+        tie_word_embeddings=True,
+    )
     config.alignment_intermediate_size = 2 * settings.width
     config.bos_token_id, config.eos_token_id, config.pad_token_id = ids(BEGIN), ids(END), ids(PAD)
     model: Any = AyaVisionForConditionalGeneration(config)
@@ -154,11 +178,19 @@ def build_processor(tokenizer: PreTrainedTokenizerFast, model: Any) -> AyaVision
         size={"height": size, "width": size}, crop_to_patches=False, min_patches=1, max_patches=1
     )
     return AyaVisionProcessor(
-        image_processor=pictures, tokenizer=tokenizer, patch_size=vision.patch_size, img_size=size,
-        image_token=IMAGE, downsample_factor=FOLD, start_of_img_token=IMAGE,
-        end_of_img_token=IMAGE_END, img_patch_token=PATCH, tile_token="<tile>",
-        tile_global_token=VIEW, chat_template=CHAT,
-    )  # fmt: skip
+        image_processor=pictures,
+        tokenizer=tokenizer,
+        patch_size=vision.patch_size,
+        img_size=size,
+        image_token=IMAGE,
+        downsample_factor=FOLD,
+        start_of_img_token=IMAGE,
+        end_of_img_token=IMAGE_END,
+        img_patch_token=PATCH,
+        tile_token="<tile>",
+        tile_global_token=VIEW,
+        chat_template=CHAT,
+    )
 
 
 def image_prefix(model: Any) -> str:

@@ -15,8 +15,15 @@ Dice = np.random.Generator
 # What is said of any picture, in this order; the prevailing hue only where a thing is named: it
 # changes from picture to picture within a kind.
 SAID = (
-    "ground", "layout", "colour", "brightness", "contrast", "flatness", "sharpness", "grain",
-)  # fmt: skip
+    "ground",
+    "layout",
+    "colour",
+    "brightness",
+    "contrast",
+    "flatness",
+    "sharpness",
+    "grain",
+)
 TONES = ("white", "light grey", "grey", "dark grey", "black")
 
 # Per kind: ways to say the medium, ways to say the subject. A medium is shared by few kinds: it is

@@ -86,9 +86,12 @@ class Examiner:
         """The model's own words about each image."""
         ids = self._ids(f"{BEGIN}{USER}{self.prefix}{asked}{ANSWER}").expand(len(images), -1)
         found = self.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=self.pixels(images),
-            max_new_tokens=most, do_sample=False,
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=self.pixels(images),
+            max_new_tokens=most,
+            do_sample=False,
+        )
         texts = self.tokenizer.batch_decode(found[:, ids.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
 

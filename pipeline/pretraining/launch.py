@@ -52,7 +52,8 @@ def _on_ray(settings: PretrainSettings) -> None:
         train_loop_config={"settings": settings.model_dump_json()},
         torch_config=TorchConfig(timeout_s=3600),  # rank 0 prepares while the others wait
         scaling_config=rt.ScalingConfig(
-            num_workers=workers.num_workers, use_gpu=workers.num_gpus > 0,
+            num_workers=workers.num_workers,
+            use_gpu=workers.num_gpus > 0,
             resources_per_worker=resources,
         ),
         run_config=rt.RunConfig(
@@ -61,7 +62,7 @@ def _on_ray(settings: PretrainSettings) -> None:
             failure_config=rt.FailureConfig(max_failures=2),
             checkpoint_config=rt.CheckpointConfig(num_to_keep=2),
         ),
-    )  # fmt: skip
+    )
     try:
         trainer.fit()
     except (rt.WorkerGroupError, rt.ControllerError) as error:

@@ -113,10 +113,14 @@ def train(
     decays = [p for p in weights.values() if p.ndim > 1]
     others = [p for p in weights.values() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decays, "weight_decay": settings.weight_decay},
-         {"params": others, "weight_decay": 0.0}],
-        lr=settings.learning_rate, betas=(0.9, 0.98), foreach=True,
-    )  # fmt: skip
+        [
+            {"params": decays, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.98),
+        foreach=True,
+    )
     state = resume or State()
     average = {n: p.detach().clone() for n, p in weights.items()}
     if resume is not None:

@@ -14,8 +14,17 @@ import numpy as np
 
 LUMA = np.array([0.299, 0.587, 0.114])
 # Hues in sixths of the circle, borders between the names.
-HUES = ((0.35, "red"), (0.75, "orange"), (1.3, "yellow"), (2.6, "green"), (3.4, "turquoise"),
-        (4.3, "blue"), (5.2, "purple"), (5.75, "pink"), (6.0, "red"))  # fmt: skip
+HUES = (
+    (0.35, "red"),
+    (0.75, "orange"),
+    (1.3, "yellow"),
+    (2.6, "green"),
+    (3.4, "turquoise"),
+    (4.3, "blue"),
+    (5.2, "purple"),
+    (5.75, "pink"),
+    (6.0, "red"),
+)
 
 
 class Look:
@@ -60,9 +69,12 @@ def _level(value: float, *levels: tuple[float, float, str]) -> str | None:
 def colour(look: Look) -> str | None:
     """How much colour there is."""
     return _level(
-        float(look.chroma.mean()), (0, 0.025, "none"), (0.04, 0.11, "pale"),
-        (0.14, 0.27, "medium"), (0.32, 9, "strong"),
-    )  # fmt: skip
+        float(look.chroma.mean()),
+        (0, 0.025, "none"),
+        (0.04, 0.11, "pale"),
+        (0.14, 0.27, "medium"),
+        (0.32, 9, "strong"),
+    )
 
 
 def hue(look: Look) -> str | None:
@@ -98,10 +110,13 @@ def ground(look: Look) -> str | None:
         if name is not None:
             return f"plain {name}"
         word = _level(
-            float(np.median(look.grey[look.frame][most])), (0, 0.08, "black"),
-            (0.1, 0.32, "dark grey"), (0.38, 0.75, "grey"), (0.78, 0.9, "light grey"),
+            float(np.median(look.grey[look.frame][most])),
+            (0, 0.08, "black"),
+            (0.1, 0.32, "dark grey"),
+            (0.38, 0.75, "grey"),
+            (0.78, 0.9, "light grey"),
             (0.93, 2, "white"),
-        )  # fmt: skip
+        )
         return None if word is None else f"plain {word}"
     return _level(spread, (0.11, 0.17, "shaded"), (0.2, 9, "busy"))
 
@@ -139,8 +154,12 @@ def grain(look: Look) -> str | None:
     """Noise in the quietest parts."""
     g = look.grey
     rough = np.abs(4 * g[1:-1, 1:-1] - g[2:, 1:-1] - g[:-2, 1:-1] - g[1:-1, 2:] - g[1:-1, :-2])
-    return _level(float(np.quantile(rough, 0.3)), (0, 0.004, "clean"), (0.012, 0.025, "some"),
-                  (0.04, 9, "grainy"))  # fmt: skip
+    return _level(
+        float(np.quantile(rough, 0.3)),
+        (0, 0.004, "clean"),
+        (0.012, 0.025, "some"),
+        (0.04, 9, "grainy"),
+    )
 
 
 MEASURES: dict[str, Callable[[Look], str | None]] = {

@@ -19,7 +19,8 @@ from pydantic import (
 )
 
 from archipelago.pipeline.errors import UserError
-from archipelago.pipeline.settings import Strict, WorkerSettings
+from archipelago.pipeline.settings import WorkerSettings
+from archipelago.pipeline.strict import Strict
 
 FILE = Path(__file__).resolve().parents[2] / "conf" / "pretrain.yaml"
 

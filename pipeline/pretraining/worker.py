@@ -70,17 +70,28 @@ def learn(
     torch.manual_seed(settings.seed)
     rows = np.array(data.train)
     lessons = Lessons(
-        [data.known[row] for row in rows], processor.tokenizer, image_prefix(model),
-        settings.lessons, settings.seed,
-    )  # fmt: skip
+        [data.known[row] for row in rows],
+        processor.tokenizer,
+        image_prefix(model),
+        settings.lessons,
+        settings.seed,
+    )
     resume = checkpoints.newest(attempts(settings))
     if resume is not None and rank == 0:
         log.info("continues after step %d", resume.step)
     train(
-        settings, model, lessons, lambda wanted: data.features[rows[wanted]], device=where,
-        bf16=_mixed(settings, torch.device(where)), rank=rank, world=world, wrap=wrap,
-        resume=resume, save=keep,
-    )  # fmt: skip
+        settings,
+        model,
+        lessons,
+        lambda wanted: data.features[rows[wanted]],
+        device=where,
+        bf16=_mixed(settings, torch.device(where)),
+        rank=rank,
+        world=world,
+        wrap=wrap,
+        resume=resume,
+        save=keep,
+    )
     if rank == 0:
         save(model_folder(settings), model.cpu(), processor)
 

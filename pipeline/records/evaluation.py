@@ -12,6 +12,14 @@ from archipelago.pipeline.errors import IntegrityError
 from archipelago.pipeline.store import Folder
 
 ZERO_SHOT = "zero-shot"
+TITLES = {
+    "mtil_given": "domain given",
+    "mtil_identified": "domain recognised",
+    "xtail": "all classes of all domains",
+    "xtail_merged": "all classes, equal names as one",
+    "cil": "all classes so far",
+}
+"""Settings of evaluation, which are named after the protocols they come from, in plain words."""
 
 _NUMBER, _NAME, _MAYBE = {"type": "number"}, {"type": "string"}, {"type": ["number", "null"]}
 _NAMES = {"type": "array", "items": _NAME}
@@ -126,9 +134,11 @@ def _damaged(folder: Folder, name: str, what: str) -> IntegrityError:
 def _misaligned(record: dict[str, Any]) -> str | None:
     """The first list that is not as long as there are tasks."""
     count = len(record["tasks"])
-    rows = {"accuracy": record["accuracy"]} if "settings" in record else {
-        f"accuracy.{setting}": row for setting, row in record["accuracy"].items()
-    }  # fmt: skip
+    rows = (
+        {"accuracy": record["accuracy"]}
+        if "settings" in record
+        else {f"accuracy.{setting}": row for setting, row in record["accuracy"].items()}
+    )
     rows |= {f"settings.{setting}": row for setting, row in record.get("settings", {}).items()}
     if "images" in record:
         rows["images"] = record["images"]

@@ -17,9 +17,18 @@ from archipelago.pipeline.records.classes import ClassList, class_list
 
 Arrays = dict[str, np.ndarray]
 CARD = (
-    "name", "classes", "templates", "digests", "counts", "kind", "temperature",
-    "lambda_accuracy", "study", "description", "facts",
-)  # fmt: skip
+    "name",
+    "classes",
+    "templates",
+    "digests",
+    "counts",
+    "kind",
+    "temperature",
+    "lambda_accuracy",
+    "study",
+    "description",
+    "facts",
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from archipelago.pipeline.config import validate
+from archipelago.pipeline.config import stored_settings
 from archipelago.pipeline.errors import IntegrityError, Refused, UserError
 from archipelago.pipeline.identifiers import Evidence
 from archipelago.pipeline.learned import Answer, Ask
-from archipelago.pipeline.learned.consult import Doubt
+from archipelago.pipeline.learned.consult import ConsultRequest
 from archipelago.pipeline.learned.runtime import Runtime, Wish
 from archipelago.pipeline.learned.state import State
 from archipelago.pipeline.learned.texts import Texts
@@ -186,14 +186,17 @@ class ServedModel:
     # -- requests ----------------------------------------------------------------------------
 
     def classify(
-        self, images_BSSC: np.ndarray, asks: Sequence[Ask], doubts: list[Doubt] | None = None
+        self,
+        images_BSSC: np.ndarray,
+        asks: Sequence[Ask],
+        unsure: list[ConsultRequest] | None = None,
     ) -> tuple[int, list[Answer], dict[str, float]]:
         """Generation, answers, and milliseconds of each part; for one thread at a time.
 
         Args:
             images_BSSC: uint8, of the backbone's size.
             asks: what is wanted for each image.
-            doubts: takes the images on whose domain a second opinion is worth having.
+            unsure: takes the images on whose domain a second opinion is worth having.
 
         Raises:
             KeyError: a domain that the current generation has not learned.
@@ -204,9 +207,13 @@ class ServedModel:
                 raise KeyError(name)
         with self.exact():
             answers, spent = self.runtime.answer(
-                now.state, now.texts, images_BSSC, [Wish.of(ask) for ask in asks], doubts,
+                now.state,
+                now.texts,
+                images_BSSC,
+                [Wish.of(ask) for ask in asks],
+                unsure,
                 self.serving.abstain,
-            )  # fmt: skip
+            )
         return now.pointer.generation, answers, spent
 
     def embed(
@@ -258,7 +265,7 @@ def run_settings(document: dict[str, Any]) -> Settings:
     Raises:
         UserError: its method cannot be served.
     """
-    settings = validate(document["config"])
+    settings = stored_settings(document)
     method = method_class(settings.method.name)
     if not method.identifies():
         raise UserError(

@@ -21,9 +21,15 @@ _EVENT = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _FILE = re.compile(rf"(\d{{6,}})-({_EVENT.pattern})\.json")
 # What readers of the journal count on, wherever an event has it.
 _KINDS: dict[str, tuple[type, ...]] = {
-    "event": (str,), "time": (str,), "stage": (int,), "task": (str,), "tasks": (list,),
-    "sha256": (str, NoneType), "digests": (dict,), "counts": (dict,),
-}  # fmt: skip
+    "event": (str,),
+    "time": (str,),
+    "stage": (int,),
+    "task": (str,),
+    "tasks": (list,),
+    "sha256": (str, NoneType),
+    "digests": (dict,),
+    "counts": (dict,),
+}
 _OURS = frozenset({"number", "event", "time"})
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifier_settings import own_keys
 from archipelago.pipeline.redact import HIDDEN
 from archipelago.pipeline.settings import default_of
 
@@ -81,7 +82,8 @@ def check_continues(
     Raises:
         UserError: a changed key with both values, or tasks that do not continue the stored ones.
     """
-    _check_same("", stored["config"], config, CHANGEABLE)
+    name = config.get("identifier", {}).get("name")
+    _check_same("", own_keys(stored["config"], name), config, CHANGEABLE)
     _check_tasks(stored["stream"]["tasks"], stream["tasks"])
     _check_stages(stored["stream"], stream)
 

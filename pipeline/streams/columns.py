@@ -74,12 +74,16 @@ def check_names(where: str, facts: str, stated: Sequence[str], stored: Sequence[
             f"{where}: label {i} is {stored[i]!r} in the file's schema but {stated[i]!r} in "
             f"{facts}, which lists {len(stated)} classes to {len(stored)}; put the classes there "
             "in the order of the schema, or leave them out"
-        )  # fmt: skip
+        )
     i = wrong[0]
     log.warning(
         "%s: label %d is %r in the file's schema; it is called %r, as %s says",
-        where, i, stored[i], stated[i], facts,
-    )  # fmt: skip
+        where,
+        i,
+        stored[i],
+        stated[i],
+        facts,
+    )
 
 
 def check_labels(where: str, labels: pa.ChunkedArray, classes: Sequence[str], known: str) -> bool:

@@ -57,8 +57,11 @@ def _name_lacking(domain: PreparedDomain, labels: Mapping[str, np.ndarray]) -> N
         also = f"; {tested} test images are of such classes" if tested else ""
         log.warning(
             "%s: no usable training image of %s%s: nothing is learned about %s",
-            domain.name, _names(domain, unseen), also, "it" if len(unseen) == 1 else "them",
-        )  # fmt: skip
+            domain.name,
+            _names(domain, unseen),
+            also,
+            "it" if len(unseen) == 1 else "them",
+        )
     if len(untested):
         log.warning(
             "%s: no usable test image of %s: not measured", domain.name, _names(domain, untested)

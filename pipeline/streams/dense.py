@@ -32,10 +32,11 @@ class DenseTable(ImageTable):
             valid = [c.is_valid().to_numpy(zero_copy_only=False) for c in columns]
             self._valid[target.name] = np.concatenate([np.empty(0, bool), *valid])
             self._targets[target.name] = [
-                np.frombuffer(c.buffers()[1], target.dtype, len(c) * target.bytes(self.size))
-                .reshape(len(c), *target.shape(self.size))
+                np.frombuffer(
+                    c.buffers()[1], target.dtype, len(c) * target.bytes(self.size)
+                ).reshape(len(c), *target.shape(self.size))
                 for c in columns
-            ]  # fmt: skip
+            ]
 
     @classmethod
     def open(cls, path: str) -> DenseTable:

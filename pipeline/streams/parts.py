@@ -99,8 +99,10 @@ def tasks_of(
                 " of classes; leave it out"
             )
     if steps is None:
-        return [_part(domain, domain.name, range(len(domain.classes)), shots, seed)
-                for domain in domains]  # fmt: skip
+        return [
+            _part(domain, domain.name, range(len(domain.classes)), shots, seed)
+            for domain in domains
+        ]
     (domain,) = domains
     if steps > len(domain.classes):
         raise UserError(

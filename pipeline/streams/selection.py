@@ -97,6 +97,8 @@ class Selection:
         facts = json.loads(content)
         groups = facts.get("groups")
         return cls(
-            facts["base"], tuple(facts["rows"]), tuple(facts["classes"]),
+            facts["base"],
+            tuple(facts["rows"]),
+            tuple(facts["classes"]),
             None if groups is None else tuple(groups),
-        )  # fmt: skip
+        )

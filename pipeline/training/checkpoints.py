@@ -21,9 +21,13 @@ log = logging.getLogger(__name__)
 
 TENSORS, FACTS = "state.safetensors", "state.json"
 KINDS: dict[str, tuple[type, ...]] = {
-    "step": (int,), "best_step": (int,), "best_accuracy": (int, float), "best_loss": (int, float),
-    "groups": (list,), "sha256": (str,),
-}  # fmt: skip
+    "step": (int,),
+    "best_step": (int,),
+    "best_accuracy": (int, float),
+    "best_loss": (int, float),
+    "groups": (list,),
+    "sha256": (str,),
+}
 
 
 def save(folder: Path, state: TrainingState) -> None:
@@ -68,9 +72,14 @@ def restore(folder: Folder) -> TrainingState:
             parts[kind][rest] = tensor
     optimizer = {"state": parts["optimizer"], "param_groups": facts["groups"]}
     return TrainingState(
-        facts["step"], parts["adapter"], optimizer, parts["best"],
-        facts["best_step"], facts["best_accuracy"], facts["best_loss"],
-    )  # fmt: skip
+        facts["step"],
+        parts["adapter"],
+        optimizer,
+        parts["best"],
+        facts["best_step"],
+        facts["best_accuracy"],
+        facts["best_loss"],
+    )
 
 
 def newest(folder: Folder) -> Folder | None:

@@ -60,9 +60,13 @@ class DenseObjective(Objective):
     scored = False
 
     def __init__(
-        self, shared: Shared, domain: PreparedDomain, backbone: Backbone, settings: Settings,
+        self,
+        shared: Shared,
+        domain: PreparedDomain,
+        backbone: Backbone,
+        settings: Settings,
         depths: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         assert domain.kind is not None
         self.name = domain.name
         self.shared = shared
@@ -169,9 +173,14 @@ def _shared(settings: Settings, path: str, method: Method, rank: int, world: int
 
     def cache(chosen: np.ndarray) -> TrunkCache:
         return TrunkCache(
-            method.backbone, method.first_blocks[0], table.images, chosen, views, options.views,
+            method.backbone,
+            method.first_blocks[0],
+            table.images,
+            chosen,
+            views,
+            options.views,
             options.cache_gib,
-        )  # fmt: skip
+        )
 
     return Shared(table, mine, held, cache(mine), cache(held).view(None), views)
 

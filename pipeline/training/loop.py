@@ -207,8 +207,9 @@ def train(
         if judged or kept:
             first = _first_infinite(losses)
             if _anybody(first is not None, parameters, world):
-                known = first is not None and world == 1  # ranks say the same
-                raise _diverged(done - len(losses) + first if known else done, peak)
+                if first is None or world > 1:  # ranks say the same
+                    raise _diverged(done, peak)
+                raise _diverged(done - len(losses) + first, peak)
         if judged:
             accuracy, nll = judge(adapter, objectives, rank, world)
             if (accuracy, -nll) > (state.best_accuracy, -state.best_loss):

@@ -167,10 +167,15 @@ def run_stage(
             images = (steps - metrics["step"]) * spec.settings.training.batch_size
             log.info(
                 "stage %d %s: step %d/%d, loss %.3f, held-out %s, %.0f images/s, %s left",
-                spec.stage, spec.name, metrics["step"], steps,
-                metrics["loss"], _said(metrics), metrics["images_per_second"],
+                spec.stage,
+                spec.name,
+                metrics["step"],
+                steps,
+                metrics["loss"],
+                _said(metrics),
+                metrics["images_per_second"],
                 in_words(images / max(metrics["images_per_second"], 1e-9)),
-            )  # fmt: skip
+            )
         curve.append(metrics)
         save(metrics, state, None)
 

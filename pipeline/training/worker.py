@@ -69,9 +69,13 @@ def _train(spec: StageSpec) -> None:
             rt.report(metrics, checkpoint=rt.Checkpoint.from_directory(temporary))
 
     run_stage(
-        spec, rank=rank, world=world, resume=_resume(spec),
-        wrap=_data_parallel if world > 1 else (lambda adapter: adapter), save=save,
-    )  # fmt: skip
+        spec,
+        rank=rank,
+        world=world,
+        resume=_resume(spec),
+        wrap=_data_parallel if world > 1 else (lambda adapter: adapter),
+        save=save,
+    )
 
 
 def _resume(spec: StageSpec) -> TrainingState | None:
@@ -86,8 +90,10 @@ def _resume(spec: StageSpec) -> TrainingState | None:
     if newest.uri != spec.resume and rt.get_context().get_world_rank() == 0:
         log.warning(
             "stage %d %s: a worker was lost, goes on after step %d",
-            spec.stage, spec.name, state.step,
-        )  # fmt: skip
+            spec.stage,
+            spec.name,
+            state.step,
+        )
     return state
 
 

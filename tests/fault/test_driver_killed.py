@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from archipelago.actors.ray_head import RayHead
 from archipelago.jobs import demo
-from archipelago.jobs.ray_head import RayHead
 from archipelago.pipeline.store import RunFolder
 from tests.running import (
     DECODED_HERE,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from archipelago.jobs.ray_head import RayHead
+from archipelago.actors.ray_head import RayHead
 from tests.running import (
     DECODED_HERE,
     ENCODER,

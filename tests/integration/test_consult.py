@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from archipelago.actors.ray_head import free_ports
 from archipelago.jobs import serve as job
-from archipelago.jobs.ray_head import free_ports
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.scorer import build_scorer
 from archipelago.pipeline.learned import Ask
-from archipelago.pipeline.learned.consult import Doubt, settle
+from archipelago.pipeline.learned.consult import ConsultRequest, consult_results
 from archipelago.pipeline.serving.model import ServedModel
-from archipelago.pipeline.settings import IdentifierSettings
 from archipelago.pipeline.store import RunFolder
 from tests.running import wait_until
 from tests.serving import call
@@ -33,15 +33,20 @@ def run(served_world: World, tmp_path_factory: pytest.TempPathFactory) -> RunFol
     """A run of identifier=mllm; the random model says something else than the signatures."""
     folder = tmp_path_factory.mktemp("consult")
     identifier = {
-        "name": "mllm", "model": str(save_mllm(folder / "mllm")), "samples": 2,
+        "name": "mllm",
+        "model": str(save_mllm(folder / "mllm")),
+        "samples": 2,
         "calibration_images": 8,
-    }  # fmt: skip
-    scorer = build_scorer(IdentifierSettings.model_validate(identifier))
+    }
+    scorer = build_scorer(MultimodalSettings.model_validate(identifier))
     pool = {"num_cpus": 0.25, "threads": 1, "lease_s": 2}
     run = learned_run(
-        served_world, folder / "run", scorer, identifier=identifier,
+        served_world,
+        folder / "run",
+        scorer,
+        identifier=identifier,
         cluster={"identify": pool},
-    )  # fmt: skip
+    )
     point(run, len(TASKS))
     return run
 
@@ -50,9 +55,13 @@ def run(served_world: World, tmp_path_factory: pytest.TempPathFactory) -> RunFol
 def url(local_ray: str, run: RunFolder) -> Iterator[str]:
     port = free_ports(1)[0]
     words = [
-        f"run_dir={run.uri}", f"serving.port={port}", f"serving.consult_s={PATIENT_S}",
-        "serving.timeout_s=60", "serving.num_cpus=0.1", "serving.canary.floor=0.0",
-    ]  # fmt: skip
+        f"run_dir={run.uri}",
+        f"serving.port={port}",
+        f"serving.consult_s={PATIENT_S}",
+        "serving.timeout_s=60",
+        "serving.num_cpus=0.1",
+        "serving.canary.floor=0.0",
+    ]
     assert job.main(words) == 0
     try:
         yield f"http://127.0.0.1:{port}/v1/classify"
@@ -65,13 +74,13 @@ def test_the_pool_is_asked_over_http(url: str, run: RunFolder, served_world: Wor
     images = np.concatenate([test_images(served_world, task, 2) for task in TASKS])
     noise = np.random.default_rng(0).integers(0, 256, (2, *images.shape[1:]), dtype=np.uint8)
     images = np.concatenate([images, noise])
-    doubts: list[Doubt] = []
-    _, alone, _ = model.classify(images, [Ask()] * len(images), doubts)
-    rows = [doubt.row for doubt in doubts]
+    unsure: list[ConsultRequest] = []
+    _, alone, _ = model.classify(images, [Ask()] * len(images), unsure)
+    rows = [request.row for request in unsure]
     assert rows == list(range(len(images))), "every image, those of no domain too"
-    scorer = build_scorer(model.settings.identifier)
-    scores = scorer.score(images, doubts[0].texts, "likelihood", 0).values[:, :-1]
-    told = settle(doubts, scores)
+    scorer = build_scorer(model.settings.multimodal)
+    scores = scorer.score(images, unsure[0].texts, "likelihood", 0).values[:, :-1]
+    told = consult_results(unsure, scores)
     _, wanted, _ = model.classify(images, [Ask(shares=shares) for shares in told])
     assert any(a.task != b.task for a, b in zip(alone, wanted, strict=True)), "it is heard"
     for a, b in zip(alone, wanted, strict=True):
@@ -105,5 +114,6 @@ def test_the_pool_is_asked_over_http(url: str, run: RunFolder, served_world: Wor
         assert domains == pytest.approx(dict(answer.domains), abs=1e-3)
         best = result["classes"][0]
         assert (best["label"], best["probability"]) == (
-            answer.classes[0][0], pytest.approx(answer.classes[0][1], abs=1e-3),
-        )  # fmt: skip
+            answer.classes[0][0],
+            pytest.approx(answer.classes[0][1], abs=1e-3),
+        )

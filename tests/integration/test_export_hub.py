@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from archipelago.actors.ray_head import free_ports
 from archipelago.jobs import export
-from archipelago.jobs.ray_head import free_ports
 from archipelago.pipeline.store import RunFolder
 from tests.running import ROOT
 
@@ -103,9 +103,14 @@ def _push(folder: Path, port: int, token: str = "hf_stand_in") -> str:
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment |= {"HF_HOME": str(folder.parent / "home"), "HF_TOKEN": token}
     done = subprocess.run(
-        [sys.executable, "-c", PUSHING, str(folder)], env=environment, cwd=ROOT,
-        capture_output=True, text=True, check=False, timeout=250,
-    )  # fmt: skip
+        [sys.executable, "-c", PUSHING, str(folder)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

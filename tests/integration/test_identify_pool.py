@@ -16,10 +16,11 @@ from ray import serve
 
 from archipelago.actors.consult import SecondOpinion
 from archipelago.actors.identify import IdentifierPool, PooledScorer
-from archipelago.pipeline.identifiers import Identification, Looker, Shown
+from archipelago.pipeline.identifier_settings import MultimodalSettings
+from archipelago.pipeline.identifiers import Identification, ImageSource, ScoreCache
 from archipelago.pipeline.identifiers.scorer import Scores, build_scorer
-from archipelago.pipeline.learned.consult import Doubt, Shares
-from archipelago.pipeline.settings import IdentifierSettings, IdentifyPoolSettings, Settings
+from archipelago.pipeline.learned.consult import ConsultRequest, ConsultResult
+from archipelago.pipeline.settings import IdentifyPoolSettings, Settings
 from tests.unit.tiny_clip import settings as tiny_settings
 from tests.unit.tiny_mllm import save_mllm
 
@@ -47,16 +48,16 @@ def pool(local_ray: str, chosen: Settings) -> Iterator[IdentifierPool]:
 
 def look(
     scorer: object,
-    settings: IdentifierSettings,
+    settings: MultimodalSettings,
     on_read: Callable[[int], None] = lambda first: None,
-) -> tuple[np.ndarray, Looker]:
-    looker = Looker(scorer, settings)  # type: ignore[arg-type]
+) -> tuple[np.ndarray, ScoreCache]:
+    score_cache = ScoreCache(scorer, settings)  # type: ignore[arg-type]
 
     def read(at: np.ndarray) -> np.ndarray:
         on_read(int(at[0]))
         return IMAGES[at]
 
-    return looker.look(Shown(read), np.arange(len(IMAGES)), TEXTS), looker
+    return score_cache.scores(ImageSource(read), np.arange(len(IMAGES)), TEXTS), score_cache
 
 
 def test_a_replica_killed_in_mid_run_changes_nothing(
@@ -64,9 +65,9 @@ def test_a_replica_killed_in_mid_run_changes_nothing(
 ) -> None:
     scorer = pool.scorer
     assert isinstance(scorer, PooledScorer)
-    here = build_scorer(chosen.identifier)
+    here = build_scorer(chosen.multimodal)
     assert scorer.model == here.model
-    wanted, _ = look(here, chosen.identifier)
+    wanted, _ = look(here, chosen.multimodal)
     assert scorer.describe(IMAGES[:2], ["cat"], 0) == here.describe(IMAGES[:2], ["cat"], 0)
     facts = scorer._handle.facts.remote().result()
     killed = []
@@ -78,9 +79,11 @@ def test_a_replica_killed_in_mid_run_changes_nothing(
             killed.append(scorer._handle.facts.remote().result()["pid"])
             os.kill(killed[-1], signal.SIGKILL)
 
-    found, looker = look(scorer, chosen.identifier, kill)
+    found, score_cache = look(scorer, chosen.multimodal, kill)
     np.testing.assert_allclose(found, wanted, atol=1e-3)
-    assert looker.work.fallbacks == 0 and looker.work.scorings == len(IMAGES) * len(TEXTS)
+    assert score_cache.usage.fallbacks == 0 and score_cache.usage.scorings == len(IMAGES) * len(
+        TEXTS
+    )
     assert killed[0] == facts["pid"] != scorer._handle.facts.remote().result()["pid"], "replaced"
     assert scorer.retried > 0, "something was lost and asked again"
 
@@ -90,7 +93,7 @@ class Texts:
 
     texts = tuple(TEXTS)
 
-    def settled(
+    def with_scores(
         self, found: Identification, rows: np.ndarray, scores: np.ndarray
     ) -> Identification:
         return dataclasses.replace(found, log_shares=scores)
@@ -99,19 +102,19 @@ class Texts:
 NOTHING = Identification(tuple(TEXTS), np.zeros((1, 3)), np.zeros(1), np.zeros(1))
 
 
-def likeliest(shares: Shares) -> str:
+def likeliest(shares: ConsultResult) -> str:
     return max(shares, key=lambda pair: pair[1])[0]
 
 
 def test_online_nobody_waits_longer_than_the_deadline(
     pool: IdentifierPool, chosen: Settings
 ) -> None:
-    doubts = [Doubt(row, Texts(), NOTHING) for row in range(4)]  # type: ignore[arg-type]
+    unsure = [ConsultRequest(row, Texts(), NOTHING) for row in range(4)]  # type: ignore[arg-type]
     images = IMAGES[:4]
 
     async def ask() -> None:
         patient = SecondOpinion(chosen, 30.0)
-        told = await patient(images, doubts)
+        told = await patient(images, unsure)
         wanted = pool.scorer.score(images, TEXTS, "likelihood", 0).values[:, :-1]
         assert told is not None
         assert [likeliest(word) for word in told] == [TEXTS[i] for i in wanted.argmax(axis=1)]
@@ -119,12 +122,12 @@ def test_online_nobody_waits_longer_than_the_deadline(
         np.testing.assert_allclose(found, wanted, atol=1e-3)
         hasty = SecondOpinion(chosen, 0.001)
         clock = time.monotonic()
-        assert [await hasty(images, doubts) for _ in range(4)] == [None] * 4
+        assert [await hasty(images, unsure) for _ in range(4)] == [None] * 4
         assert time.monotonic() - clock < 10.0, "not the 30 s of the patient one"
         assert time.monotonic() < hasty._rest_until, "a model that is late is left alone"
-        elsewhere = chosen.identifier.model_copy(update={"model": "never/started"})
+        elsewhere = chosen.multimodal.model_copy(update={"model": "never/started"})
         nobody = SecondOpinion(chosen.model_copy(update={"identifier": elsewhere}), 30.0)
-        assert await nobody(images, doubts) is None
+        assert await nobody(images, unsure) is None
 
     asyncio.run(ask())
 
@@ -135,10 +138,10 @@ def test_a_model_in_this_process_is_never_asked_twice_at_once(chosen: Settings) 
     settings = chosen.model_copy(
         update={
             "cluster": chosen.cluster.model_copy(update={"identify": here}),
-            "identifier": chosen.identifier.model_copy(update={"concurrency": 1}),
+            "identifier": chosen.multimodal.model_copy(update={"concurrency": 1}),
         }
     )
-    doubts = [Doubt(0, Texts(), NOTHING)]  # type: ignore[arg-type]
+    unsure = [ConsultRequest(0, Texts(), NOTHING)]  # type: ignore[arg-type]
 
     class Slow:
         remote, parallel, model = False, 1, "slow"
@@ -156,10 +159,10 @@ def test_a_model_in_this_process_is_never_asked_twice_at_once(chosen: Settings) 
     async def ask() -> None:
         second = SecondOpinion(settings, 0.05)
         second._scorer = slow  # type: ignore[assignment]
-        assert [await second(IMAGES[:1], doubts) for _ in range(2)] == [None, None]
+        assert [await second(IMAGES[:1], unsure) for _ in range(2)] == [None, None]
         await asyncio.sleep(0.3)
         second._deadline_s = 5.0
-        told = await second(IMAGES[:1], doubts)
+        told = await second(IMAGES[:1], unsure)
         assert told is not None and likeliest(told[0]) == TEXTS[0]
 
     asyncio.run(ask())
@@ -184,5 +187,5 @@ def test_jobs_share_a_pool_and_it_goes_with_the_last_lease(
     while pool.name in serve.status().applications and time.monotonic() < deadline:
         time.sleep(0.2)
     assert pool.name not in serve.status().applications
-    with pytest.raises(ValueError, match="keeper"):
-        ray.get_actor(f"{pool.name}-keeper", namespace="archipelago")
+    with pytest.raises(ValueError, match="-lease"):
+        ray.get_actor(f"{pool.name}-lease", namespace="archipelago")

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from archipelago.actors.ray_head import RayHead, free_ports, is_free
 from archipelago.jobs import demo
-from archipelago.jobs.ray_head import RayHead, free_ports, is_free
 from tests.helpers import TINY, parquet_domain
 from tests.running import IN_PROCESS
 

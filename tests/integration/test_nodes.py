@@ -51,9 +51,14 @@ def test_two_workers_on_two_nodes_train_one_group_for_two_domains(
         "stream.stages=[[amber,birch]]",
     )
     words = arguments(
-        stream, run, ["amber", "birch"], *SPREAD, *joint, DECODED_HERE,
+        stream,
+        run,
+        ["amber", "birch"],
+        *SPREAD,
+        *joint,
+        DECODED_HERE,
         f"cluster.address={two_nodes.address}",
-    )  # fmt: skip
+    )
     with Driver(tmp_path / "log", words) as driver:
         driver.when(lambda: training(run, "000-amber+birch", 1), "stage 0 is being trained")
         raylets = [

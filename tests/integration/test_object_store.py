@@ -42,9 +42,12 @@ def server() -> Iterator[str]:
 def bucket(server: str, stream: Path) -> str:
     """Address pattern of a bucket that holds the stream as `data`."""
     client = boto3.client(
-        "s3", endpoint_url=f"http://{server}", region_name="us-east-1",
-        aws_access_key_id="key", aws_secret_access_key="secret",
-    )  # fmt: skip
+        "s3",
+        endpoint_url=f"http://{server}",
+        region_name="us-east-1",
+        aws_access_key_id="key",
+        aws_secret_access_key="secret",
+    )
     client.create_bucket(Bucket="islands")
     for file in stream.rglob("*"):
         if file.is_file():
@@ -81,10 +84,15 @@ def test_nodes_without_a_common_disk_learn_together(
 ) -> None:
     run = bucket.format("runs/first")
     words = arguments(
-        bucket.format("data"), run, TASKS, f"cluster.address={two_nodes.address}",
-        "cluster.train.num_workers=2", "cluster.train.num_cpus=1.25",
-        "cluster.encode.num_cpus=0.25", "tracking=off",
-    )  # fmt: skip
+        bucket.format("data"),
+        run,
+        TASKS,
+        f"cluster.address={two_nodes.address}",
+        "cluster.train.num_workers=2",
+        "cluster.train.num_cpus=1.25",
+        "cluster.encode.num_cpus=0.25",
+        "tracking=off",
+    )
     own = {NODE_CACHE: str(tmp_path / "head")}
     with Driver(tmp_path / "log", words, own) as driver:
         raylets = [

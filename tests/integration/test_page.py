@@ -167,9 +167,14 @@ def test_an_example_is_answered_with_all_that_is_known(
     assert "blossoms" in page.locator("#description").inner_text()
     facts = page.locator("#facts").inner_text()
     for fact in (
-        "flowers 1.00", "0.00", "9.1 ms", "model 7.7 ms", "Generation\n3",
-        "flowers 90 %, textures 8 %", "Looks unlike them all\n3 %",
-    ):  # fmt: skip
+        "flowers 1.00",
+        "0.00",
+        "9.1 ms",
+        "model 7.7 ms",
+        "Generation\n3",
+        "flowers 90 %, textures 8 %",
+        "Looks unlike them all\n3 %",
+    ):
         assert fact in facts
     assert page.locator("#news").text_content() == "rose, 73 %; domain flowers."
     assert page.locator(".island.answers .name").all_text_contents() == ["flowers"]

@@ -81,9 +81,12 @@ def test_images_and_answers_may_lie_in_s3(
     place: Path, tmp_path: Path, local_ray: str, server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client = boto3.client(
-        "s3", endpoint_url=f"http://{server}", region_name="us-east-1",
-        aws_access_key_id="key", aws_secret_access_key="secret",
-    )  # fmt: skip
+        "s3",
+        endpoint_url=f"http://{server}",
+        region_name="us-east-1",
+        aws_access_key_id="key",
+        aws_secret_access_key="secret",
+    )
     client.create_bucket(Bucket="photos")
     photos = fill_photos(tmp_path / "photos", np.load(place / "images.npy"))
     table_of([png((9, 99, 9), 16)] * 3, photos / "t.parquet")
@@ -187,9 +190,14 @@ def test_two_nodes_answer_together(place: Path, tmp_path: Path) -> None:
         cluster.add_node(**node)
         # Two actors of 1.25 CPUs: one a node.
         words = words_of(
-            place, images, output, f"cluster.address={cluster.address}", "batch_size=8",
-            "cluster.encode.num_workers=2", "cluster.encode.num_cpus=1.25",
-        )  # fmt: skip
+            place,
+            images,
+            output,
+            f"cluster.address={cluster.address}",
+            "batch_size=8",
+            "cluster.encode.num_workers=2",
+            "cluster.encode.num_cpus=1.25",
+        )
         with Driver(tmp_path / "log", words, job="predict") as driver:
             driver.when(lambda: list(output.glob("*.parquet")), "a file is written")
             raylets = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import re
@@ -12,7 +11,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +18,23 @@ import numpy as np
 import pytest
 import ray
 import tritonclient.http as triton
-from PIL import Image
 from ray import serve
 
 from archipelago.actors.client import Client, ServerError
 from archipelago.actors.ingress import Ingress
 from archipelago.actors.publisher import running_replicas
 from archipelago.actors.publishing import publish_newest
+from archipelago.actors.ray_head import free_ports
 from archipelago.jobs import forget as forget_job
 from archipelago.jobs import publish, rollback
 from archipelago.jobs import serve as job
-from archipelago.jobs.ray_head import free_ports
 from archipelago.pipeline.learned import LearnedModel
 from archipelago.pipeline.serving.model import run_settings
 from archipelago.pipeline.store import RunFolder
 from tests.running import wait_until
-from tests.serving import Load, call
+from tests.serving import TOKEN, Endpoint, Load, call
 from tests.unit.tiny_run import TASKS, World
 from tests.unit.tiny_serving import SERVING, copy_run, point, test_images
-
-TOKEN = "the token"
-
-
-@dataclass
-class Endpoint:
-    """A running endpoint and what it serves."""
-
-    url: str
-    run: RunFolder
-    world: World
-
-    def body(self, of: str = TASKS[0], count: int = 1, **more: object) -> dict[str, object]:
-        files = []
-        for pixels in test_images(self.world, of, count):
-            file = io.BytesIO()
-            Image.fromarray(pixels).save(file, "PNG")
-            files.append(base64.b64encode(file.getvalue()).decode())
-        return {"images": files, **more}
-
-    def admin(self, verb: str, **body: object) -> tuple[int, dict]:
-        return call(f"{self.url}/v1/admin/{verb}", body, TOKEN)
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +49,10 @@ def endpoint(
     run.folder.delete("serving.json")
     point(run, 2)
     port = free_ports(1)[0]
-    words = [
-        f"run_dir={run.uri}", f"serving.port={port}", "publish=candidate",
-        "serving.replicas_min=2", "serving.replicas_max=2", "serving.num_cpus=0.1",
-        "serving.canary.floor=0.0", "serving.max_body_mib=1", "serving.poll_s=0.5",
-        "serving.batch_size=2", "serving.queue=4",
-    ]  # fmt: skip
+    serving = f"port={port} replicas_min=2 replicas_max=2 num_cpus=0.1 canary.floor=0.0"
+    serving += " max_body_mib=1 poll_s=0.5 batch_size=2 queue=4"
+    words = [f"run_dir={run.uri}", "publish=candidate"]
+    words += [f"serving.{word}" for word in serving.split()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ARCHIPELAGO_ADMIN_TOKEN", TOKEN)
         assert job.main(words) == 0

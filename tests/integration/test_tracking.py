@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from archipelago.actors.publisher import Publisher
-from archipelago.jobs.ray_head import free_ports
+from archipelago.actors.ray_head import free_ports
 from archipelago.pipeline.evaluation.report import write_report
 from archipelago.pipeline.identifiers.description import PROMPTS
 from archipelago.pipeline.serving.pointer import next_pointer, read_pointer, write_pointer
@@ -186,9 +186,14 @@ def test_reference_is_a_sibling(synced: RunFolder) -> None:
 def test_prompts_and_calls_of_a_model_are_kept_once(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", stages=1)
     call = {
-        "kind": "likelihood", "task": TASKS[0], "model": "colours@0", "began": 1.7e9,
-        "seconds": 0.5, "asked": ["grey noise"], "answer": [-1.5, 0.0],
-    }  # fmt: skip
+        "kind": "likelihood",
+        "task": TASKS[0],
+        "model": "colours@0",
+        "began": 1.7e9,
+        "seconds": 0.5,
+        "asked": ["grey noise"],
+        "answer": [-1.5, 0.0],
+    }
     run.folder.write_json("identifier/traces/000-test.json", [call, call])
     assert sync(run, _settings()) and sync(run, _settings())
     client = _client(run)

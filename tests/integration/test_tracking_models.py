@@ -21,8 +21,8 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from archipelago.actors.ray_head import free_ports
 from archipelago.jobs import forget
-from archipelago.jobs.ray_head import free_ports
 from archipelago.pipeline.learned import LearnedModel
 from archipelago.pipeline.settings import TrackingSettings
 from archipelago.pipeline.store import RunFolder
@@ -70,9 +70,14 @@ def _environment(run: RunFolder) -> dict[str, str]:
 def _load(run: RunFolder, images: list[str], *asked: dict[str, Any]) -> list[Any]:
     """What versions say in another process, asked one question after another."""
     found = subprocess.run(
-        [sys.executable, "-c", LOADING, *images], input=json.dumps(asked or [{}]),
-        env=_environment(run), capture_output=True, text=True, check=False, timeout=280,
-    )  # fmt: skip
+        [sys.executable, "-c", LOADING, *images],
+        input=json.dumps(asked or [{}]),
+        env=_environment(run),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
     assert found.returncode == 0, found.stderr[-3000:]
     return [json.loads(line) for line in found.stdout.splitlines()]
 
@@ -96,10 +101,14 @@ def synced(served_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> R
 
 def _expected(answers: list[Any]) -> list[dict[str, Any]]:
     return [
-        {"label": a.classes[0][0], "probability": a.classes[0][1], "domain": a.task,
-         "unseen": a.unseen}
+        {
+            "label": a.classes[0][0],
+            "probability": a.classes[0][1],
+            "domain": a.task,
+            "unseen": a.unseen,
+        }
         for a in answers
-    ]  # fmt: skip
+    ]
 
 
 def _same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> bool:
@@ -116,10 +125,14 @@ def test_versions_answer_as_the_learned_model_does(synced: RunFolder, pictures: 
     forms = [{"form": form} for form in ("bytes", "paths", "array")]
     chosen = ["a dog", "a cat"]
     *same, top, open_words, first, served = _load(
-        synced, pictures, *forms,
-        {"params": {"task": "boats", "top_k": 3}}, {"params": {"candidates": chosen}},
-        {"uri": names["1"]}, {"uri": "models:/archipelago@serving"},
-    )  # fmt: skip
+        synced,
+        pictures,
+        *forms,
+        {"params": {"task": "boats", "top_k": 3}},
+        {"params": {"candidates": chosen}},
+        {"uri": names["1"]},
+        {"uri": "models:/archipelago@serving"},
+    )
     model = LearnedModel.open(synced.uri)
     for rows in (*same, served):
         assert _same(rows, _expected(model.answer(pictures)))
@@ -199,15 +212,20 @@ def test_mlflow_serves_it_and_names_mistakes_in_one_line(
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", NEWEST, "-p", str(port)]
     log = (tmp_path / "log").open("wb")
     server = subprocess.Popen(
-        [*command, "--env-manager", "local"], cwd=tmp_path, env=_environment(synced),
-        stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
+        [*command, "--env-manager", "local"],
+        cwd=tmp_path,
+        env=_environment(synced),
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
 
     def ask(document: dict[str, Any]) -> tuple[int, Any]:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", json.dumps(document).encode(),
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps(document).encode(),
             {"Content-Type": "application/json"},
-        )  # fmt: skip
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.loads(answer.read())

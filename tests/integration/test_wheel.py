@@ -17,8 +17,12 @@ import pytest
 from tests.helpers import png
 
 ROOT = Path(__file__).resolve().parents[2]
-IN_PROCESS = ["cluster.train.num_workers=0", "cluster.encode.num_workers=0",
-              "cluster.data.num_workers=0", "tracking=off"]  # fmt: skip
+IN_PROCESS = [
+    "cluster.train.num_workers=0",
+    "cluster.encode.num_workers=0",
+    "cluster.data.num_workers=0",
+    "tracking=off",
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +31,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     for name in listed:
         if not name.startswith(("tests/", "docs/")) and (ROOT / name).is_file():
             target = source / name
@@ -36,8 +43,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target.write_bytes((ROOT / name).read_bytes())
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(out), str(source)],
-        check=True, capture_output=True, timeout=300,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     (found,) = out.glob("*.whl")
     return found
 
@@ -48,13 +57,21 @@ def test_nothing_but_archipelago_is_installed(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"archipelago"}
     inside = {
-        "py.typed", "cli.py", "conf/sequence.yaml", "conf/method/archipelago.yaml",
-        "pipeline/model/weights/clip-tiny/basis.safetensors", "actors/page/index.html",
-        "pipeline/evaluation/report.html", "pipeline/identifiers/weights/mllm-tiny/config.json",
-    }  # fmt: skip
+        "py.typed",
+        "cli.py",
+        "conf/sequence.yaml",
+        "conf/method/archipelago.yaml",
+        "pipeline/model/weights/clip-tiny/basis.safetensors",
+        "actors/page/index.html",
+        "pipeline/evaluation/report.html",
+        "pipeline/identifiers/weights/mllm-tiny/config.json",
+    }
     assert {f"archipelago/{name}" for name in inside} <= set(names)
-    code = {f"archipelago/{file.relative_to(ROOT)}" for part in ("pipeline", "actors", "jobs")
-            for file in (ROOT / part).rglob("*.py")}  # fmt: skip
+    code = {
+        f"archipelago/{file.relative_to(ROOT)}"
+        for part in ("pipeline", "actors", "jobs")
+        for file in (ROOT / part).rglob("*.py")
+    }
     assert code <= set(names)
 
 
@@ -86,8 +103,11 @@ def test_it_installs_for_later_pythons(version: str, wheel: Path, tmp_path: Path
     )
     helped = subprocess.run(
         [home / "bin" / "archipelago", "learn", "--help"],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "archipelago learn" in helped.stdout and "training.steps=500" in helped.stdout
 
 
@@ -113,8 +133,13 @@ def test_a_person_installs_it_learns_and_predicts(wheel: Path, tmp_path: Path) -
     def call(*words: str) -> str:
         found = subprocess.run(
             [str(command), *words],
-            cwd=empty, env=environment, capture_output=True, text=True, timeout=600, check=False,
-        )  # fmt: skip
+            cwd=empty,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
         assert found.returncode == 0, found.stderr[-2000:]
         return found.stdout
 
@@ -126,14 +151,25 @@ def test_a_person_installs_it_learns_and_predicts(wheel: Path, tmp_path: Path) -
     report = json.loads((empty / "run" / "report.json").read_text())
     assert report["status"] == "complete"
     call("predict", "run_dir=run", f"input={empty / 'images'}", "output=labels")
-    rows = [row for file in (empty / "labels").glob("*.parquet") for row in
-            pq.read_table(file).to_pylist()]  # fmt: skip
+    rows = [
+        row
+        for file in (empty / "labels").glob("*.parquet")
+        for row in pq.read_table(file).to_pylist()
+    ]
     assert len(rows) == 24
     right = sum(Path(row["path"]).parent.name == row["label"] for row in rows)
     assert right >= 22
     answered = subprocess.run(
-        [str(python), "-c", "import archipelago; m = archipelago.open('run');"
-         f"print(m.answer([r'{empty / 'images/colours/red/0.png'}'])[0].classes[0][0])"],
-        cwd=empty, env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [
+            str(python),
+            "-c",
+            "import archipelago; m = archipelago.open('run');"
+            f"print(m.answer([r'{empty / 'images/colours/red/0.png'}'])[0].classes[0][0])",
+        ],
+        cwd=empty,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert answered.stdout.strip() == "red"

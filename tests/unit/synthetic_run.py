@@ -140,9 +140,15 @@ def _group(run: RunFolder, stage: int, task: str, method: str) -> GroupRecord:
     parent = before[-1].sha256 if before else None
     weights = torch.full((8, 4), stage + len(method) / 100)
     return GroupRecord(
-        stage, task, method, (_task(stage, task),), {"image.A": weights}, tuple(neighbours),
-        70_000 + 10 * stage, parent,
-    )  # fmt: skip
+        stage,
+        task,
+        method,
+        (_task(stage, task),),
+        {"image.A": weights},
+        tuple(neighbours),
+        70_000 + 10 * stage,
+        parent,
+    )
 
 
 def _task(stage: int, name: str) -> TaskRecord:
@@ -151,13 +157,15 @@ def _task(stage: int, name: str) -> TaskRecord:
     images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1).repeat(3, axis=3)
     scores = np.log(np.full((1, len(CLASSES)), 0.5, np.float32))
     return TaskRecord(
-        name, CLASSES, ("a photo of a {}.",),
+        name,
+        CLASSES,
+        ("a photo of a {}.",),
         {split: hashlib.sha256(f"{name} {split}".encode()).hexdigest() for split in SPLITS},
         {"train": 200, "test": IMAGES[stage]},
         sums=Sums.of(features, labels, len(CLASSES)),
         rows=CalibrationRows.pick(images, features, features, labels, np.arange(6)),
         probe=Probe(images[:1], labels[:1], scores),
-    )  # fmt: skip
+    )
 
 
 def settings_of(method: str) -> tuple[str, ...]:

@@ -24,12 +24,14 @@ DRAWINGS = ROOT / "pipeline" / "streams" / "atlas"
 ABOVE = {"pipeline": {"actors", "jobs"}, "actors": {"jobs"}, "jobs": set(), FACE: set()}
 # training, evaluation, serving -> learned -> methods, identifiers -> records -> closedform, store;
 # store and streams know no model.
-COMMON = {"errors", "settings", "registry", "pace"}
+COMMON = {"errors", "settings", "identifier_settings", "strict", "registry", "pace"}
 LEARNING = {"model", "dense", "records", "closedform", "identifiers", "methods"}
 ANSWERING = LEARNING | {"learned", "config"}
 ALLOWED = {
     "errors": set(),
-    "settings": {"errors"},
+    "strict": set(),
+    "identifier_settings": {"strict", "registry"},
+    "settings": {"errors", "identifier_settings", "strict"},
     "registry": {"errors"},
     "redact": {"errors"},
     "pace": set(),
@@ -170,6 +172,15 @@ def test_every_folder_of_python_is_a_package() -> None:
     assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
+JOBS = sorted((ROOT / "jobs").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("file", JOBS, ids=[file.stem for file in JOBS])
+def test_a_job_can_be_submitted(file: Path) -> None:
+    """What only helps jobs, benchmarks or tests stands in actors or pipeline."""
+    assert 'if __name__ == "__main__":' in file.read_text()
+
+
 def test_there_is_something_to_check() -> None:
     assert {"pipeline/config.py", "pipeline/settings.py"} <= set(IDS)
 
@@ -273,8 +284,11 @@ def test_no_module_has_two_names() -> None:
     """All of it imported in one process, from the folder that also holds `pipeline`."""
     found = subprocess.run(
         [sys.executable, "-c", ONE_NAME, str(ROOT)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == "[]"
 
@@ -284,6 +298,10 @@ def test_a_job_finds_its_siblings_from_anywhere(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     found = subprocess.run(
         [sys.executable, "-c", "from archipelago import jobs, actors, pipeline"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert found.returncode == 0, found.stderr

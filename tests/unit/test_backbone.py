@@ -155,13 +155,33 @@ def test_the_digest_sees_every_weight(backbone: Backbone) -> None:
 
 COCA = {
     "embed_dim": 32,
-    "multimodal_cfg": {"width": 32, "heads": 2, "layers": 1, "context_length": CONTEXT,
-                       "vocab_size": VOCABULARY},
-    "text_cfg": {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": 32, "heads": 2,
-                 "layers": 1, "embed_cls": True, "output_tokens": True},
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8,
-                   "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
-}  # fmt: skip
+    "multimodal_cfg": {
+        "width": 32,
+        "heads": 2,
+        "layers": 1,
+        "context_length": CONTEXT,
+        "vocab_size": VOCABULARY,
+    },
+    "text_cfg": {
+        "context_length": CONTEXT,
+        "vocab_size": VOCABULARY,
+        "width": 32,
+        "heads": 2,
+        "layers": 1,
+        "embed_cls": True,
+        "output_tokens": True,
+    },
+    "vision_cfg": {
+        "image_size": 32,
+        "layers": 1,
+        "width": 32,
+        "head_width": 16,
+        "patch_size": 8,
+        "attentional_pool": True,
+        "attn_pooler_heads": 2,
+        "output_tokens": True,
+    },
+}
 SIGLIP_TEXT = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
 OTHERS: dict[str, Any] = {
     "resnet": lambda: open_clip_model(image={"layers": (1, 1, 1, 1), "width": 16}),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from archipelago.jobs import bench, bench_model
-from archipelago.jobs.synthetic import grow, learned
+from archipelago.pipeline.benchmark.synthetic import grow, learned
 from archipelago.pipeline.learned import Ask
 from archipelago.pipeline.serving.model import ServedModel
 from archipelago.pipeline.store import RunFolder

@@ -117,8 +117,11 @@ def test_the_order_of_learning_leaves_no_bit() -> None:
         other = Knowledge({name: TASKS[name] for name in order}, BASIS)
         assert other.names == ("a", "b", "c", "d")
         assert (other.tau, other.beta, other.slope, other.midpoint) == (
-            first.tau, first.beta, first.slope, first.midpoint,
-        )  # fmt: skip
+            first.tau,
+            first.beta,
+            first.slope,
+            first.midpoint,
+        )
         np.testing.assert_array_equal(other.log_shares(IMAGES), expected[0])
         np.testing.assert_array_equal(other.unseen(IMAGES), expected[1])
 

@@ -70,8 +70,14 @@ def test_rows_hold_what_the_contract_says(finished: Path) -> None:
             assert set(row["settings"][name]) == {"transfer", "average", "last"}
         assert row["settings"]["cil"] is None
         assert {
-            "forgetting", "identifier", "parameters", "bytes", "passes", "seconds", "peak_mib",
-        } <= set(row)  # fmt: skip
+            "forgetting",
+            "identifier",
+            "parameters",
+            "bytes",
+            "passes",
+            "seconds",
+            "peak_mib",
+        } <= set(row)
     frozen, lora, gda, ours = found["rows"]
     assert frozen["parameters"] == frozen["image_gradients"] == 0 and frozen["passes"] == 1.0
     assert lora["passes"] == 2.0 and lora["image_gradients"] == 2 * 4 * 6
@@ -103,9 +109,13 @@ def test_other_settings_and_streams_are_refused_in_one_line(
     assert (finished / "compare.json").read_bytes() == before
     assert "unknown option of lora" in said(tmp_path / "a", "methods=[lora(rank=1)]")
     dense = compare.main(
-        ["methods=[zero_shot]", "stream=scenes", f"run_dir={tmp_path / 'b'}",
-         *(w for w in _words(stream, tmp_path) if w.startswith("cluster"))]
-    )  # fmt: skip
+        [
+            "methods=[zero_shot]",
+            "stream=scenes",
+            f"run_dir={tmp_path / 'b'}",
+            *(w for w in _words(stream, tmp_path) if w.startswith("cluster")),
+        ]
+    )
     assert dense == EXIT_USER and "is a dense task" in "".join(capsys.readouterr())
     one = tmp_path / "one"
     parquet_domain(one, "apples", classes=3, train=1, test=4, size=32)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from archipelago.pipeline.closedform import left_out_head_scores
 from archipelago.pipeline.evaluation.metrics import expected_calibration_error
+from archipelago.pipeline.identifier_settings import for_identifier
 from archipelago.pipeline.identifiers.describer import sample_of
 from archipelago.pipeline.learned import LearnedModel
 from archipelago.pipeline.methods import archipelago, methods
@@ -74,9 +75,15 @@ def _world(root: Path, order: tuple[str, ...] = TASKS, **options: Any) -> World:
         reader="parquet", root=str(root / "stream"), order=list(order), options=options
     )
     domains = prepare(
-        open_stream(chosen, 0), size=32, run=str(root), cache_dir=str(root / "cache"),
-        cache_gib=1.0, cluster=ClusterSettings(), max_pixels=10_000, use_ray=False,
-    )  # fmt: skip
+        open_stream(chosen, 0),
+        size=32,
+        run=str(root),
+        cache_dir=str(root / "cache"),
+        cache_gib=1.0,
+        cluster=ClusterSettings(),
+        max_pixels=10_000,
+        use_ray=False,
+    )
     return World(domains, root / "clip")
 
 
@@ -180,7 +187,7 @@ def test_descriptions_are_of_other_tracks(root: Path) -> None:
     chosen = _settings(world, "archipelago")
     table = ImageTable.open(world.domains[0].tables["train"])
     held = {image.tobytes() for image in table.images(_fold(world, chosen)[1])}
-    many = chosen.identifier.model_copy(update={"samples": len(table)})
+    many = for_identifier(chosen.identifier, "mllm", samples=len(table))
     shown = sample_of(world.domains[0], chosen.model_copy(update={"identifier": many})).images
     assert len(shown) == len(table) - len(held)
     assert not held & {image.tobytes() for image in shown}

@@ -85,10 +85,16 @@ def test_a_damaged_event_is_left_out_and_the_run_can_still_be_read(
 def test_a_damaged_manifest_is_named(run: RunFolder) -> None:
     models = run.folder.child("models")
     whole = models.read_json("001.json")
-    groups = [json.dumps({**whole, "groups": [json.loads(g)]}).encode()
-              for g in damaged(whole["groups"][0])]  # fmt: skip
-    parts = [part for part in damaged(whole) if json.loads(part.replace(b"1e999", b"-7"))
-             .get("parent") is not None or b"parent" not in part]  # fmt: skip
+    groups = [
+        json.dumps({**whole, "groups": [json.loads(g)]}).encode()
+        for g in damaged(whole["groups"][0])
+    ]
+    parts = [
+        part
+        for part in damaged(whole)
+        if json.loads(part.replace(b"1e999", b"-7")).get("parent") is not None
+        or b"parent" not in part
+    ]
     for data in [*RUBBISH, *parts, *groups]:
         models.write("001.json", data)
         with pytest.raises(IntegrityError, match=r"001\.json"):

@@ -134,13 +134,21 @@ def slow_thin(mask: np.ndarray) -> np.ndarray:
             goes = []
             for y, x in zip(*np.nonzero(out), strict=True):
                 p2, p3, p4, p5, p6, p7, p8, p9 = (
-                    out[y - 1, x], out[y - 1, x + 1], out[y, x + 1], out[y + 1, x + 1],
-                    out[y + 1, x], out[y + 1, x - 1], out[y, x - 1], out[y - 1, x - 1],
-                )  # fmt: skip
+                    out[y - 1, x],
+                    out[y - 1, x + 1],
+                    out[y, x + 1],
+                    out[y + 1, x + 1],
+                    out[y + 1, x],
+                    out[y + 1, x - 1],
+                    out[y, x - 1],
+                    out[y - 1, x - 1],
+                )
                 c = ((1 - p2) & (p3 | p4)) + ((1 - p4) & (p5 | p6))
                 c += ((1 - p6) & (p7 | p8)) + ((1 - p8) & (p9 | p2))
-                n = min((p9 | p2) + (p3 | p4) + (p5 | p6) + (p7 | p8),
-                        (p2 | p3) + (p4 | p5) + (p6 | p7) + (p8 | p9))  # fmt: skip
+                n = min(
+                    (p9 | p2) + (p3 | p4) + (p5 | p6) + (p7 | p8),
+                    (p2 | p3) + (p4 | p5) + (p6 | p7) + (p8 | p9),
+                )
                 m = (p6 | p7 | (1 - p9)) & p8 if turn == 0 else (p2 | p3 | (1 - p5)) & p4
                 if c == 1 and 2 <= n <= 3 and m == 0:
                     goes.append((y, x))

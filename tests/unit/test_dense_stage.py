@@ -41,10 +41,12 @@ from tests.unit.tiny_run import World, learn_stream, make_learner, run_settings,
 SCENES = {"reader": "scenes", "options": {"train": 20, "test": 6}}
 ASE = {"count": 6, "rank": 2, "active": 2, "shared_count": 1, "shared": "adaptive"}
 OWN = {
-    "edges": ("odsF", "%", False), "normals": ("mean", "degrees", True),
-    "parts": ("mIoU", "%", False), "saliency": ("mIoU", "%", False),
+    "edges": ("odsF", "%", False),
+    "normals": ("mean", "degrees", True),
+    "parts": ("mIoU", "%", False),
+    "saliency": ("mIoU", "%", False),
     "semseg": ("mIoU", "%", False),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +54,32 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("scenes")
     domains = open_stream(StreamSettings(**SCENES), 0, dense=True)
     prepared = prepare(
-        domains, size=32, run=str(root), cache_dir=str(root / "cache"), cache_gib=1.0,
-        cluster=ClusterSettings(), max_pixels=1_000_000, use_ray=False,
-    )  # fmt: skip
+        domains,
+        size=32,
+        run=str(root),
+        cache_dir=str(root / "cache"),
+        cache_gib=1.0,
+        cluster=ClusterSettings(),
+        max_pixels=1_000_000,
+        use_ray=False,
+    )
     save_local(root / "clip")
     return World(prepared, root / "clip")
 
 
 def _settings(world: World, method: str = "ase", **training: Any) -> Settings:
     base = {
-        "steps": 2, "batch_size": 10, "warmup": 1, "learning_rate": 0.005, "views": 2, "flip": True,
-        "validate_every": 4, "checkpoint_every": 5, "cache_gib": 0.1, "head_channels": 8,
-    }  # fmt: skip
+        "steps": 2,
+        "batch_size": 10,
+        "warmup": 1,
+        "learning_rate": 0.005,
+        "views": 2,
+        "flip": True,
+        "validate_every": 4,
+        "checkpoint_every": 5,
+        "cache_gib": 0.1,
+        "head_channels": 8,
+    }
     return run_settings(
         world, method={"name": method}, experts=ASE, stream=SCENES, training=base | training
     )
@@ -129,10 +145,12 @@ def test_five_tasks_together_and_each_alone(world: World, tmp_path: Path) -> Non
     )
     assert report["delta_m"] == pytest.approx(
         metrics.delta_m(
-            [m["value"] for m in ours], [m["value"] for m in theirs],
+            [m["value"] for m in ours],
+            [m["value"] for m in theirs],
             [m["lower_is_better"] for m in ours],
-        ), abs=0.01,
-    )  # fmt: skip
+        ),
+        abs=0.01,
+    )
     assert "Together or alone" in run.folder.read("report.html").decode()
     never = _measured_again(world, run)
     assert never["metrics"] == record["metrics"], "heads come back with their group"

@@ -46,11 +46,12 @@ def meta(monkeypatch: pytest.MonkeyPatch) -> str:
         ("__bool__", boolean, lambda tensor: tensor.dtype == torch.bool),
     ):
         monkeypatch.setattr(
-            torch.Tensor, name,
+            torch.Tensor,
+            name,
             lambda tensor, *more, real=real, instead=instead: (
                 instead(tensor) if tensor.is_meta else real(tensor, *more)
             ),
-        )  # fmt: skip
+        )
     return "meta"
 
 

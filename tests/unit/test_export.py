@@ -51,8 +51,13 @@ def test_it_answers_as_the_run_did_and_the_run_may_go(
     assert tuple(model.tasks) == TASKS
     assert model.answer(images, top_k=99) == wanted, "to the bit"
     assert {file.name for file in (tmp_path / "to").iterdir()} == {
-        "README.md", "config.json", "run.json", "basis.safetensors", "groups", "models",
-    }  # fmt: skip
+        "README.md",
+        "config.json",
+        "run.json",
+        "basis.safetensors",
+        "groups",
+        "models",
+    }
     assert not list(tmp_path.glob(".*.tmp"))
     config = json.loads((tmp_path / "to/config.json").read_bytes())
     assert [domain["name"] for domain in config["domains"]] == list(TASKS)
@@ -84,10 +89,14 @@ def test_secrets_paths_and_what_was_forgotten_stay_behind(
     gone = TASKS[1]
     forget_task(run.uri, gone, SERVING).finish(erase=True)
     _spoil(
-        run, tracking__uri="http://me:hunter2@mlflow.example", stream__root="/home/me/private",
-        identifier__endpoint="http://internal.example/v1", stream__options={"token": "hf_a1b2c3d4"},
-        identifier__descriptions={gone: "a thing"}, cluster__cache_dir="/home/me/cache",
-    )  # fmt: skip
+        run,
+        tracking__uri="http://me:hunter2@mlflow.example",
+        stream__root="/home/me/private",
+        identifier__endpoint="http://internal.example/v1",
+        stream__options={"token": "hf_a1b2c3d4"},
+        identifier__descriptions={gone: "a thing"},
+        cluster__cache_dir="/home/me/cache",
+    )
     write_report(run, pictures=False)
     done = export_run(run.uri, tmp_path / "to")
     assert gone not in done.tasks and len(done.tasks) == len(TASKS) - 1
@@ -126,10 +135,13 @@ def test_names_mark_nothing_up_in_the_card() -> None:
     odd = "a|b <script> [x](y) \n# big: {yes}"
     domain = {"name": odd, "classes": [odd, "b"], "digests": {"train": "d"}, "counts": {"train": 2}}
     config = {
-        "method": "trge", "manifest": 1, "manifest_sha256": "m", "parameters": 5,
+        "method": "trge",
+        "manifest": 1,
+        "manifest_sha256": "m",
+        "parameters": 5,
         "domains": [domain],
         "backbone": {"name": "clip-tiny", "sha256": "s", "parameters": 7, "image_size": 64},
-    }  # fmt: skip
+    }
     text = model_card(config, {}, onnx=odd)
     assert ModelCard(text).data.archipelago["domains"][0]["name"] == odd
     body = text.split("---\n", 2)[2]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from archipelago.actors.encoders import EncoderPool
-from archipelago.pipeline.evaluation.views import FeatureStore, Fetch, Remembering, SplitView
+from archipelago.pipeline.evaluation.views import CachedFeatures, FeatureStore, Fetch, SplitView
 from archipelago.pipeline.learned import engine as engines
 from archipelago.pipeline.learned.engine import Engine, EngineSpec, merged, parts_of
 from archipelago.pipeline.learned.passes import Passed
@@ -177,7 +177,7 @@ def _split(fetch: Fetch) -> SplitView:
 def test_a_part_of_a_view_is_of_its_own_rows() -> None:
     encoder = Encoder()
     rows = np.array([5, 3, 8, 1, 0, 9])
-    view = _split(Remembering(encoder, "t", rows))  # type: ignore[arg-type]
+    view = _split(CachedFeatures(encoder, "t", rows))  # type: ignore[arg-type]
     view.prepare([(0, A), (2, A), (0, B), (2, A)])
     assert encoder.asked == [("a", [5, 8]), ("b", [5])]
     part = view.take(np.array([4, 2])).take(np.array([1, 0]))

@@ -54,9 +54,14 @@ def lacking(tmp_path_factory: pytest.TempPathFactory) -> World:
     (file.parent / "domain.json").write_text(json.dumps(facts))
     prepared = prepare(
         open_stream(StreamSettings(reader="parquet", root=str(root / "stream")), 0),
-        size=32, run=str(root), cache_dir=str(root / "again"), cache_gib=1.0,
-        cluster=ClusterSettings(), max_pixels=10_000, use_ray=False,
-    )  # fmt: skip
+        size=32,
+        run=str(root),
+        cache_dir=str(root / "again"),
+        cache_gib=1.0,
+        cluster=ClusterSettings(),
+        max_pixels=10_000,
+        use_ray=False,
+    )
     return World(prepared, world.backbone)
 
 

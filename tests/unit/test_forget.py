@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from archipelago.jobs import forget as job
-from archipelago.jobs.synthetic import learned as records_of
+from archipelago.pipeline.benchmark.synthetic import learned as records_of
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.learned import Answer, Ask
 from archipelago.pipeline.lifecycle import retest

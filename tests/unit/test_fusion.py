@@ -110,8 +110,9 @@ def test_only_the_likeliest_groups_speak_and_ties_go_by_name() -> None:
     few = settings(method={"unseen": {"groups": 1}}, identifier={"name": "oracle"})
     found = _found([[0.25, 0.5, 0.25], [0.4, 0.2, 0.4]])
     assert [_state("cba", few).speakers(found, row) for row in (0, 1)] == [
-        (("b", 1.0),), (("a", 1.0),)
-    ]  # fmt: skip
+        (("b", 1.0),),
+        (("a", 1.0),),
+    ]
     two = _state("cba").speakers(found, 0)
     assert [task for task, _ in two] == ["b", "a"]
     assert [share for _, share in two] == pytest.approx([2 / 3, 1 / 3])

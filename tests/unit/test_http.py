@@ -333,8 +333,13 @@ def test_the_open_inference_protocol(client: TestClient, world: World) -> None:
     ]
     for wrong in bad:
         assert client.post(url, json={"inputs": [wrong]}).status_code == 422
-    assert client.post(url.replace("/infer", "/versions/9/infer"), json={
-        "inputs": [{**tensor, "data": pixels.tolist()}]}).status_code == 404  # fmt: skip
+    assert (
+        client.post(
+            url.replace("/infer", "/versions/9/infer"),
+            json={"inputs": [{**tensor, "data": pixels.tolist()}]},
+        ).status_code
+        == 404
+    )
 
 
 def test_logs_name_tasks_and_never_contents(
@@ -343,9 +348,10 @@ def test_logs_name_tasks_and_never_contents(
     data = _b64(_file(_picture(world)))
     with caplog.at_level("INFO", logger="ray.serve.archipelago"):
         answer = client.post(
-            "/v1/classify", json={"images": [data], "labels": ["my secret"]},
+            "/v1/classify",
+            json={"images": [data], "labels": ["my secret"]},
             headers={"x-request-id": "abc"},
-        )  # fmt: skip
+        )
     assert answer.headers["x-request-id"] == "abc"
     line = json.loads(JSONFormatter().format(caplog.records[-1]))  # as Serve writes it
     assert line["request"] == "abc" and line["status"] == 200 and len(line["tasks"]) == 1

@@ -230,8 +230,12 @@ def test_forms_are_whole_or_refused(client: TestClient, body: bytes, code: int) 
 
 def test_a_form_is_read_to_its_last_byte() -> None:
     data = b"\r\n--Bx\r\n--\r\n" * 50 + b"\r\n--"
-    found = read_form("multipart/form-data; boundary=B", form(
-        b'Content-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + data,
-        TEXT % (b"task", "späte Rosen".encode()),
-    ), 8)  # fmt: skip
+    found = read_form(
+        "multipart/form-data; boundary=B",
+        form(
+            b'Content-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + data,
+            TEXT % (b"task", "späte Rosen".encode()),
+        ),
+        8,
+    )
     assert found.files == [data] and found.fields == {"task": "späte Rosen"}

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from archipelago.actors.http.app import create_app
 from archipelago.actors.http.local import LocalBackend
 from archipelago.jobs.bench_hostile import SMALL, own_words, small_image
-from archipelago.jobs.hostile import hostile
+from archipelago.pipeline.benchmark.hostile import hostile
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.serving.model import ServedModel
 from archipelago.pipeline.store import RunFolder
@@ -54,8 +54,11 @@ def test_every_answer_has_the_headers_that_keep_browsers_safe(client: TestClient
 
 def test_words_of_the_bench_are_checked() -> None:
     assert own_words(["run_dir=/r", "requests=7"]) == ("/r", 7, 40)
-    for words, said in (([], "run_dir"), (["run_dir=/r", "x=1"], "x: unknown"),
-                        (["run_dir=/r", "hostile=few"], "hostile=few")):  # fmt: skip
+    for words, said in (
+        ([], "run_dir"),
+        (["run_dir=/r", "x=1"], "x: unknown"),
+        (["run_dir=/r", "hostile=few"], "hostile=few"),
+    ):
         with pytest.raises(UserError, match=said):
             own_words(words)
     assert small_image() == SMALL

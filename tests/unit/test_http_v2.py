@@ -117,8 +117,11 @@ def test_health_metadata_and_configuration(client: Any) -> None:
     assert client.get_model_metadata(MODEL, "1") == about
     config = client.get_model_config(MODEL)
     assert config["input"][1] == {
-        "name": "file", "data_type": "TYPE_STRING", "dims": [-1], "optional": True,
-    }  # fmt: skip
+        "name": "file",
+        "data_type": "TYPE_STRING",
+        "dims": [-1],
+        "optional": True,
+    }
     assert config["max_batch_size"] == 0 and len(config["output"]) == len(OUTPUTS)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 
 from archipelago.pipeline.closedform import CalibrationRows, Sums
+from archipelago.pipeline.config import load, validate
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.handbook import options
+from archipelago.pipeline.identifier_settings import IdentifierSettings, for_identifier, kinds
 from archipelago.pipeline.identifiers import (
     Evidence,
     Identification,
@@ -18,10 +21,10 @@ from archipelago.pipeline.identifiers import (
     build_identifier,
     identifiers,
 )
-from archipelago.pipeline.identifiers.base import CERTAIN, sigmoid
+from archipelago.pipeline.identifiers.base import CERTAIN, register, sigmoid
 from archipelago.pipeline.identifiers.basis import depths, task_distance
+from archipelago.pipeline.identifiers.prototype import Prototype
 from archipelago.pipeline.records import TaskRecord
-from archipelago.pipeline.settings import IdentifierSettings
 from tests.unit.tiny_closedform import WIDTH, basis, data, rows_of
 
 EVIDENCE = ["both", "E", "J", "mean", "class_means"]
@@ -184,7 +187,7 @@ def test_few_images_are_enough_for_an_answer(
 
 @pytest.mark.parametrize("name", identifiers.known())
 def test_nothing_learned_is_new_for_sure(name: str) -> None:
-    found = build_identifier(IdentifierSettings(name=name), BASIS)
+    found = build_identifier(kinds.get(name)(name=name), BASIS)
     for _ in range(2):
         said = found.alone.identify(Evidence(IMAGES["a"][:5]))
         assert said.options == found.tasks == () and said.closed.tolist() == [-1] * 5
@@ -197,6 +200,40 @@ def test_an_identifier_is_one_file_here_and_one_in_conf() -> None:
     assert set(identifiers.known()) == set(options("identifier"))
     with pytest.raises(UserError, match=r"identifier\.name=psychic: unknown; choose one of casc"):
         build_identifier(IdentifierSettings(name="psychic"), BASIS)
+
+
+@pytest.mark.parametrize("name", identifiers.known())
+def test_settings_for_another_identifier_keep_what_both_have(name: str) -> None:
+    for other, kind in kinds.known().items():
+        found = for_identifier(kinds.get(name)(name=name, width=7), other)
+        assert type(found) is kind and (found.name, found.width) == (other, 7)
+    asking = kinds.get("mllm")(name="mllm", samples=3)
+    again = for_identifier(for_identifier(asking, "cascade", share=0.5), name).model_dump()
+    assert again.get("samples", 3) == 3 and again.get("share", 0.5) == 0.5
+    assert ("samples" in again) == identifiers.get(name).asks_model()
+
+
+def test_a_new_identifier_brings_its_own_settings() -> None:
+    class Tempo(IdentifierSettings):
+        beats: int = 4
+
+    class Mine(Prototype):
+        name = "mine"
+        Settings = Tempo
+
+    register(Mine)
+    try:
+        chosen = run_settings({"name": "mine", "beats": 3})
+        assert isinstance(chosen, Tempo) and chosen.beats == 3
+        with pytest.raises(UserError, match=r"^identifier\.beats belongs to identifier=mine"):
+            run_settings({"name": "oracle", "beats": 3})
+    finally:
+        del kinds._known["mine"], identifiers._known["mine"]
+
+
+def run_settings(section: dict[str, Any]) -> IdentifierSettings:
+    """The section as a run's settings have it."""
+    return validate({**load().model_dump(mode="json"), "identifier": section}).identifier
 
 
 def test_a_record_without_statistics_is_refused() -> None:

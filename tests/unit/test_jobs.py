@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from archipelago.jobs import basis, identify
+from archipelago.pipeline.identifier_settings import IdentifierSettings
 from archipelago.pipeline.identifiers.basis import find_basis, load_basis
-from archipelago.pipeline.settings import BackboneSettings, IdentifierSettings
+from archipelago.pipeline.settings import BackboneSettings
 from archipelago.pipeline.store import RunFolder
 from tests.unit.tiny_run import TASKS, World
 from tests.unit.tiny_serving import copy_run

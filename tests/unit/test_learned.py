@@ -80,9 +80,12 @@ def test_a_picture_may_come_in_any_form(
     for form, given in forms.items():
         assert model.answer(given) == expected, form
     odd = [
-        np.zeros((50, 40, 3), np.uint8), Image.new("L", (9, 70), 80), Image.new("RGBA", (64, 48)),
-        Image.new("1", (5, 5)), Image.new("RGB", (16, 16), (9, 200, 3)).quantize(4),
-    ]  # fmt: skip
+        np.zeros((50, 40, 3), np.uint8),
+        Image.new("L", (9, 70), 80),
+        Image.new("RGBA", (64, 48)),
+        Image.new("1", (5, 5)),
+        Image.new("RGB", (16, 16), (9, 200, 3)).quantize(4),
+    ]
     assert len(model.answer(odd)) == len(model.embed(odd)) == 5
     assert model.answer([]) == [] and len(model.embed([])) == len(model.identify([]).novelty) == 0
 
@@ -90,10 +93,9 @@ def test_a_picture_may_come_in_any_form(
 def test_a_picture_that_cannot_be_read_is_named(model: LearnedModel, tmp_path: Path) -> None:
     fine, torn = Image.new("RGB", (8, 8)), tmp_path / "torn.png"
     torn.write_bytes(_png(Image.new("RGB", (64, 64), (1, 2, 3)))[:60])
-    for bad, name in (
-        (b"no image", "image 1"), (torn, str(torn)), (tmp_path / "nowhere.png", "nowhere.png"),
-        (np.zeros((4, 4), np.uint8), "image 1"), (np.zeros((4, 4, 3)), "image 1"), (7, "image 1"),
-    ):  # fmt: skip
+    files = [(torn, str(torn)), (tmp_path / "nowhere.png", "nowhere.png")]
+    odd = [b"no image", np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), 7]
+    for bad, name in [*files, *((one, "image 1") for one in odd)]:
         with pytest.raises(UserError) as caught:
             model.answer([fine, bad])
         assert name in str(caught.value) and "cannot be read as an image" in str(caught.value)
@@ -386,8 +388,8 @@ def test_class_features_that_a_record_holds_are_its_functions(
     for model in (whole, LearnedModel.open(run.uri)):
         for name, record in model.tasks.items():
             assert record.own_CF is not None and record.text_CF is not None
-            for stored, function in ((record.own_CF, model.state.function(name)),
-                                     (record.text_CF, None)):  # fmt: skip
+            pairs = ((record.own_CF, model.state.function(name)), (record.text_CF, None))
+            for stored, function in pairs:
                 fresh = model.state.method.encode_list(record.listed, function).numpy()
                 np.testing.assert_allclose(stored, fresh, atol=1e-5)
             before = whole.tasks[name].own_CF

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from archipelago.pipeline.evaluation.protocol import SETTINGS
-from archipelago.pipeline.evaluation.views import Remembering, SplitView
+from archipelago.pipeline.evaluation.views import CachedFeatures, SplitView
 from archipelago.pipeline.identifiers import Evidence
 from archipelago.pipeline.learned.answering import blind
 from archipelago.pipeline.learned.engine import Engine, EngineSpec
@@ -187,17 +187,22 @@ def test_lambda_auto_was_measured_with_what_it_is_applied_to(world: World, tmp_p
         if curve is not None:
             curves.append(np.array(curve) - curve[0])
             state = build_state(
-                [learner.groups[at] for at in range(stage)], learner.settings, learner.basis,
+                [learner.groups[at] for at in range(stage)],
+                learner.settings,
+                learner.basis,
                 scale=learner.scale,
-            )  # fmt: skip
+            )
             table, listed = domain.tables["train"], class_list(domain.classes, domain.templates)
             labels = ImageTable.open(table).labels
             _, held = stratified_fold(labels, 0.1, learner.settings.seed, domain.name)
             compact, frozen = learner.encoder.look(table, held)
             view = SplitView(
-                compact, frozen, Remembering(learner.encoder, table, held),
-                learner.evaluator.texts, learner.evaluator.store.versions,
-            )  # fmt: skip
+                compact,
+                frozen,
+                CachedFeatures(learner.encoder, table, held),
+                learner.evaluator.texts,
+                learner.evaluator.store.versions,
+            )
             assert state.identifier is not None
             found = state.identifier.identify(Evidence(compact))
             for at in (0, 3, 10, 20):

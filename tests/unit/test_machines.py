@@ -21,7 +21,7 @@ from archipelago.actors.arguments import load_settings
 from archipelago.actors.environment import be_somebody
 from archipelago.actors.exits import exit_codes
 from archipelago.actors.loopback import is_loopback, spare_loopback, url_of
-from archipelago.actors.mishaps import MENDS, in_words
+from archipelago.actors.os_errors import MENDS, in_words
 from archipelago.jobs import sequence, sync
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.store import Folder
@@ -73,10 +73,15 @@ def in_the_kernel(where: Path) -> Path:
 @pytest.mark.parametrize(
     "place",
     [
-        a_file, below_a_file, long_name, long_path, links_in_a_circle, link_to_nowhere,
+        a_file,
+        below_a_file,
+        long_name,
+        long_path,
+        links_in_a_circle,
+        link_to_nowhere,
         in_the_kernel,
     ],
-)  # fmt: skip
+)
 def test_a_run_folder_that_cannot_be_is_refused_in_one_line(
     place: Callable[[Path], Path], domains: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,9 +95,12 @@ def test_a_run_folder_that_cannot_be_is_refused_in_one_line(
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
 def test_a_run_that_cannot_be_written_says_why(
-    number: int, domains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    domains: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     real, left = os.fsync, [4]
 
     def fsync(handle: int) -> None:
@@ -161,7 +169,7 @@ class Wrapped(Exception):
         (RuntimeError("line 28"), None),
     ],
 )
-def test_mishaps_are_found_however_they_are_wrapped(error: Exception, said: str | None) -> None:
+def test_os_errors_are_found_however_they_are_wrapped(error: Exception, said: str | None) -> None:
     words = in_words(error)
     assert words is None if said is None else words is not None and words.startswith(said)
 
@@ -274,8 +282,12 @@ def test_no_proxy_stands_before_this_machine(monkeypatch: pytest.MonkeyPatch) ->
     spare_loopback()
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"]
     assert os.environ["no_proxy"].split(",") == [
-        "intern.example", "localhost", "127.0.0.1", "::1", "[::1]",
-    ]  # fmt: skip
+        "intern.example",
+        "localhost",
+        "127.0.0.1",
+        "::1",
+        "[::1]",
+    ]
     for host in ("127.0.0.1:8000", "localhost:8000", "[::1]:8000"):
         assert urllib.request.proxy_bypass(host), host
         with Client() as client:

@@ -15,23 +15,27 @@ import pytest
 
 from archipelago.actors import contest
 from archipelago.jobs import identify
-from archipelago.pipeline.evaluation.comparison import Candidate, Comparison
+from archipelago.pipeline.evaluation.identifier_comparison import (
+    IdentifierComparison,
+    IdentifierVariant,
+)
 from archipelago.pipeline.evaluation.records import read_records
 from archipelago.pipeline.evaluation.report import build_report, write_report
-from archipelago.pipeline.identifiers import Evidence, Looker, Shown
+from archipelago.pipeline.identifier_settings import MultimodalSettings, own_keys
+from archipelago.pipeline.identifiers import Evidence, ImageSource, ScoreCache, identifiers
+from archipelago.pipeline.identifiers.calibration import ConsultRule
 from archipelago.pipeline.identifiers.cascade import Cascade
 from archipelago.pipeline.identifiers.choices import Choices
 from archipelago.pipeline.identifiers.description import Description
-from archipelago.pipeline.identifiers.folds import Rule
-from archipelago.pipeline.identifiers.places import Places, said
+from archipelago.pipeline.identifiers.position_bias import PositionTally, bias_in_words
 from archipelago.pipeline.identifiers.scorer import Scores
 from archipelago.pipeline.learned import LearnedModel
-from archipelago.pipeline.learned.consult import doubts_of, settle
+from archipelago.pipeline.learned.consult import consult_requests, consult_results
 from archipelago.pipeline.learned.engine import Engine, EngineSpec
 from archipelago.pipeline.learner import Learner
 from archipelago.pipeline.model.kernels import Kernels
 from archipelago.pipeline.records.group import read_card
-from archipelago.pipeline.settings import IdentifierSettings, MethodSettings, Settings
+from archipelago.pipeline.settings import MethodSettings, Settings
 from archipelago.pipeline.store import RunFolder
 from tests.unit.tiny_run import (
     TASKS,
@@ -83,15 +87,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def _settings(world: World, name: str, **more: Any) -> Settings:
     identifier = {"name": name, "model": "colours", "batch_size": 7, "calibration_images": 8} | more
-    return run_settings(world, identifier=identifier, training={"steps": 2})
+    return run_settings(world, **own_keys({"identifier": identifier}), training={"steps": 2})
 
 
 def _learner(world: World, run: RunFolder, settings: Settings, scorer: Colours | None) -> Learner:
     open_run(world, run, settings)
     if scorer is None:
         return make_learner(world, run, settings)
-    looker = Looker(scorer, settings.identifier, settings.seed, run.folder.child("identifier"))
-    return make_learner(world, run, settings, looker=looker)
+    score_cache = ScoreCache(
+        scorer, settings.multimodal, settings.seed, run.folder.child("identifier")
+    )
+    return make_learner(world, run, settings, score_cache=score_cache)
 
 
 def _learn(
@@ -125,10 +131,10 @@ def _bias(by_option: Sequence[float], first: float) -> dict[str, Any]:
             return Scores(choices.by_option(np.log(places / places.sum(axis=1, keepdims=True))))
 
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
-    settings = IdentifierSettings(name="mllm", scoring="choice")
-    looker = Looker(Letters(), settings, seed=1)
-    looker.look(Shown(lambda at: images[at]), np.arange(64), ["a", "b", "c"])
-    found = looker.work.asdict()["position_bias"]
+    settings = MultimodalSettings(name="mllm", scoring="choice")
+    score_cache = ScoreCache(Letters(), settings, seed=1)
+    score_cache.scores(ImageSource(lambda at: images[at]), np.arange(64), ["a", "b", "c"])
+    found = score_cache.usage.asdict()["position_bias"]
     assert found["images"] == 64 and sum(found["by_place"]) == pytest.approx(100, abs=0.1)
     return found
 
@@ -141,8 +147,8 @@ def test_a_model_that_likes_the_first_letter_is_found_out() -> None:
     assert blind["deviation"][0] == blind["largest"] and max(blind["deviation"][1:]) < 0
     slight = _bias([0.7, 0.15, 0.1, 0.05], first=0.1)
     assert 3 < slight["largest"] < 12 and slight["deviation"][0] == slight["largest"]
-    assert "position bias" in said(slight) and "none" in said(slight)
-    assert Places.empty(2).bias() is None, "one description stands nowhere else"
+    assert "position bias" in bias_in_words(slight) and "none" in bias_in_words(slight)
+    assert PositionTally.empty(2).bias() is None, "one description stands nowhere else"
 
 
 def test_every_pair_is_scored_once_in_all_stages(run: RunFolder, scorer: Colours) -> None:
@@ -160,8 +166,10 @@ def test_every_pair_is_scored_once_in_all_stages(run: RunFolder, scorer: Colours
 def test_the_report_says_who_identified_and_how_well(run: RunFolder) -> None:
     report = write_report(run, pictures=False)["identifier"]
     assert (report["backend"], report["model"], report["scoring"]) == (
-        "mllm", "colours@0", "likelihood",
-    )  # fmt: skip
+        "mllm",
+        "colours@0",
+        "likelihood",
+    )
     assert list(report["accuracy_per_task"]) == list(TASKS)
     assert np.mean(list(report["accuracy_per_task"].values())) > 35, "four tasks: chance is 25"
     assert report["images_per_second"] > 0
@@ -224,8 +232,10 @@ def test_the_cascade_asks_few_and_is_not_worse(
     scorer = Colours()
     cascade = _learn(world, tmp_path / "run", "cascade", scorer, share=0.3)
     plain = _learn(world, tmp_path / "plain", "prototype")
-    found = {name: build_report(r)["identifier"] for name, r in
-             (("cascade", cascade), ("mllm", run), ("prototype", plain))}  # fmt: skip
+    found = {
+        name: build_report(r)["identifier"]
+        for name, r in (("cascade", cascade), ("mllm", run), ("prototype", plain))
+    }
     assert found["cascade"]["calls"] <= 0.3 * N * N * IMAGES
     best = max(found["mllm"]["closed_accuracy"], found["prototype"]["closed_accuracy"])
     assert found["cascade"]["closed_accuracy"] >= best - 2.1, "one image in 48 is noise"
@@ -245,7 +255,7 @@ def test_words_by_hand_are_used_and_recorded(world: World, tmp_path: Path) -> No
     assert description.samples == () and told[TASKS[0]]["by"] == "mllm"
 
 
-@pytest.mark.parametrize("name", ["mllm", "cascade"])
+@pytest.mark.parametrize("name", [n for n, i in identifiers.known().items() if i.asks_model()])
 def test_each_image_is_decided_alone_and_forgetting_is_exact(
     name: str, world: World, run: RunFolder, tmp_path: Path
 ) -> None:
@@ -253,26 +263,26 @@ def test_each_image_is_decided_alone_and_forgetting_is_exact(
     first = _learner(world, RunFolder(tmp_path / "a"), settings, Colours())
     learn_stream(first)
     identifier, evidence = first.state.identifier, first.evaluator.evidence(TASKS[2])
-    assert identifier is not None and evidence.shown is not None
-    whole, read = identifier.identify(evidence), evidence.shown.read
+    assert identifier is not None and evidence.images is not None
+    whole, read = identifier.identify(evidence), evidence.images.read
     for row in (0, 5):
-        shown = Shown(lambda at, row=row: read(at + row))  # unknown to the memory
+        shown = ImageSource(lambda at, row=row: read(at + row))  # unknown to the memory
         alone = identifier.identify(Evidence(evidence.compact[row : row + 1], TASKS[2], shown))
         np.testing.assert_allclose(alone.log_shares[0], whole.log_shares[row], atol=1e-4)
         np.testing.assert_allclose(alone.log_odds[0], whole.log_odds[row], atol=1e-4)
     # Online the model is asked beside the pass; how new an image is, is not its to say.
     if isinstance(identifier, Cascade):
-        fitted, identifier.rule = identifier.rule, Rule(2.0, 0.7)  # asks about all
+        fitted, identifier.rule = identifier.rule, ConsultRule(2.0, 0.7)  # asks about all
     inside = identifier.identify(evidence)
     found = identifier.alone.identify(Evidence(evidence.compact))
-    doubts = doubts_of(identifier, found, np.arange(len(found.novelty)))
-    rows = [doubt.row for doubt in doubts]
-    if name == "mllm":
+    unsure = consult_requests(identifier, found, np.arange(len(found.novelty)))
+    rows = [request.row for request in unsure]
+    if not isinstance(identifier, Cascade):
         assert rows == list(range(len(found.novelty)))
     else:
         assert rows and set(rows) == set(np.flatnonzero(found.unseen <= 0.5).tolist())
-    scores = Colours().score(read(np.array(rows)), doubts[0].texts, "likelihood", 0).values
-    told = settle(doubts, np.concatenate([scores[:-1, :-1], np.full((1, N), np.nan)]))
+    scores = Colours().score(read(np.array(rows)), unsure[0].texts, "likelihood", 0).values
+    told = consult_results(unsure, np.concatenate([scores[:-1, :-1], np.full((1, N), np.nan)]))
     for row, shares in zip(rows[:-1], told, strict=False):
         assert [task for task, _ in shares] == list(inside.options)
         np.testing.assert_allclose(
@@ -300,7 +310,7 @@ def test_identifiers_side_by_side_are_what_runs_with_them_are(
     settings = _settings(world, "mllm")
     engine = Engine(EngineSpec(settings, run.uri, Kernels()))
     with run.lock():
-        comparison = Comparison(
+        comparison = IdentifierComparison(
             run,
             settings,
             world.domains,
@@ -311,10 +321,15 @@ def test_identifiers_side_by_side_are_what_runs_with_them_are(
         )
         assert comparison.read() == list(TASKS)
         rows = {
-            title: comparison.row(Candidate(*title.split()))
-            for title in ("prototype", "mllm likelihood", "mllm choice", "cascade likelihood",
-                          "oracle")
-        }  # fmt: skip
+            title: comparison.row(IdentifierVariant(*title.split()))
+            for title in (
+                "prototype",
+                "mllm likelihood",
+                "mllm choice",
+                "cascade likelihood",
+                "oracle",
+            )
+        }
     report = build_report(run)
     looked = rows["mllm likelihood"]
     assert looked.last == pytest.approx(report["last"], abs=1e-3)

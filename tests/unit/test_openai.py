@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from archipelago.pipeline.errors import UserError
-from archipelago.pipeline.identifiers import Looker, Shown
+from archipelago.pipeline.identifier_settings import MultimodalSettings
+from archipelago.pipeline.identifiers import ImageSource, ScoreCache
 from archipelago.pipeline.identifiers.drivers import openai
 from archipelago.pipeline.identifiers.scorer import ScorerError, build_scorer
 from archipelago.pipeline.redact import redacted
-from archipelago.pipeline.settings import IdentifierSettings
 
 SECRET = "sk-do-not-tell"
 TEXTS = ["dark pictures", "bright pictures"]
@@ -90,9 +90,11 @@ def answer(body: dict[str, Any], trouble: str) -> dict[str, Any]:
     if trouble == "chatty":
         said = f"I think it is {letter}"
     top = [
-        {"token": letter, "logprob": -0.1}, {"token": "Z", "logprob": -0.2},
-        {"token": " A", "logprob": -3.0}, {"token": " B", "logprob": -3.0},
-    ]  # fmt: skip
+        {"token": letter, "logprob": -0.1},
+        {"token": "Z", "logprob": -0.2},
+        {"token": " A", "logprob": -3.0},
+        {"token": " B", "logprob": -3.0},
+    ]
     choice: dict[str, Any] = {"message": {"role": "assistant", "content": said}}
     if body.get("logprobs"):
         choice["logprobs"] = {"content": [{"token": said, "top_logprobs": top}]}
@@ -109,29 +111,35 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
         server.shutdown()
 
 
-def settings(endpoint: Endpoint, scoring: str = "choice", retries: int = 4) -> IdentifierSettings:
-    return IdentifierSettings(
-        name="mllm", driver="openai", model="fake", scoring=scoring, retries=retries,
-        endpoint=f"http://127.0.0.1:{endpoint.server_port}/v1", timeout_s=0.4, concurrency=3,
-    )  # fmt: skip
+def settings(endpoint: Endpoint, scoring: str = "choice", retries: int = 4) -> MultimodalSettings:
+    return MultimodalSettings(
+        name="mllm",
+        driver="openai",
+        model="fake",
+        scoring=scoring,
+        retries=retries,
+        endpoint=f"http://127.0.0.1:{endpoint.server_port}/v1",
+        timeout_s=0.4,
+        concurrency=3,
+    )
 
 
-def look(chosen: IdentifierSettings) -> tuple[np.ndarray, Looker]:
+def look(chosen: MultimodalSettings) -> tuple[np.ndarray, ScoreCache]:
     """Scores of all images for both texts and none, and who asked."""
-    looker = Looker(build_scorer(chosen), chosen)
-    shown = Shown(lambda at: IMAGES[at])
-    return looker.look(shown, np.arange(len(IMAGES)), TEXTS), looker
+    score_cache = ScoreCache(build_scorer(chosen), chosen)
+    shown = ImageSource(lambda at: IMAGES[at])
+    return score_cache.scores(shown, np.arange(len(IMAGES)), TEXTS), score_cache
 
 
 @pytest.mark.parametrize("scoring", ["choice", "generate"])
 def test_troubles_that_pass_lose_no_request(endpoint: Endpoint, scoring: str) -> None:
     endpoint.troubles = ["429", "500", "garbage", "truncated", "slow", "503", "429"]
-    values, looker = look(settings(endpoint, scoring))
+    values, score_cache = look(settings(endpoint, scoring))
     assert values.shape == (12, 3) and not np.isnan(values).any()
     assert values.argmax(axis=1).tolist() == [0, 1] * 6, "in whatever order they were shown"
     assert len(endpoint.requests) == 12 + 7
-    assert (looker.work.fallbacks, looker.work.parse_failures) == (0, 0)
-    assert (looker.work.calls, looker.work.scorings) == (12, 12)
+    assert (score_cache.usage.fallbacks, score_cache.usage.parse_failures) == (0, 0)
+    assert (score_cache.usage.calls, score_cache.usage.scorings) == (12, 12)
     assert 1 < endpoint.busiest <= 3, "side by side, but not more than was allowed"
     orders = {r["messages"][0]["content"][-1]["text"].splitlines()[1] for r in endpoint.requests}
     assert len(orders) == len(TEXTS), "the options change places"
@@ -141,19 +149,19 @@ def test_troubles_that_pass_lose_no_request(endpoint: Endpoint, scoring: str) ->
 @pytest.mark.parametrize("trouble", ["500", "garbage", "truncated", "slow"])
 def test_troubles_that_stay_are_counted_fallbacks(endpoint: Endpoint, trouble: str) -> None:
     endpoint.always = trouble
-    values, looker = look(settings(endpoint, retries=0))
+    values, score_cache = look(settings(endpoint, retries=0))
     assert np.isnan(values).all()
-    assert (looker.work.fallbacks, looker.work.parse_failures) == (12, 0)
+    assert (score_cache.usage.fallbacks, score_cache.usage.parse_failures) == (12, 0)
     with pytest.raises(ScorerError, match=r"127\.0\.0\.1"):
-        looker.scorer.describe(IMAGES[:1], ["cat"], 0)
+        score_cache.scorer.describe(IMAGES[:1], ["cat"], 0)
 
 
 def test_answers_that_are_no_option_are_parse_failures(endpoint: Endpoint) -> None:
     endpoint.always = "chatty"
-    values, looker = look(settings(endpoint, "generate"))
+    values, score_cache = look(settings(endpoint, "generate"))
     assert np.isnan(values).all() and len(endpoint.requests) == 12
-    assert (looker.work.fallbacks, looker.work.parse_failures) == (12, 12)
-    values, looker = look(settings(endpoint, "choice"))
+    assert (score_cache.usage.fallbacks, score_cache.usage.parse_failures) == (12, 12)
+    values, score_cache = look(settings(endpoint, "choice"))
     assert not np.isnan(values).any(), "the letters' probabilities are there all the same"
 
 

@@ -61,9 +61,13 @@ def asked(place: Path, given: Path, output: Path, *more: str) -> list[str]:
     ],
 )
 def test_answers_are_those_of_the_learned_model(
-    place: Path, model: LearnedModel, photos: Path, tmp_path: Path, words: tuple[str, ...],
+    place: Path,
+    model: LearnedModel,
+    photos: Path,
+    tmp_path: Path,
+    words: tuple[str, ...],
     options: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     for word in words:
         if word.startswith("manifest"):
             model = LearnedModel.open(place / "run", int(word[-1]))
@@ -80,8 +84,9 @@ def test_answers_are_those_of_the_learned_model(
     names = COLUMNS + ["embedding"] * ("embedding=true" in words)
     assert pq.read_table(output).column_names == names
     sources = {p: photos / p for p in found if "#" not in p} | {
-        "t.parquet#0": data[0], "t.parquet#2": data[1],
-    }  # fmt: skip
+        "t.parquet#0": data[0],
+        "t.parquet#2": data[1],
+    }
     refused = 0
     for path, row in found.items():
         if path in ("broken.jpg", "empty.png", "t.parquet#1"):

@@ -22,9 +22,18 @@ from archipelago.pipeline.streams import open_stream
 from tests.helpers import parquet_domain
 
 ORDER_II = [
-    "stanfordcars", "food", "mnist", "oxfordpet", "flowers", "sun397", "aircraft", "caltech101",
-    "dtd", "eurosat", "cifar100",
-]  # fmt: skip
+    "stanfordcars",
+    "food",
+    "mnist",
+    "oxfordpet",
+    "flowers",
+    "sun397",
+    "aircraft",
+    "caltech101",
+    "dtd",
+    "eurosat",
+    "cifar100",
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +59,12 @@ def test_a_preset_opens_its_sets_in_its_order(preset: str, root: Path) -> None:
     domains = open_stream(settings, 0)
     names = [domain.name for domain in domains]
     wanted = {
-        "mtil": list(SETS), "mtil-ii": ORDER_II, "mtil-5shot": list(SETS),
+        "mtil": list(SETS),
+        "mtil-ii": ORDER_II,
+        "mtil-5shot": list(SETS),
         "xtail": [name for name in SETS if name != "cifar100"],
         "cil-cifar100": [f"cifar100-{step:02d}" for step in range(1, 11)],
-    }  # fmt: skip
+    }
     assert names == wanted[preset]
     shots = {"mtil-5shot": 5, "xtail": 16}.get(preset)
     assert settings.options["shots"] == shots

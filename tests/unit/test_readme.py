@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,12 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from archipelago import cli
-from archipelago.actors.manual import is_own
-from archipelago.actors.words import Words, read_words
 from archipelago.pipeline import config, handbook
-from archipelago.pipeline.config import load
-from archipelago.pipeline.settings import Settings
+from archipelago.pipeline.settings import Settings, fields_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,11 +39,10 @@ def told() -> Iterator[tuple[str, list[str]]]:
 
 
 COMMANDS = list(told())
-DRIVERS = [(name, words) for name, words in COMMANDS if "jobs/sequence.py" in words]
 
 
 def test_there_are_commands() -> None:
-    assert len(DRIVERS) >= 8
+    assert len([words for _, words in COMMANDS if "jobs/sequence.py" in words]) >= 8
     assert ["make", "demo"] in [words for _, words in COMMANDS]
 
 
@@ -65,27 +59,6 @@ def test_programs_and_targets_exist(document: str, words: list[str]) -> None:
             assert (ROOT / word).exists(), f"{document}: no {word}"
 
 
-@pytest.mark.parametrize(("document", "words"), DRIVERS, ids=lambda value: str(value)[:60])
-def test_settings_of_commands_parse(document: str, words: list[str]) -> None:
-    overrides = words[words.index("jobs/sequence.py") + 1 :]
-    settings = load(overrides)
-    assert settings.run_dir, f"{document}: a command without run_dir would not start"
-
-
-@pytest.mark.parametrize(
-    ("document", "words"),
-    [(name, words) for name, words in COMMANDS if words[0] == "archipelago"],
-    ids=lambda value: str(value)[:60],
-)
-def test_verbs_and_their_words_exist(document: str, words: list[str]) -> None:
-    verb, given = words[1], words[2:]
-    assert verb in cli.VERBS, f"{document}: no verb {verb}"
-    job = importlib.import_module(f"archipelago.jobs.{cli.VERBS[verb]}")
-    own = next((k for k in vars(job).values() if isinstance(k, type) and is_own(k, job)), Words)
-    _, rest = read_words(given, own, settings=getattr(job, "SETTINGS", True))
-    load(rest)
-
-
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_keys_and_links_in_the_text_exist(document: Path) -> None:
     text = document.read_text()
@@ -94,8 +67,8 @@ def test_keys_and_links_in_the_text_exist(document: Path) -> None:
             continue
         node = Settings.model_fields[key.split(".")[0]].annotation
         for part in key.rstrip(".").split(".")[1:]:
-            fields = getattr(node, "model_fields", None)
-            if fields is None:
+            fields = fields_of(node)
+            if not fields:
                 break
             assert part in fields, f"{document.name}: no setting {key}"
             node = fields[part].annotation

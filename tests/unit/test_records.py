@@ -25,12 +25,17 @@ def _task(name: str, **more: Any) -> TaskRecord:
     features, labels = data(name, [5, 4, 3])
     text = np.random.default_rng(0).normal(size=(3, EMBEDDING)).astype(np.float32)
     fields: dict[str, Any] = {
-        "temperature": 1.25, "lambda_accuracy": [40.0, 41.5], "study": {"rows": [1, 2]},
-        "description": {"text": "été"}, "facts": {"group": {"kept": True}},
-        "sums": Sums.of(features, labels, 3), "rows": rows_of(features, labels),
-        "text_CF": text, "own_CF": 2 * text,
+        "temperature": 1.25,
+        "lambda_accuracy": [40.0, 41.5],
+        "study": {"rows": [1, 2]},
+        "description": {"text": "été"},
+        "facts": {"group": {"kept": True}},
+        "sums": Sums.of(features, labels, 3),
+        "rows": rows_of(features, labels),
+        "text_CF": text,
+        "own_CF": 2 * text,
         "probe": Probe(pictures(features)[:2], labels[:2], np.log(np.full((2, 3), 1 / 3))),
-    }  # fmt: skip
+    }
     digests, counts = {"train": "0" * 64, "test": "1" * 64}, {"train": 12, "test": 6}
     classes = ("x", "ÿ", "z z")
     return TaskRecord(name, classes, ("a {}", "the {}"), digests, counts, **(fields | more))
@@ -40,8 +45,11 @@ def _group(**more: Any) -> GroupRecord:
     fields: dict[str, Any] = {
         "tensors": {"image.A": torch.arange(6.0).reshape(2, 3)},
         "neighbours": ({"task": "n", "distance": 0.3, "gain": 1.0, "sha256": "f" * 64},),
-        "parameters": 6, "parent": "e" * 64, "experts": {"load": [[0.5, 0.5]]}, "remixed": None,
-    }  # fmt: skip
+        "parameters": 6,
+        "parent": "e" * 64,
+        "experts": {"load": [[0.5, 0.5]]},
+        "remixed": None,
+    }
     return GroupRecord(2, "a+b", "trge", (_task("a"), _task("b", own_CF=None)), **(fields | more))
 
 

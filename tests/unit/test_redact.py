@@ -126,8 +126,8 @@ def test_settings_that_are_read_back_are_whole() -> None:
     names = ("keyboards", "keys", "token", "secrets", "passports", "password")
     words = [f'identifier.descriptions.{name}="{name}: a key, and token=s"' for name in names]
     words += ["stream.options.sets={keys: {path: a/b, label: token}}", "stream.order=[keys]"]
-    settings = load(["stream=hf", 'serving.url="http://host:8000/a@b"', *words])
-    assert len(settings.identifier.descriptions) == len(names)
+    settings = load(["stream=hf", "identifier=mllm", 'serving.url="http://host:8000/a@b"', *words])
+    assert len(settings.multimodal.descriptions) == len(names)
     assert validate(json.loads(json.dumps(redacted(settings)))) == settings
 
 
@@ -157,9 +157,14 @@ def test_log_lines_and_tracebacks_hold_no_secret() -> None:
         raise OSError("cannot open s3://k:hunter2@bucket")
     except OSError as error:
         record = logging.LogRecord(
-            "x", logging.ERROR, __file__, 1, "at %s", ("https://hunter2@host",),
+            "x",
+            logging.ERROR,
+            __file__,
+            1,
+            "at %s",
+            ("https://hunter2@host",),
             (type(error), error, error.__traceback__),
-        )  # fmt: skip
+        )
     line = Discreet("%(message)s").format(record)
     assert "hunter2" not in line and "s3://k:***@bucket" in line and "https://***@host" in line
 

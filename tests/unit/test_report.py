@@ -76,8 +76,10 @@ def test_every_setting_has_its_figures(finished: RunFolder) -> None:
         matrix = np.array(found["matrix"])
         assert found["last"] == pytest.approx(matrix[-1].mean(), abs=1e-3)
         assert found["average"] == pytest.approx(matrix.mean(), abs=1e-3)
-        for key, low, high in (("last", *found["intervals"]["last"]),
-                               ("average", *found["intervals"]["average"])):  # fmt: skip
+        for key, low, high in (
+            ("last", *found["intervals"]["last"]),
+            ("average", *found["intervals"]["average"]),
+        ):
             assert low < found[key] < high and high - low < 15
         assert found["seen_acceptance"] == [98.0, 97.0, 96.0, None]
     assert settings["xtail"]["last"] < settings["xtail_merged"]["last"] < report["last"]
@@ -255,9 +257,14 @@ def test_summary_shows_matrix_and_references(finished: RunFolder) -> None:
     console.print(summary(reporting.build_report(finished)))
     text = " ".join(console.export_text().split())
     for expected in (
-        "zero-shot", "finetune", "lora_per_task", "3 mnist", "Transfer/Average/Last", "xtail",
-        "over all classes of all domains",
-    ):  # fmt: skip
+        "zero-shot",
+        "finetune",
+        "lora_per_task",
+        "3 mnist",
+        "Transfer/Average/Last",
+        "percent right, all classes of all domains",
+        " domain recognised ",
+    ):
         assert expected in text
     last = reporting.build_report(finished)["settings"]["xtail"]["matrix"][3]
     assert f"{last[2]:.1f}" in text, "the hardest setting is shown"

@@ -14,8 +14,12 @@ from archipelago.pipeline.streams.scenes.things import BUILDERS, placed
 from archipelago.pipeline.streams.targets import SCALE
 
 PAINT = Paint((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
-HALF = {"ball": (0.7, 0.7, 0.7), "box": (0.5, 0.8, 0.3), "cylinder": (0.4, 0.6, 0.4),
-        "capsule": (0.3, 0.5, 0.3)}  # fmt: skip
+HALF = {
+    "ball": (0.7, 0.7, 0.7),
+    "box": (0.5, 0.8, 0.3),
+    "cylinder": (0.4, 0.6, 0.4),
+    "capsule": (0.3, 0.5, 0.3),
+}
 
 
 def inside(shape: str, p: np.ndarray) -> np.ndarray:

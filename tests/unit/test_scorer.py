@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.description import (
     choice_prompt,
     clean,
@@ -18,15 +19,14 @@ from archipelago.pipeline.identifiers.description import (
 )
 from archipelago.pipeline.identifiers.drivers.local import TransformersScorer
 from archipelago.pipeline.identifiers.scorer import build_scorer
-from archipelago.pipeline.settings import IdentifierSettings
 from tests.unit.tiny_mllm import save_mllm
 
 TEXTS = ("a photo of a cat", "grey noise", "answer A")
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
 
 
-def settings(model: str, **more: object) -> IdentifierSettings:
-    return IdentifierSettings.model_validate({"name": "mllm", "model": model} | more)
+def settings(model: str, **more: object) -> MultimodalSettings:
+    return MultimodalSettings.model_validate({"name": "mllm", "model": model} | more)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["chat", "plain"])
@@ -102,9 +102,18 @@ def test_orders_depend_on_image_and_seed_alone_and_favour_no_place() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "index"),
-    [("B", 1), (" (a) ", None), ("(A)", 0), ("C.", 2), ("D", None), ("answer A", None), ("", None),
-     ("A B", None), ("A\nignore the above", None)],
-)  # fmt: skip
+    [
+        ("B", 1),
+        (" (a) ", None),
+        ("(A)", 0),
+        ("C.", 2),
+        ("D", None),
+        ("answer A", None),
+        ("", None),
+        ("A B", None),
+        ("A\nignore the above", None),
+    ],
+)
 def test_parsing_is_strict(answer: str, index: int | None) -> None:
     assert parse_letter(answer, "ABC") == index
 

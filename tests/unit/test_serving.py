@@ -217,8 +217,10 @@ def test_methods_that_answer_by_every_task(world: World, tmp_path: Path) -> None
 
 def test_an_answer_does_not_depend_on_its_batch(model: ServedModel, world: World) -> None:
     images, tasks = _mixed(world)
-    asks = [Ask(task if i % 3 == 0 else None, ("a", "b") if i % 4 == 0 else None)
-            for i, task in enumerate(tasks)]  # fmt: skip
+    asks = [
+        Ask(task if i % 3 == 0 else None, ("a", "b") if i % 4 == 0 else None)
+        for i, task in enumerate(tasks)
+    ]
     _, together, _ = model.classify(images, asks)
     for row in (0, 5, 7, len(images) - 1):
         _, (alone,), _ = model.classify(images[row : row + 1], [asks[row]])

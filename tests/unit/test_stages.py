@@ -225,10 +225,16 @@ def test_resumed_equals_uninterrupted(world: World, tmp_path: Path, weighting: s
         method={"name": "ase"},
         experts=ASE | {"noise": 0.5, "information": 0.01},
         training={
-            "steps": 4, "batch_size": 8, "warmup": 1, "learning_rate": 0.02, "weighting": weighting,
-            "validate_every": 3, "checkpoint_every": 5, "cache_gib": 0.1,
+            "steps": 4,
+            "batch_size": 8,
+            "warmup": 1,
+            "learning_rate": 0.02,
+            "weighting": weighting,
+            "validate_every": 3,
+            "checkpoint_every": 5,
+            "cache_gib": 0.1,
         },
-    )  # fmt: skip
+    )
     spec = stage_spec(world, tmp_path, chosen)
     spec = type(spec)(**{**spec.__dict__, "domains": tuple(world.domains)})
     assert spec.name == "apples+boats+cats" and type(spec).of(spec.plain()) == spec
@@ -329,8 +335,10 @@ def test_the_report_of_a_run_of_stages(mixed: tuple[RunFolder, Any]) -> None:
     assert report["bwt"] == pytest.approx((matrix[1, :2] - matrix[0, :2]).mean(), abs=1e-3)
     accuracy = report["metrics"]["cats"]["accuracy"]
     assert accuracy == {
-        "value": report["matrix_oracle"][1][2], "unit": "%", "lower_is_better": False
-    }  # fmt: skip
+        "value": report["matrix_oracle"][1][2],
+        "unit": "%",
+        "lower_is_better": False,
+    }
     assert report["baseline"] is None and report["delta_m"] is None
     assert [e["tasks"] for e in report["experts"]] == [["apples", "boats"], ["cats"]]
     assert report["experts"][0]["training"][-1]["information"] is not None

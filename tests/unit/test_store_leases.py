@@ -190,9 +190,12 @@ def server() -> Iterator[str]:
 def bucket(server: str, request: pytest.FixtureRequest) -> Iterator[Folder]:
     name = f"bucket-{abs(hash(request.node.name))}"
     boto3.client(
-        "s3", endpoint_url=f"http://{server}", region_name="us-east-1",
-        aws_access_key_id="key", aws_secret_access_key="secret",
-    ).create_bucket(Bucket=name)  # fmt: skip
+        "s3",
+        endpoint_url=f"http://{server}",
+        region_name="us-east-1",
+        aws_access_key_id="key",
+        aws_secret_access_key="secret",
+    ).create_bucket(Bucket=name)
     options = f"endpoint_override={server}&scheme=http&region=us-east-1"
     yield Folder(f"s3://key:secret@{name}/runs/a%20b?{options}")
 

@@ -113,10 +113,30 @@ def test_a_key_that_is_new_counts_as_its_default(run: RunFolder) -> None:
         run.open_run(changed(newer, "experts.kind", "bottleneck"), FACTS)
 
 
+FLAT = {"name": "prototype", "width": 16, "driver": "openai", "samples": 24, "options": {"a": 1}}
+
+
+def test_keys_of_other_identifiers_in_an_older_run_are_not_compared(run: RunFolder) -> None:
+    run.open_run({**SETTINGS, "identifier": FLAT}, FACTS)
+    now = {**SETTINGS, "identifier": {"name": "prototype", "width": 16}}
+    assert run.open_run(now, FACTS)["config"] == now
+
+
+def test_another_identifier_is_refused_by_its_name_alone(run: RunFolder) -> None:
+    asking = {**SETTINGS, "identifier": {**FLAT, "name": "mllm"}}
+    run.open_run(asking, FACTS)
+    for section in ({"name": "prototype", "width": 16}, {**FLAT, "name": "cascade"}):
+        with pytest.raises(UserError, match=r"^identifier.name was 'mllm' and is now '\w+': use"):
+            run.open_run({**SETTINGS, "identifier": section}, FACTS)
+    with pytest.raises(UserError, match=r"^identifier.driver was 'openai' and is now 'vllm': use"):
+        run.open_run({**SETTINGS, "identifier": {**asking["identifier"], "driver": "vllm"}}, FACTS)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("training.crop", [0.8, 1.0]),
+        ("identifier.samples", 24),
         ("evaluation.references", []),
         ("method.unseen.lambda_steps", 2.0),
         ("stream.reader", None),
@@ -191,8 +211,9 @@ def stage(
         "neighbours": [{"task": other} for other in neighbours],
     }
     files = {
-        "group.safetensors": content + name.encode(), "task.json": json.dumps(card).encode(),
-    }  # fmt: skip
+        "group.safetensors": content + name.encode(),
+        "task.json": json.dumps(card).encode(),
+    }
     ref = run.groups.write(number, name, files, replace=True)
     run.journal.append("stage-done", stage=number, task=name, sha256=ref.sha256, manifest=1)
     return ref

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from archipelago.pipeline.config import validate
+from archipelago.pipeline.config import stored_settings
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.learned import Ask, LearnedModel
 from archipelago.pipeline.learner import Learner
 from archipelago.pipeline.lifecycle.forget import forget_task
@@ -28,13 +29,19 @@ def place(tmp_path: Path) -> Path:
 def learner_of(place: Path, tasks: tuple[str, ...]) -> Learner:
     """Who takes the run up, with these tasks."""
     run = RunFolder(place / "run")
-    chosen = validate(run.read()["config"])
+    chosen = stored_settings(run.read())
     stream = chosen.stream.model_copy(update={"order": list(tasks)})
     chosen = chosen.model_copy(update={"stream": stream, "run_dir": run.uri})
     domains = prepare(
-        open_stream(stream, chosen.seed), size=32, run=run.uri, cache_dir=str(place / "cache"),
-        cache_gib=1.0, cluster=chosen.cluster, max_pixels=10_000, use_ray=False,
-    )  # fmt: skip
+        open_stream(stream, chosen.seed),
+        size=32,
+        run=run.uri,
+        cache_dir=str(place / "cache"),
+        cache_gib=1.0,
+        cluster=chosen.cluster,
+        max_pixels=10_000,
+        use_ray=False,
+    )
     return make_learner(World(domains, place / "clip"), run, chosen)
 
 
@@ -49,6 +56,13 @@ def test_it_opens_and_answers_as_it_did(place: Path) -> None:
     for answer, said in zip(model.answer(images, top_k=99), wanted, strict=True):
         assert answer.task == said["task"]
         assert dict(answer.classes) == pytest.approx(said["classes"], abs=1e-3)
+
+
+def test_keys_of_other_identifiers_that_it_stored_are_no_settings(place: Path) -> None:
+    stored = RunFolder(place / "run").read()["config"]["identifier"]
+    assert stored["name"] == "prototype" and "driver" in stored
+    settings = LearnedModel.open(place / "run").runtime.settings.identifier
+    assert not isinstance(settings, MultimodalSettings) and settings.width == stored["width"]
 
 
 def test_it_is_served(place: Path) -> None:

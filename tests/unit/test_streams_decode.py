@@ -239,11 +239,19 @@ def tiff(values: np.ndarray, kind: int, extra: tuple[int, ...] = (), planar: int
     strips = [plane.astype(values.dtype.newbyteorder("<")).tobytes() for plane in planes]
     bits, form = values.dtype.itemsize * 8, {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
     tags: list[tuple[int, str, list[int]]] = [
-        (256, "I", [wide]), (257, "I", [high]), (258, "H", [bits] * bands), (259, "H", [1]),
-        (262, "H", [kind]), (273, "I", [0] * len(strips)), (277, "H", [bands]),
-        (278, "I", [high]), (279, "I", [len(strip) for strip in strips]), (284, "H", [planar]),
-        *([(338, "H", list(extra))] if extra else []), (339, "H", [form] * bands),
-    ]  # fmt: skip
+        (256, "I", [wide]),
+        (257, "I", [high]),
+        (258, "H", [bits] * bands),
+        (259, "H", [1]),
+        (262, "H", [kind]),
+        (273, "I", [0] * len(strips)),
+        (277, "H", [bands]),
+        (278, "I", [high]),
+        (279, "I", [len(strip) for strip in strips]),
+        (284, "H", [planar]),
+        *([(338, "H", list(extra))] if extra else []),
+        (339, "H", [form] * bands),
+    ]
     at = 8 + 2 + 12 * len(tags) + 4
     places = {}
     for tag, code, numbers in tags:

@@ -69,9 +69,12 @@ def targets(size: tuple[int, int] = (8, 8)) -> dict[str, np.ndarray]:
 def test_scenes_are_cached_once_for_five_tasks(tmp_path: Path) -> None:
     domains = prepare(scenes(train=53, test=3), tmp_path, size=64)
     assert [(d.name, d.kind) for d in domains] == [
-        ("edges", "edges"), ("normals", "normals"), ("parts", "parts"), ("saliency", "saliency"),
+        ("edges", "edges"),
+        ("normals", "normals"),
+        ("parts", "parts"),
+        ("saliency", "saliency"),
         ("semseg", "segmentation"),
-    ]  # fmt: skip
+    ]
     assert len({d.tables["train"] for d in domains}) == 1
     assert len(list((tmp_path / "cache" / "images").iterdir())) == 2
     assert all(d.counts == {"train": 53, "test": 3} and not d.quarantined for d in domains)
@@ -189,9 +192,12 @@ def test_dense_domains_are_checked_and_refused_where_they_do_not_fit() -> None:
         open_settings(StreamSettings(reader="scenes"), 0)
     with pytest.raises(UserError, match=r"stream\.options\.test: ask for one"):
         scenes(test=0)
-    assert [d.name for d in open_settings(
-        StreamSettings(reader="scenes", order=["parts", "edges"]), 0, dense=True
-    )] == ["parts", "edges"]  # fmt: skip
+    assert [
+        d.name
+        for d in open_settings(
+            StreamSettings(reader="scenes", order=["parts", "edges"]), 0, dense=True
+        )
+    ] == ["parts", "edges"]
 
 
 def test_a_table_of_images_alone_is_no_dense_table(tmp_path: Path) -> None:

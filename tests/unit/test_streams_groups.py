@@ -69,9 +69,15 @@ def opened(root: Path, *order: str, reader: str = "parquet", **options: Any) -> 
 
 def prepared(domains: list[Domain], base: Path) -> list[PreparedDomain]:
     return prepare(
-        domains, size=8, run=str(base / "run"), cache_dir=str(base / "cache"), cache_gib=1.0,
-        cluster=ClusterSettings(), max_pixels=10_000, use_ray=False,
-    )  # fmt: skip
+        domains,
+        size=8,
+        run=str(base / "run"),
+        cache_dir=str(base / "cache"),
+        cache_gib=1.0,
+        cluster=ClusterSettings(),
+        max_pixels=10_000,
+        use_ray=False,
+    )
 
 
 def train(domain: PreparedDomain) -> ImageTable:

@@ -39,17 +39,26 @@ def opened(
     root: Path, seed: int = 0, order: Any = ("many",), stages: Any = None, **options: Any
 ) -> list[Domain]:
     chosen = StreamSettings(
-        reader="parquet", root=str(root), order=order and list(order), stages=stages,
+        reader="parquet",
+        root=str(root),
+        order=order and list(order),
+        stages=stages,
         options=options,
-    )  # fmt: skip
+    )
     return open_stream(chosen, seed)
 
 
 def prepared(domains: list[Domain], base: Path) -> list[PreparedDomain]:
     return prepare(
-        domains, size=8, run=str(base / "run"), cache_dir=str(base / "cache"), cache_gib=1.0,
-        cluster=ClusterSettings(), max_pixels=10_000, use_ray=False,
-    )  # fmt: skip
+        domains,
+        size=8,
+        run=str(base / "run"),
+        cache_dir=str(base / "cache"),
+        cache_gib=1.0,
+        cluster=ClusterSettings(),
+        max_pixels=10_000,
+        use_ray=False,
+    )
 
 
 def table(domain: PreparedDomain, split: str = "train") -> ImageTable:
@@ -263,9 +272,13 @@ def test_a_run_keeps_its_parts(
     def document(options: dict[str, Any]) -> dict[str, Any]:
         tasks = [domain.name for domain in opened(root, **options)]
         return {
-            "config": {"stream": {"order": ["many"], "options": options}}, "backbone": {},
-            "stream": {"tasks": tasks}, "versions": {}, "tracking": {}, "kernels": {},
-        }  # fmt: skip
+            "config": {"stream": {"order": ["many"], "options": options}},
+            "backbone": {},
+            "stream": {"tasks": tasks},
+            "versions": {},
+            "tracking": {},
+            "kernels": {},
+        }
 
     with pytest.raises(UserError, match=words):
         resume.merge(document(old), document(new))

@@ -131,8 +131,12 @@ def test_what_cannot_be_used_is_quarantined_for_its_task(tmp_path: Path) -> None
     save_mat(root / "human_parts" / f"{names[6]}.mat", anno={"objects": person(class_ind=8)})
     domains = {d.name: d for d in prepare(stream(root), tmp_path, size=24)}
     assert {n: d.quarantined for n, d in domains.items()} == {
-        "edges": 3, "human_parts": 5, "normals": 3, "sal": 4, "semseg": 3,
-    }  # fmt: skip
+        "edges": 3,
+        "human_parts": 5,
+        "normals": 3,
+        "sal": 4,
+        "semseg": 3,
+    }
     reasons = {}
     for name in ALL:
         rows = pq.read_table(tmp_path / f"run/quarantine-{name}.parquet").to_pylist()

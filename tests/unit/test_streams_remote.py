@@ -40,9 +40,15 @@ def decode(base: Path, cache: str, **options: Any) -> PreparedDomain:
         parquet_domain(base / "data", "d")
     settings = StreamSettings(reader="parquet", root=str(base / "data"), options=options)
     (domain,) = prepare(
-        open_stream(settings, 0), size=8, run=str(base / "run"), cache_dir=cache, cache_gib=1.0,
-        cluster=ClusterSettings(), max_pixels=10_000, use_ray=False,
-    )  # fmt: skip
+        open_stream(settings, 0),
+        size=8,
+        run=str(base / "run"),
+        cache_dir=cache,
+        cache_gib=1.0,
+        cluster=ClusterSettings(),
+        max_pixels=10_000,
+        use_ray=False,
+    )
     return domain
 
 

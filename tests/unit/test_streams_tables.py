@@ -169,14 +169,17 @@ def test_rows_are_found_by_their_paths(tmp_path: Path) -> None:
         images[row]["bytes"] = b"no image"
     images[320]["path"] = None
     pq.write_table(
-        table.set_column(0, "image", pa.array(images, IMAGE)), folder / "train.parquet",
+        table.set_column(0, "image", pa.array(images, IMAGE)),
+        folder / "train.parquet",
         row_group_size=130,
-    )  # fmt: skip
+    )
     prepare([only(tmp_path / "data")], tmp_path)
     found = pq.read_table(tmp_path / "run/quarantine-d.parquet").to_pylist()
     assert [(row["row"], row["file"]) for row in found] == [
-        (5, "train-5.png"), (320, "train.parquet"), (599, "train-599.png"),
-    ]  # fmt: skip
+        (5, "train-5.png"),
+        (320, "train.parquet"),
+        (599, "train-599.png"),
+    ]
 
 
 def contest(root: Path, labels: pa.Array | None) -> Path:
@@ -203,9 +206,10 @@ def test_a_test_without_answers_names_the_split_that_has_them(
 ) -> None:
     contest(tmp_path, labels)
     with pytest.raises(
-        UserError, match=r"test split is unlabelled \(every label is .*`validation` is there: "
+        UserError,
+        match=r"test split is unlabelled \(every label is .*`validation` is there: "
         r"stream\.options\.test=validation",
-    ):  # fmt: skip
+    ):
         only(tmp_path)
     domain = only(tmp_path, options={"test": "validation"})
     assert domain.splits["test"].count == 12

@@ -70,11 +70,15 @@ def test_a_database_and_its_artifacts_lie_beside_the_run_whatever_its_name(tmp_p
 def test_first_runs_at_once_make_one_database(tmp_path: Path) -> None:
     runs = [
         subprocess.Popen(
-            [sys.executable, "-c", FIRST, str(tmp_path / name)], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-c", FIRST, str(tmp_path / name)],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for name in "abc"
-    ]  # fmt: skip
+    ]
     for run in runs:
         assert run.stdout is not None and run.stdout.readline() == "ready\n"
     said = [run.communicate("go\n", timeout=120)[1] for run in runs]
@@ -104,9 +108,11 @@ def test_a_deleted_experiment_is_told_and_restored_is_filled(
 
 
 def test_a_locked_database_costs_seconds_and_one_warning(
-    served_run: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    served_run: RunFolder,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     run = copy_run(served_run, tmp_path / "run")
     place = locate(run, SETTINGS)
     with connected(place, SETTINGS):

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from archipelago.pipeline.errors import IntegrityError
+from archipelago.pipeline.methods import methods
+from archipelago.pipeline.methods.finetune import Finetune
 from archipelago.pipeline.store import Folder, sha256
 from archipelago.pipeline.store.tensors import dump
 from archipelago.pipeline.streams import PreparedDomain
@@ -33,7 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def _settings(world: World, method: str = "trge", **training: Any) -> Any:
     base = {"steps": 8, "batch_size": 8, "views": 2, "validate_every": 2, "checkpoint_every": 3}
-    rate = {"finetune": 0.001}.get(method, 0.02)
+    rate = 0.001 if issubclass(methods.get(method), Finetune) else 0.02
     return run_settings(
         world, method={"name": method}, training=base | {"learning_rate": rate} | training
     )
@@ -49,7 +51,15 @@ def _uninterrupted(world: World, run: Path, settings: Any) -> tuple[str, Outcome
 def test_resumed_equals_uninterrupted(
     world: World, tmp_path: Path, method: str, dies_at: int
 ) -> None:
-    settings = _settings(world, method)
+    _check_resumed(world, tmp_path, _settings(world, method), dies_at)
+
+
+@pytest.mark.parametrize("method", [name for name, m in methods.known().items() if m.trains])
+def test_every_method_that_trains_resumes(world: World, tmp_path: Path, method: str) -> None:
+    _check_resumed(world, tmp_path, _settings(world, method), STEPS[1])
+
+
+def _check_resumed(world: World, tmp_path: Path, settings: Any, dies_at: int) -> None:
     expected, _ = _uninterrupted(world, tmp_path / "whole", settings)
     folder = tmp_path / "checkpoint"
     folder.mkdir()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.drivers import vllm
 from archipelago.pipeline.identifiers.scorer import Scorer, build_scorer
-from archipelago.pipeline.settings import IdentifierSettings
 from tests.unit import vllm_stand_in as stand_in
 from tests.unit.tiny_mllm import save_mllm
 
@@ -18,8 +18,8 @@ TEXTS = ("a photo of a cat", "grey noise", "answer A", "x")
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 
 
-def settings(model: Path | str, driver: str = "vllm", **more: object) -> IdentifierSettings:
-    return IdentifierSettings.model_validate(
+def settings(model: Path | str, driver: str = "vllm", **more: object) -> MultimodalSettings:
+    return MultimodalSettings.model_validate(
         {"name": "mllm", "model": str(model), "driver": driver, **more}
     )
 
@@ -102,9 +102,11 @@ def test_settings_reach_vllm_and_what_cannot_work_is_refused(
         settings(tmp_path / "m", dtype="bf16", options={"gpu_memory_utilization": 0.4})
     )
     assert stand_in.LLM.made[-1] == {
-        "dtype": "bfloat16", "enable_prefix_caching": True, "limit_mm_per_prompt": {"image": 1},
+        "dtype": "bfloat16",
+        "enable_prefix_caching": True,
+        "limit_mm_per_prompt": {"image": 1},
         "gpu_memory_utilization": 0.4,
-    }  # fmt: skip
+    }
     (tmp_path / "m" / "more.json").write_text("{}")
     other = build_scorer(settings(tmp_path / "m"))
     assert scorer.model.startswith("m@") and scorer.model != other.model

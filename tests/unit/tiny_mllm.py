@@ -32,27 +32,47 @@ def save_mllm(folder: Path, chat: bool = True, seed: int = 0) -> Path:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=SPECIAL, show_progress=False,
+        vocab_size=400,
+        special_tokens=SPECIAL,
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     bpe.train_from_iterator([DESCRIBE, LIKELIHOOD, CHOICE, ANSWER], trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
         extra_special_tokens={"image_token": "<image>"},
-    )  # fmt: skip
+    )
     vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        image_size=32, patch_size=16, projection_dim=32,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+        projection_dim=32,
+    )
     text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=512, pad_token_id=0, bos_token_id=1,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=1,
         eos_token_id=2,
-    )  # fmt: skip
+    )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=3, image_seq_length=4,
-        vision_feature_layer=-1, pad_token_id=0,
-    )  # fmt: skip
+        vision_config=vision,
+        text_config=text,
+        image_token_index=3,
+        image_seq_length=4,
+        vision_feature_layer=-1,
+        pad_token_id=0,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(config)
@@ -62,9 +82,13 @@ def save_mllm(folder: Path, chat: bool = True, seed: int = 0) -> Path:
     model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     processor = LlavaProcessor(
-        pictures, tokenizer, patch_size=16, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=CHAT if chat else None,
-    )  # fmt: skip
+        pictures,
+        tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT if chat else None,
+    )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -11,7 +11,7 @@ import numpy as np
 
 from archipelago.pipeline.closedform import Basis, make_basis
 from archipelago.pipeline.config import redacted
-from archipelago.pipeline.identifiers import Looker
+from archipelago.pipeline.identifiers import ScoreCache
 from archipelago.pipeline.learned.engine import Engine, EngineSpec
 from archipelago.pipeline.learner import Learner
 from archipelago.pipeline.model.kernels import Kernels
@@ -46,9 +46,15 @@ def make_world(
         StreamSettings(reader="parquet", root=str(root / "stream"), options=options), 0
     )
     prepared = prepare(
-        domains, size=32, run=str(root), cache_dir=str(root / "cache"), cache_gib=1.0,
-        cluster=ClusterSettings(), max_pixels=10_000, use_ray=False,
-    )  # fmt: skip
+        domains,
+        size=32,
+        run=str(root),
+        cache_dir=str(root / "cache"),
+        cache_gib=1.0,
+        cluster=ClusterSettings(),
+        max_pixels=10_000,
+        use_ray=False,
+    )
     save_local(root / "clip")
     return World(prepared, root / "clip")
 
@@ -59,12 +65,18 @@ def run_settings(world: World, **parts: Any) -> Settings:
         "backbone": {"name": f"local-dir:{world.backbone}"},
         "cluster": {"train": {"num_workers": 0}, "encode": {"num_workers": 0}},
         "training": {
-            "steps": 8, "batch_size": 8, "warmup": 1, "views": 2, "learning_rate": 0.02,
-            "validate_every": 2, "checkpoint_every": 3, "cache_gib": 0.1,
+            "steps": 8,
+            "batch_size": 8,
+            "warmup": 1,
+            "views": 2,
+            "learning_rate": 0.02,
+            "validate_every": 2,
+            "checkpoint_every": 3,
+            "cache_gib": 0.1,
         },
         "evaluation": {"batch_size": 8},
         "experts": {"count": 3, "rank": 2},
-    }  # fmt: skip
+    }
     merged = dict(fixed)
     for name, part in parts.items():
         merged[name] = fixed.get(name, {}) | part if isinstance(part, dict) else part
@@ -77,16 +89,27 @@ def stage_spec(world: World, run: Path, chosen: Settings, stage: int = 0) -> Sta
 
 
 def make_learner(
-    world: World, run: RunFolder, chosen: Settings, looker: Looker | None = None, **options: Any
+    world: World,
+    run: RunFolder,
+    chosen: Settings,
+    score_cache: ScoreCache | None = None,
+    **options: Any,
 ) -> Learner:
     """A learner with an engine in this process and a basis of random images."""
     engine = Engine(EngineSpec(chosen, run.uri, Kernels()))
     if not run.folder.exists(names.BASIS):
         keep_basis(run, make_noise_basis(engine))
     return Learner(
-        run, chosen, world.domains, engine, engine.basis, engine.backbone.logit_scale, Kernels(),
-        looker, **options,
-    )  # fmt: skip
+        run,
+        chosen,
+        world.domains,
+        engine,
+        engine.basis,
+        engine.backbone.logit_scale,
+        Kernels(),
+        score_cache,
+        **options,
+    )
 
 
 def open_run(world: World, run: RunFolder, chosen: Settings, locked: bool = False) -> None:
@@ -99,11 +122,12 @@ def open_run(world: World, run: RunFolder, chosen: Settings, locked: bool = Fals
         facts = {
             "backbone": engine.facts() | {"basis": engine.basis.digest},
             "stream": {
-                "tasks": tasks, "stages": [list(s.tasks) for s in stages_of(chosen, tasks)],
+                "tasks": tasks,
+                "stages": [list(s.tasks) for s in stages_of(chosen, tasks)],
             },
             "kernels": Kernels().asdict(),
             "versions": {"torch": "2"},
-        }  # fmt: skip
+        }
         run.open_run(redacted(chosen), facts)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from archipelago.pipeline.identifiers import Looker
+from archipelago.pipeline.identifiers import ScoreCache
 from archipelago.pipeline.identifiers.scorer import Scorer
 from archipelago.pipeline.serving.pointer import next_pointer, write_pointer
 from archipelago.pipeline.settings import ServingSettings
@@ -26,8 +26,8 @@ def learned_run(world: World, where: Path, scorer: Scorer | None = None, **parts
     settings = run_settings(world, **({"method": method, "run_dir": str(where)} | parts))
     run = RunFolder(where)
     open_run(world, run, settings)
-    looker = None if scorer is None else Looker(scorer, settings.identifier, settings.seed)
-    learn_stream(make_learner(world, run, settings, looker))
+    score_cache = None if scorer is None else ScoreCache(scorer, settings.identifier, settings.seed)
+    learn_stream(make_learner(world, run, settings, score_cache))
     return run
 
 

@@ -62,8 +62,10 @@ class LLM:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         if unknown := set(kwargs) - {
-            "enable_prefix_caching", "limit_mm_per_prompt", "gpu_memory_utilization"
-        }:  # fmt: skip
+            "enable_prefix_caching",
+            "limit_mm_per_prompt",
+            "gpu_memory_utilization",
+        }:
             raise TypeError(f"unexpected keyword arguments {sorted(unknown)}")
         LLM.made.append({"dtype": dtype, **kwargs})
         self.processor = AutoProcessor.from_pretrained(model)

@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.choices import Choices
 from archipelago.pipeline.identifiers.description import ANSWER, LIKELIHOOD, describe_prompt
 from archipelago.pipeline.identifiers.processor import Processor, loading
 from archipelago.pipeline.identifiers.scorer import Scores, register_driver
 from archipelago.pipeline.identifiers.sentences import fits, most_fitting, sentences_of
-from archipelago.pipeline.settings import IdentifierSettings
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class TransformersScorer:
     parallel = 1
     remote = False
 
-    def __init__(self, settings: IdentifierSettings, threads: int = 0) -> None:
+    def __init__(self, settings: MultimodalSettings, threads: int = 0) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.settings = settings
@@ -104,9 +104,13 @@ class TransformersScorer:
             found = self.processor.hf(text=texts, return_tensors="pt", padding=True, **shown)
             return dict(found.to(self.device))
         found = self.processor.hf.apply_chat_template(
-            self.processor.chats(prompts, pictures), add_generation_prompt=True, tokenize=True,
-            return_dict=True, return_tensors="pt", processor_kwargs={"padding": True},
-        )  # fmt: skip
+            self.processor.chats(prompts, pictures),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
         found = found.to(self.device)
         return {
             k: v.to(self._model.dtype) if v.is_floating_point() else v for k, v in found.items()
@@ -180,9 +184,11 @@ class TransformersScorer:
     def _generate(self, inputs: dict[str, Any], tokens: int) -> list[str]:
         start = inputs["input_ids"].shape[1]
         found = self._model.generate(
-            **inputs, max_new_tokens=tokens, do_sample=False,
+            **inputs,
+            max_new_tokens=tokens,
+            do_sample=False,
             pad_token_id=self.processor.tokenizer.pad_token_id,
-        )  # fmt: skip
+        )
         return self.processor.tokenizer.batch_decode(found[:, start:], skip_special_tokens=True)
 
 
@@ -206,7 +212,7 @@ def _extended(inputs: dict[str, Any], ids_L: Tensor) -> dict[str, Any]:
     return longer
 
 
-def _load(settings: IdentifierSettings, where: str, device: str) -> Any:
+def _load(settings: MultimodalSettings, where: str, device: str) -> Any:
     from transformers import AutoModelForImageTextToText  # seconds
 
     options = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}

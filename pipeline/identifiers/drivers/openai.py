@@ -22,11 +22,11 @@ import numpy as np
 from PIL import Image
 
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.choices import Choices
 from archipelago.pipeline.identifiers.description import clean, describe_prompt, parse_letter
 from archipelago.pipeline.identifiers.scorer import ScorerError, Scores, one_hot, register_driver
 from archipelago.pipeline.redact import redacted
-from archipelago.pipeline.settings import IdentifierSettings
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class OpenAIScorer:
     remote = True
     parallel = 1  # batches; within one, requests run side by side
 
-    def __init__(self, settings: IdentifierSettings, threads: int = 0) -> None:
+    def __init__(self, settings: MultimodalSettings, threads: int = 0) -> None:
         assert settings.endpoint is not None
         self.settings = settings
         self.model = f"{settings.model}@endpoint"

@@ -25,12 +25,12 @@ import torch
 from PIL import Image
 
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.choices import Choices
 from archipelago.pipeline.identifiers.description import ANSWER, LIKELIHOOD, describe_prompt
 from archipelago.pipeline.identifiers.processor import Processor, folder_digest, loading
 from archipelago.pipeline.identifiers.scorer import Scores, register_driver
 from archipelago.pipeline.identifiers.sentences import fits, most_fitting, sentences_of
-from archipelago.pipeline.settings import IdentifierSettings
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 DESCRIBE_TOKENS, ANSWER_TOKENS = 48, 4
@@ -51,7 +51,7 @@ class VllmScorer:
     parallel = 1
     remote = False
 
-    def __init__(self, settings: IdentifierSettings, threads: int = 0) -> None:
+    def __init__(self, settings: MultimodalSettings, threads: int = 0) -> None:
         if not torch.cuda.is_available():
             raise UserError(
                 "identifier.driver=vllm: needs a CUDA device; give the pool one with"
@@ -166,9 +166,11 @@ class VllmScorer:
         tokens = [self.processor.letter_ids(letter) for letter in letters]
         allowed = [token for some in tokens for token in some]
         answers = self._ask(
-            self._prompts(images, prompts), max_tokens=1, allowed_token_ids=allowed,
+            self._prompts(images, prompts),
+            max_tokens=1,
+            allowed_token_ids=allowed,
             logprob_token_ids=allowed,
-        )  # fmt: skip
+        )
         places = np.empty((len(images), len(letters)))
         for row, answer in enumerate(answers):
             found = answer.outputs[0].logprobs[0]

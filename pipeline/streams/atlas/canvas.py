@@ -162,9 +162,15 @@ def shade(image: np.ndarray, light: np.ndarray) -> np.ndarray:
 
 
 def camera(
-    dice: Dice, image: Image.Image, *, turn: int = 0, zoom: tuple[int, int] = (100, 100),
-    shift: int = 0, tilt: int = 0, fill: int | Colour = 0,
-) -> Image.Image:  # fmt: skip
+    dice: Dice,
+    image: Image.Image,
+    *,
+    turn: int = 0,
+    zoom: tuple[int, int] = (100, 100),
+    shift: int = 0,
+    tilt: int = 0,
+    fill: int | Colour = 0,
+) -> Image.Image:
     """Look at `image` anew: turned by up to `turn` steps, zoomed by percent, shifted, tilted.
 
     `tilt` is the largest perspective term in 1/100,000 a pixel. What lies outside becomes `fill`.

@@ -91,7 +91,7 @@ class FolderReader:
             log.warning(
                 "stream.root: %s: no domains, as their names do not start with a letter or digit",
                 some(hidden),
-            )  # fmt: skip
+            )
         return [shown(name) for name in folders if name not in hidden]
 
     def domain(self, name: str) -> Domain:
@@ -205,5 +205,7 @@ def _tell(name: str, layout: Layout, left_out: list[LeftOut]) -> None:
     if dangling:
         log.warning(
             "%s: %d links lead nowhere (was the content fetched?) and are left out: %s",
-            name, len(dangling), some(dangling),
-        )  # fmt: skip
+            name,
+            len(dangling),
+            some(dangling),
+        )

@@ -91,12 +91,24 @@ def person(dice: Dice) -> list[Solid]:
     girth = dice.between(90, 118) / 1000 * tall
     out = [
         limb(hips, chest, girth, shirt, 1, TORSO),
-        limb(add(hips, (1.0, 0.0, 0.0), -0.05 * tall), add(hips, (1.0, 0.0, 0.0), 0.05 * tall),
-             0.085 * tall, trousers, 1, TORSO),
+        limb(
+            add(hips, (1.0, 0.0, 0.0), -0.05 * tall),
+            add(hips, (1.0, 0.0, 0.0), 0.05 * tall),
+            0.085 * tall,
+            trousers,
+            1,
+            TORSO,
+        ),
         limb(head, add(head, (0.0, 0.025 * tall, 0.0)), 0.068 * tall, skin, 1, HEAD),
-        limb(add(head, (0.0, 0.03, -0.02), tall), add(head, (0.0, 0.045, -0.012), tall),
-             0.062 * tall, hair, 1, HEAD),
-    ]  # fmt: skip
+        limb(
+            add(head, (0.0, 0.03, -0.02), tall),
+            add(head, (0.0, 0.045, -0.012), tall),
+            0.062 * tall,
+            hair,
+            1,
+            HEAD,
+        ),
+    ]
     for side in (-1, 1):
         aside = side * dice.between(20, 90)
         if pose == "wave" and (side == 1 or dice.chance(50)):
@@ -173,10 +185,16 @@ def table(dice: Dice) -> list[Solid]:
     paint = cover(dice, dice.pick(WOOD), ("plain", "stripes"))
     top = Solid("box", (0.0, h, 0.0), (x, 0.03, z), paint, 0, 6)
     legs = [
-        rod((a * (x - 0.05), 0.0, b * (z - 0.05)), (a * (x - 0.05), h, b * (z - 0.05)), 0.03,
-            paint, 6)
-        for a in (-1, 1) for b in (-1, 1)
-    ]  # fmt: skip
+        rod(
+            (a * (x - 0.05), 0.0, b * (z - 0.05)),
+            (a * (x - 0.05), h, b * (z - 0.05)),
+            0.03,
+            paint,
+            6,
+        )
+        for a in (-1, 1)
+        for b in (-1, 1)
+    ]
     return [top, *legs]
 
 
@@ -194,8 +212,14 @@ def tree(dice: Dice) -> list[Solid]:
 
 
 BUILDERS: tuple[Callable[[Dice], list[Solid]], ...] = (
-    person, dog, ball, crate, barrel, table, tree,
-)  # fmt: skip
+    person,
+    dog,
+    ball,
+    crate,
+    barrel,
+    table,
+    tree,
+)
 
 
 def turned(solid: Solid, angle: int) -> Solid:

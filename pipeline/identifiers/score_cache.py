@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.description import (
     DESCRIBE_VERSION,
     SCORE_VERSION,
@@ -26,9 +27,8 @@ from archipelago.pipeline.identifiers.description import (
     clean,
     orders,
 )
-from archipelago.pipeline.identifiers.places import Places
+from archipelago.pipeline.identifiers.position_bias import PositionTally
 from archipelago.pipeline.identifiers.scorer import Scorer, Scores
-from archipelago.pipeline.settings import IdentifierSettings
 from archipelago.pipeline.store import Folder
 from archipelago.pipeline.store.tensors import dump, load
 
@@ -37,7 +37,7 @@ PLACED = 64  # images of each set on which position bias is measured
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class ImageSource:
     """Images that may be looked at.
 
     Attributes:
@@ -56,7 +56,7 @@ class Shown:
 
 
 @dataclass
-class Work:
+class Usage:
     """What was asked of the model.
 
     Attributes:
@@ -75,10 +75,10 @@ class Work:
     parse_failures: int = 0
     seconds: float = 0.0
     images: int = 0
-    places: dict[int, Places] = field(default_factory=dict)
+    places: dict[int, PositionTally] = field(default_factory=dict)
 
     def position_bias(self) -> dict[str, Any] | None:
-        """See `Places.bias`, of the longest list of options; None for scores without places."""
+        """That of the longest list of options; None for scores without places."""
         return self.places[max(self.places)].bias() if self.places else None
 
     def asdict(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Work:
         return plain | {"position_bias": self.position_bias()}
 
 
-class Looker:
+class ScoreCache:
     """A scorer with a memory.
 
     Args:
@@ -100,23 +100,23 @@ class Looker:
     def __init__(
         self,
         scorer: Scorer,
-        settings: IdentifierSettings,
+        settings: MultimodalSettings,
         seed: int = 0,
         folder: Folder | None = None,
     ) -> None:
         self.scorer = scorer
         self.settings = settings
         self.seed = seed
-        self.work = Work()
+        self.usage = Usage()
         self.traces: list[dict[str, Any]] = []
         self._folder = folder
         self._tables: dict[str, np.ndarray] = {}
 
-    def take_work(self) -> tuple[Work, list[dict[str, Any]]]:
+    def take_usage(self) -> tuple[Usage, list[dict[str, Any]]]:
         """What was done since this was last asked, with a few calls in full."""
-        work, traces = self.work, self.traces
-        self.work, self.traces = Work(), []
-        return work, traces
+        usage, traces = self.usage, self.traces
+        self.usage, self.traces = Usage(), []
+        return usage, traces
 
     # -- describe ----------------------------------------------------------------------------
 
@@ -137,9 +137,11 @@ class Looker:
 
     # -- score -------------------------------------------------------------------------------
 
-    def look(self, shown: Shown, at: np.ndarray, descriptions: Sequence[str]) -> np.ndarray:
+    def scores(
+        self, images: ImageSource, at: np.ndarray, descriptions: Sequence[str]
+    ) -> np.ndarray:
         """Log scores (n, T + 1) of the images at some positions; NaN where no answer came."""
-        self.work.calls += len(at)
+        self.usage.calls += len(at)
         if not len(at):
             return np.zeros((0, len(descriptions) + 1), np.float32)
         scoring = self.settings.scoring
@@ -147,51 +149,53 @@ class Looker:
             columns = [[text] for text in dict.fromkeys(descriptions)]
         else:
             columns = [list(descriptions)]
-        if shown.key is None:
-            values = self._ask(shown, at, columns)
+        if images.key is None:
+            values = self._ask(images, at, columns)
         else:
-            self._complete(shown, at, columns)
-            values = [self._recall(shown, texts)[shown.rows[at]] for texts in columns]
+            self._complete(images, at, columns)
+            values = [self._recall(images, texts)[images.rows[at]] for texts in columns]
         if scoring == "likelihood":
             where = {texts[0]: value[:, 0] for texts, value in zip(columns, values, strict=True)}
             found = np.stack([where[text] for text in descriptions], axis=1)
             found = np.concatenate([found, np.zeros((len(at), 1), np.float32)], axis=1)
         else:
             found = values[0]
-            self._place(shown.read(at[:PLACED]), found[:PLACED])
-        self.work.fallbacks += int(np.isnan(found).any(axis=1).sum())
+            self._place(images.read(at[:PLACED]), found[:PLACED])
+        self.usage.fallbacks += int(np.isnan(found).any(axis=1).sum())
         return found
 
-    def prefetch(self, shown: Shown, descriptions: Sequence[str]) -> None:
+    def prefetch(self, images: ImageSource, descriptions: Sequence[str]) -> None:
         """Compare all images with descriptions that will be asked about, each image read once.
 
         Nobody's opinion is wanted yet, so no calls are counted. Only in `likelihood` mode.
         """
-        if self.settings.scoring == "likelihood" and shown.key is not None:
+        if self.settings.scoring == "likelihood" and images.key is not None:
             columns = [[text] for text in dict.fromkeys(descriptions)]
-            self._complete(shown, np.arange(len(shown.rows)), columns)
+            self._complete(images, np.arange(len(images.rows)), columns)
 
     def _place(self, images: np.ndarray, values: np.ndarray) -> None:
         options = values.shape[1]
-        tally = self.work.places.setdefault(options, Places.empty(options))
+        tally = self.usage.places.setdefault(options, PositionTally.empty(options))
         tally.add(values, orders(images, options, self.seed))
 
-    def _complete(self, shown: Shown, at: np.ndarray, columns: list[list[str]]) -> None:
+    def _complete(self, images: ImageSource, at: np.ndarray, columns: list[list[str]]) -> None:
         """Score what is not known yet, all texts that an image lacks at once."""
-        rows = shown.rows[at]
+        rows = images.rows[at]
         unknown = np.stack(
-            [np.isnan(self._recall(shown, texts)[rows, 0]) for texts in columns], axis=1
+            [np.isnan(self._recall(images, texts)[rows, 0]) for texts in columns], axis=1
         )
         for pattern in np.unique(unknown[unknown.any(axis=1)], axis=0):
             wanted = [texts for texts, missing in zip(columns, pattern, strict=True) if missing]
             which = np.flatnonzero((unknown == pattern).all(axis=1))
-            for texts, fresh in zip(wanted, self._ask(shown, at[which], wanted), strict=True):
-                self._recall(shown, texts)[rows[which]] = fresh
+            for texts, fresh in zip(wanted, self._ask(images, at[which], wanted), strict=True):
+                self._recall(images, texts)[rows[which]] = fresh
         for texts, missing in zip(columns, unknown.T, strict=True):
             if missing.any():
-                self._remember(shown, texts)
+                self._remember(images, texts)
 
-    def _ask(self, shown: Shown, at: np.ndarray, columns: list[list[str]]) -> list[np.ndarray]:
+    def _ask(
+        self, images: ImageSource, at: np.ndarray, columns: list[list[str]]
+    ) -> list[np.ndarray]:
         """Scores of every image for each set of texts, in batches, some of them at once."""
         scoring, size = self.settings.scoring, self.settings.batch_size
         texts = [text for column in columns for text in column]
@@ -199,7 +203,7 @@ class Looker:
         clock = time.time()
 
         def score(batch: np.ndarray) -> Scores:
-            return self.scorer.score(shown.read(batch), texts, scoring, self.seed)
+            return self.scorer.score(images.read(batch), texts, scoring, self.seed)
 
         if self.scorer.parallel > 1 and len(batches) > 1:
             with ThreadPoolExecutor(self.scorer.parallel, "look") as pool:
@@ -209,41 +213,41 @@ class Looker:
         values = np.concatenate([answer.values for answer in answers])
         if values.shape != (len(at), len(texts) + 1):
             raise RuntimeError(f"{len(at)} images were sent to the model, {len(values)} came back")
-        self.work.images += len(at)
-        self.work.seconds += time.time() - clock
-        self.work.scorings += len(at) * len(columns)
-        self.work.parse_failures += sum(answer.parse_failures for answer in answers)
-        self._trace(scoring, shown.label, clock, texts, [round(float(v), 3) for v in values[0]])
+        self.usage.images += len(at)
+        self.usage.seconds += time.time() - clock
+        self.usage.scorings += len(at) * len(columns)
+        self.usage.parse_failures += sum(answer.parse_failures for answer in answers)
+        self._trace(scoring, images.label, clock, texts, [round(float(v), 3) for v in values[0]])
         if scoring == "likelihood":
             return [values[:, i : i + 1] for i in range(len(texts))]
         return [values]
 
     # -- memory ------------------------------------------------------------------------------
 
-    def _name(self, shown: Shown, texts: list[str]) -> str:
+    def _name(self, images: ImageSource, texts: list[str]) -> str:
         scoring = self.settings.scoring
         what = [self.scorer.model, SCORE_VERSION, scoring, *texts]
         if scoring != "likelihood":
             what.append(str(self.seed))
-        assert shown.key is not None
+        assert images.key is not None
         digest = hashlib.sha256("\0".join(what).encode()).hexdigest()[:24]
-        return f"scores/{shown.key[:24]}/{scoring}-{digest}.safetensors"
+        return f"scores/{images.key[:24]}/{scoring}-{digest}.safetensors"
 
-    def _recall(self, shown: Shown, texts: list[str]) -> np.ndarray:
-        name = self._name(shown, texts)
+    def _recall(self, images: ImageSource, texts: list[str]) -> np.ndarray:
+        name = self._name(images, texts)
         if name not in self._tables:
             width = 1 if self.settings.scoring == "likelihood" else len(texts) + 1
-            table = np.full((shown.count, width), np.nan, np.float32)
+            table = np.full((images.count, width), np.nan, np.float32)
             if self._folder is not None and self._folder.exists(name):
                 stored = load(self._folder.read(name), name)
                 table[stored["rows"].numpy()] = stored["scores"].numpy()
             self._tables[name] = table
         return self._tables[name]
 
-    def _remember(self, shown: Shown, texts: list[str]) -> None:
+    def _remember(self, images: ImageSource, texts: list[str]) -> None:
         if self._folder is None:
             return
-        name = self._name(shown, texts)
+        name = self._name(images, texts)
         table = self._tables[name]
         known = np.flatnonzero(~np.isnan(table[:, 0]))
         self._folder.write(name, dump({"rows": known, "scores": table[known]}))

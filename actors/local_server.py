@@ -1,6 +1,6 @@
 """The HTTP application over a model in one process of its own, so that its memory can be measured.
 
-python -m archipelago.jobs.local_server RUN_DIR SETTINGS: prints its port, serves until its input
+python -m archipelago.actors.local_server RUN_DIR SETTINGS: prints its port, serves until its input
 ends.
 """
 
@@ -59,7 +59,7 @@ class Server:
 def local_server(run_dir: str, **serving: object) -> Iterator[Server]:
     """Serve a run on a free loopback port."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "archipelago.jobs.local_server", run_dir, json.dumps(serving)],
+        [sys.executable, "-m", "archipelago.actors.local_server", run_dir, json.dumps(serving)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,

@@ -18,24 +18,25 @@ import numpy as np
 from archipelago.pipeline.closedform import Basis
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.evaluation import metrics
-from archipelago.pipeline.evaluation.evaluator import Evaluator, shown
+from archipelago.pipeline.evaluation.evaluator import Evaluator, image_source
 from archipelago.pipeline.evaluation.views import Encoder
+from archipelago.pipeline.identifier_settings import for_identifier
 from archipelago.pipeline.identifiers import (
     Description,
     Evidence,
     Identification,
     Identifier,
-    Looker,
-    Shown,
+    ImageSource,
+    ScoreCache,
     build_identifier,
 )
+from archipelago.pipeline.identifiers.calibration import ConsultRule, floored, margins_of
 from archipelago.pipeline.identifiers.cascade import Cascade
 from archipelago.pipeline.identifiers.describer import Describer
-from archipelago.pipeline.identifiers.folds import Rule, floored, margins_of
 from archipelago.pipeline.identifiers.scorer import Scorer
 from archipelago.pipeline.learned.state import State, build_state
 from archipelago.pipeline.records import GroupRecord
-from archipelago.pipeline.settings import IdentifierSettings, Settings
+from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import RunFolder
 from archipelago.pipeline.streams import ImageTable, PreparedDomain
 
@@ -46,8 +47,8 @@ TIMED = 64  # images that are scored anew to measure speed
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """An identifier and how it asks; `scoring` is None for those that do not look."""
+class IdentifierVariant:
+    """An identifier and how it asks; `scoring` is None for those without a model."""
 
     name: str
     scoring: str | None = None
@@ -64,7 +65,7 @@ class Candidate:
 
 
 @dataclass
-class Row:
+class ComparisonRow:
     """What one identifier reached. Percent; `None` = not defined."""
 
     title: str
@@ -86,12 +87,13 @@ class Row:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-class Comparison:
+class IdentifierComparison:
     """Compares identifiers on a run.
 
     Args:
         run: a finished run, locked by the caller.
-        settings: of the run; its identifier section says how the model is used.
+        settings: of the run; its identifier section says how the model is used, whatever the run's
+            own identifier was (`for_identifier`).
         domains: decoded tasks in stream order.
         encoder: computes what is not stored yet.
         basis: of compact features.
@@ -118,16 +120,22 @@ class Comparison:
         self._total: dict[str, Any] = {}
         self.curve: list[dict[str, float]] = []
 
-    def _looker(self, chosen: IdentifierSettings) -> Looker:
+    def _with(self, variant: IdentifierVariant) -> Settings:
+        """The run's settings with another identifier."""
+        changes = {} if variant.scoring is None else {"scoring": variant.scoring}
+        chosen = for_identifier(self.settings.identifier, variant.name, **changes)
+        return self.settings.model_copy(update={"identifier": chosen})
+
+    def _score_cache(self, settings: Settings) -> ScoreCache:
         folder = self.run.folder.child("identifier")
-        return Looker(self.scorer, chosen, self.settings.seed, folder)
+        return ScoreCache(self.scorer, settings.multimodal, settings.seed, folder)
 
     # -- what the run knows ------------------------------------------------------------------
 
     def read(self) -> list[str]:
         """Read the records and, where they have none, describe the tasks; returns the tasks."""
-        chosen = self.settings.identifier.model_copy(update={"name": "mllm"})
-        writer = build_identifier(chosen, self.basis, self._looker(chosen))
+        chosen = self._with(IdentifierVariant("mllm"))
+        writer = build_identifier(chosen.identifier, self.basis, self._score_cache(chosen))
         describer = Describer(writer, self.settings)
         known = {domain.name: domain for domain in self.domains}
         for ref in self.run.current_groups():
@@ -158,33 +166,29 @@ class Comparison:
 
     # -- one identifier ----------------------------------------------------------------------
 
-    def row(self, candidate: Candidate) -> Row:
+    def row(self, variant: IdentifierVariant) -> ComparisonRow:
         """Learn and measure all stages with one identifier."""
-        update = {"name": candidate.name}
-        if candidate.scoring is not None:
-            update["scoring"] = candidate.scoring
-        chosen = self.settings.identifier.model_copy(update=update)
-        looker = None if candidate.scoring is None else self._looker(chosen)
-        settings = self.settings.model_copy(update={"identifier": chosen})
+        settings = self._with(variant)
+        score_cache = None if variant.scoring is None else self._score_cache(settings)
         matrix = np.full((len(self._groups), len(self.domains)), np.nan)
         stages: list[Stage] = []
         decided = 0
-        if looker is not None and candidate.name == "mllm" and len(self._groups) > 1:
-            self._prefetch(looker)
+        if score_cache is not None and variant.name == "mllm" and len(self._groups) > 1:
+            self._prefetch(score_cache)
         known: list[GroupRecord] = []
         for stage, group in enumerate(self._groups):
-            known.append(self._studied(settings, known, group, looker))
-            state = self._state(settings, known, looker)
+            known.append(self._studied(settings, known, group, score_cache))
+            state = self._state(settings, known, score_cache)
             assert state.identifier is not None
             self.evaluator.know(state)
-            before = None if looker is None else vars(looker.work).copy()
+            before = None if score_cache is None else vars(score_cache.usage).copy()
             found = {
                 d.name: state.identifier.identify(self.evaluator.evidence(d.name))
                 for d in self.domains
             }
             decided += sum(len(f.novelty) for f in found.values())
-            if looker is not None and before is not None:
-                self._count(looker, before)
+            if score_cache is not None and before is not None:
+                self._count(score_cache, before)
             outside: dict[str, np.ndarray] = {}
             for column, domain in enumerate(self.domains):
                 measured = self.evaluator.measured(state, domain.name, found[domain.name])
@@ -192,25 +196,25 @@ class Comparison:
                 assert measured.outside is not None
                 outside[domain.name] = measured.outside
             stages.append((found, outside))
-        work = {} if looker is None else self._total
+        work = {} if score_cache is None else self._total
         self._total = {}
-        row = self._summary(candidate, matrix, stages, work, decided)
+        row = self._summary(variant, matrix, stages, work, decided)
         assert state.identifier is not None
-        row.images_per_second = self._speed(candidate, state.identifier, row.calls_share)
+        row.images_per_second = self._speed(variant, state.identifier, row.calls_share)
         if isinstance(state.identifier, Cascade):
             rule = state.identifier.rule
             row.extra = {"margin": rule.margin, "weight": rule.weight}
             self.curve = self._curve(state.identifier)
-        if candidate.scoring == "choice":
-            assert looker is not None
-            row.extra["position_bias"] = looker.work.position_bias()
+        if variant.scoring == "choice":
+            assert score_cache is not None
+            row.extra["position_bias"] = score_cache.usage.position_bias()
         return row
 
     def _state(
-        self, settings: Settings, groups: Sequence[GroupRecord], looker: Looker | None
+        self, settings: Settings, groups: Sequence[GroupRecord], score_cache: ScoreCache | None
     ) -> State:
         return build_state(
-            groups, settings, self.basis, scale=self.scale, looker=looker, soft=False
+            groups, settings, self.basis, scale=self.scale, score_cache=score_cache, soft=False
         )
 
     def _studied(
@@ -218,44 +222,44 @@ class Comparison:
         settings: Settings,
         known: Sequence[GroupRecord],
         group: GroupRecord,
-        looker: Looker | None,
+        score_cache: ScoreCache | None,
     ) -> GroupRecord:
         """The record of a stage with what this identifier would have noted while it was learned."""
         (record,) = group.tasks
         record = replace(record, study=None)
         fresh = group.with_tasks([record])
-        if looker is None or record.rows is None:
+        if score_cache is None or record.rows is None:
             return fresh
-        state = self._state(settings, [*known, fresh], looker)
+        state = self._state(settings, [*known, fresh], score_cache)
         assert state.identifier is not None
         domain = self.evaluator.domains[record.name]
         table = ImageTable.open(domain.tables["train"])
-        seen = shown(table, domain.digests["train"], domain.name, record.rows.places)
+        seen = image_source(table, domain.digests["train"], domain.name, record.rows.places)
         return group.with_tasks([replace(record, study=state.identifier.study(record, seen))])
 
-    def _prefetch(self, looker: Looker) -> None:
+    def _prefetch(self, score_cache: ScoreCache) -> None:
         """All test images against all descriptions at once: as many pairs, in less time."""
-        before = vars(looker.work).copy()
+        before = vars(score_cache.usage).copy()
         for domain in self.domains:
-            seen = self.evaluator.evidence(domain.name).shown
+            seen = self.evaluator.evidence(domain.name).images
             assert seen is not None
-            looker.prefetch(seen, self._texts())
-        self._count(looker, before)
+            score_cache.prefetch(seen, self._texts())
+        self._count(score_cache, before)
 
-    def _count(self, looker: Looker, before: dict[str, Any]) -> None:
+    def _count(self, score_cache: ScoreCache, before: dict[str, Any]) -> None:
         """Add what the test images of a stage cost; calibration rows are not counted."""
-        after = vars(looker.work)
+        after = vars(score_cache.usage)
         for key in ("calls", "scorings", "fallbacks", "parse_failures"):
             self._total[key] = self._total.get(key, 0) + after[key] - before[key]
 
     def _summary(
         self,
-        candidate: Candidate,
+        variant: IdentifierVariant,
         matrix: np.ndarray,
         stages: list[Stage],
         work: dict[str, Any],
         decided: int,
-    ) -> Row:
+    ) -> ComparisonRow:
         learned = self._learned
         last, outside = stages[-1]
         place = {t: last[t].options.index(t) for t in learned}
@@ -274,11 +278,12 @@ class Comparison:
                 odd = [np.concatenate([f.novelty for f in part]) for part in (fresh, seen)]
                 aurocs.append(metrics.auroc(*odd))
                 refused.append(np.mean([(outside[t] > 0.5).mean() for t in new]))
-        scores = {name: getattr(metrics, name)(matrix).mean for name in
-                  ("transfer", "average", "last")}  # fmt: skip
+        scores = {
+            name: getattr(metrics, name)(matrix).mean for name in ("transfer", "average", "last")
+        }
         calls = int(work.get("calls", 0))
-        return Row(
-            title=candidate.title,
+        return ComparisonRow(
+            title=variant.title,
             per_task=own,
             closed=float(np.mean(list(own.values()))),
             with_none=float(np.mean(none)),
@@ -296,31 +301,34 @@ class Comparison:
 
     # -- what it costs -----------------------------------------------------------------------
 
-    def _speed(self, candidate: Candidate, identifier: Identifier, share: float) -> float | None:
+    def _speed(
+        self, variant: IdentifierVariant, identifier: Identifier, share: float
+    ) -> float | None:
         """Images identified per second after the last stage, once their features are there."""
-        if candidate.name == "oracle":
+        if variant.name == "oracle":
             return None
         compact = self.evaluator.view(self.domains[-1].name).compact
         clock = time.perf_counter()
         identifier.alone.identify(Evidence(compact))
         seconds = (time.perf_counter() - clock) / len(compact)
-        if candidate.scoring is not None:
-            asked = share / 100.0 if candidate.name == "cascade" else 1.0
-            seconds += asked / self._model_speed(candidate.scoring)
+        if variant.scoring is not None:
+            asked = share / 100.0 if variant.name == "cascade" else 1.0
+            seconds += asked / self._model_speed(variant.scoring)
         return 1.0 / seconds
 
     def _model_speed(self, scoring: str) -> float:
         """Images that the model compares with all descriptions per second, nothing remembered."""
         if scoring not in self._speeds:
-            chosen = self.settings.identifier.model_copy(update={"scoring": scoring})
+            chosen = self.settings.multimodal.model_copy(update={"scoring": scoring})
             evidence = self.evaluator.evidence(self.domains[-1].name)
-            assert evidence.shown is not None
-            looker, texts = Looker(self.scorer, chosen, self.settings.seed), self._texts()
+            assert evidence.images is not None
+            score_cache, texts = ScoreCache(self.scorer, chosen, self.settings.seed), self._texts()
             at = np.arange(min(TIMED, len(evidence.compact)))
-            looker.look(Shown(evidence.shown.read), at[:2], texts)  # priors are computed once
-            looker.take_work()
-            looker.look(Shown(evidence.shown.read), at, texts)
-            self._speeds[scoring] = len(at) / max(looker.work.seconds, 1e-9)
+            images = ImageSource(evidence.images.read)
+            score_cache.scores(images, at[:2], texts)  # priors are computed once
+            score_cache.take_usage()
+            score_cache.scores(images, at, texts)
+            self._speeds[scoring] = len(at) / max(score_cache.usage.seconds, 1e-9)
         return self._speeds[scoring]
 
     def _texts(self) -> list[str]:
@@ -333,16 +341,14 @@ class Comparison:
         """
         evidences = [self.evaluator.evidence(task) for task in cascade.tasks]
         margins = np.concatenate(
-            [margins_of(floored(cascade.guard.identify(e).log_shares)) for e in evidences]
+            [margins_of(floored(cascade.prototype.identify(e).log_shares)) for e in evidences]
         )
         fitted, points = cascade.rule, []
         weight = fitted.weight or WOULD_BE
         for share in SHARES:
             margin = float(np.quantile(margins, share)) if share < 1 else 2.0
-            cascade.rule = Rule(margin if share else 0.0, weight)
-            own = [
-                (cascade.identify(e).closed == i).mean() for i, e in enumerate(evidences)
-            ]  # fmt: skip
+            cascade.rule = ConsultRule(margin if share else 0.0, weight)
+            own = [(cascade.identify(e).closed == i).mean() for i, e in enumerate(evidences)]
             points.append(
                 {"calls": 100.0 * share, "accuracy": 100.0 * float(np.mean(own)), "weight": weight}
             )

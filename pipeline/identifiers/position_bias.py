@@ -20,7 +20,7 @@ from archipelago.pipeline.identifiers.description import letters_for
 
 
 @dataclass(eq=False)
-class Places:
+class PositionTally:
     """Sums over the images that were asked about; one object for each number of options.
 
     Attributes:
@@ -36,7 +36,7 @@ class Places:
     stood: np.ndarray
 
     @classmethod
-    def empty(cls, options: int) -> Places:
+    def empty(cls, options: int) -> PositionTally:
         """Nothing asked yet."""
         return cls(0, np.zeros(options), np.zeros(options), np.zeros((options, options)))
 
@@ -74,10 +74,11 @@ class Places:
         }
 
 
-def said(bias: dict[str, Any]) -> str:
+def bias_in_words(bias: dict[str, Any]) -> str:
     """A bias in words.
 
-    >>> said({"images": 64, "by_place": [40.0, 40.0, 20.0], "deviation": [3.0, -3], "largest": 3.0})
+    >>> bias = {"images": 64, "by_place": [40.0, 40, 20], "deviation": [3.0, -3], "largest": 3.0}
+    >>> bias_in_words(bias)
     'mean probability by place A 40.0, B 40.0, none 20.0; position bias 3.0 points (64 images)'
     """
     names = [*letters_for(len(bias["deviation"])), "none"]

@@ -1,4 +1,4 @@
-"""What an identifier that looks remembers of calibration rows, and what it learns from them.
+"""What a multimodal identifier remembers of calibration rows, and what it learns from them.
 
 A task's rows are scored once, when it is learned, against the tasks known by then. Temperature,
 weight and margin are fitted on the rows of all learned tasks.
@@ -24,7 +24,7 @@ DIGITS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Fold:
+class CalibrationFold:
     """Scores of some calibration rows of one task.
 
     Attributes:
@@ -60,7 +60,7 @@ class Fold:
         options: tuple[str, ...],
         shares: np.ndarray,
         margins: np.ndarray,
-    ) -> Fold:
+    ) -> CalibrationFold:
         """The noted rows that were answered, among the options that are left.
 
         Args:
@@ -84,7 +84,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ScoreCalibration:
     """How the model's scores are read.
 
     Attributes:
@@ -106,27 +106,27 @@ class Reading:
         return floored(z - logsumexp(z))
 
 
-def fit_reading(folds: Sequence[Fold], centred: bool) -> Reading:
+def fit_calibration(folds: Sequence[CalibrationFold], centred: bool) -> ScoreCalibration:
     """Temperature and centring of the lowest cross-entropy over all folds with a choice."""
     usual = {f.task: float(f.scores[:, f.truth].mean()) for f in folds if len(f.scores)}
     useful = [fold for fold in folds if len(fold.options) > 1 and len(fold.scores)]
-    best, lowest = Reading(1.0, 0.0, usual), np.inf
+    best, lowest = ScoreCalibration(1.0, 0.0, usual), np.inf
     if not useful:
         return best
     for centre in CENTRES if centred else (0.0,):
         for temperature in TEMPERATURES:
-            reading = Reading(float(temperature), centre, usual)
+            calibration = ScoreCalibration(float(temperature), centre, usual)
             losses = [
-                -reading.log_shares(fold.scores, fold.options)[:, fold.truth].mean()
+                -calibration.log_shares(fold.scores, fold.options)[:, fold.truth].mean()
                 for fold in useful
             ]
             if np.mean(losses) < lowest - 1e-9:
-                best, lowest = reading, float(np.mean(losses))
+                best, lowest = calibration, float(np.mean(losses))
     return best
 
 
 @dataclass(frozen=True)
-class Rule:
+class ConsultRule:
     """When the cascade asks, and how much it believes the answer.
 
     Attributes:
@@ -138,7 +138,9 @@ class Rule:
     weight: float = 0.0
 
 
-def fit_rule(folds: Sequence[Fold], reading: Reading, share: float) -> Rule:
+def fit_consult_rule(
+    folds: Sequence[CalibrationFold], calibration: ScoreCalibration, share: float
+) -> ConsultRule:
     """The weight of the best log-likelihood, and the least margin that has nearly all of the gain.
 
     At most `share` of the held-out images are below the margin. Where the model does not help, the
@@ -146,7 +148,7 @@ def fit_rule(folds: Sequence[Fold], reading: Reading, share: float) -> Rule:
     """
     useful = [fold for fold in folds if len(fold.options) > 1]
     if not useful or share <= 0:
-        return Rule()
+        return ConsultRule()
     pooled = np.concatenate([fold.margins for fold in useful])
     cuts = np.quantile(pooled, share * np.arange(1, CUTS + 1) / CUTS, method="lower")
     parts = [
@@ -154,9 +156,9 @@ def fit_rule(folds: Sequence[Fold], reading: Reading, share: float) -> Rule:
             margins_of(fold.signature),
             np.stack(
                 [
-                    combined(fold.signature, reading.log_shares(fold.scores, fold.options), weight)[
-                        :, fold.truth
-                    ]
+                    combined(
+                        fold.signature, calibration.log_shares(fold.scores, fold.options), weight
+                    )[:, fold.truth]
                     for weight in WEIGHTS
                 ],
                 axis=1,
@@ -166,16 +168,16 @@ def fit_rule(folds: Sequence[Fold], reading: Reading, share: float) -> Rule:
         if len(fold.scores)
     ]
     if not parts:
-        return Rule()
+        return ConsultRule()
     margins = np.concatenate([margin for margin, _ in parts])
     logs = np.concatenate([log for _, log in parts])  # (n, weights) log share of the truth
     below = margins[None] < cuts[:, None]
     gains = np.einsum("cn,nw->cw", below, logs - logs[:, :1])  # (cuts, weights) over weight 0
     weight = int(np.argmax(gains[-1]))
     if gains[-1, weight] <= 0:
-        return Rule()
+        return ConsultRule()
     cut = int(np.argmax(gains[:, weight] >= ENOUGH * gains[:, weight].max()))
-    return Rule(float(cuts[cut]), float(WEIGHTS[weight]))
+    return ConsultRule(float(cuts[cut]), float(WEIGHTS[weight]))
 
 
 def combined(signature: np.ndarray, model: np.ndarray, weight: float) -> np.ndarray:
