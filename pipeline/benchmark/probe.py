@@ -20,7 +20,7 @@ from archipelago.pipeline.model.kernels import Kernels
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.streams import Domain, PreparedDomain
 from archipelago.pipeline.training.loop import planned_steps
-from archipelago.pipeline.training.objectives import text_activations
+from archipelago.pipeline.training.objectives import Prompts
 
 BATCH = 16
 
@@ -78,7 +78,7 @@ class Probe:
         with torch.no_grad():
             x_BLD = method.trunk(self.images)
         templates = list(self.domain.templates)[:1]
-        (prompts,) = text_activations(self.backbone, first_text, classes, templates)
+        (prompts,) = Prompts(self.backbone, first_text, classes, templates)
 
         def step() -> None:
             with self.backbone.kernels.training():

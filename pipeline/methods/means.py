@@ -27,9 +27,9 @@ def class_means(method: Method, task: Any, like_CF: Tensor, world: int) -> Tenso
         like_CF: says how many classes there are, and of which type and place the means are.
         world: number of workers.
     """
-    sums, x_NLD = torch.zeros_like(like_CF), task.trunk.view(None)
-    for start in range(0, len(x_NLD), BATCH):
-        x_BLD = x_NLD[start : start + BATCH].to(method.backbone.device, torch.float32)
+    sums = torch.zeros_like(like_CF)
+    for start in range(0, len(task.trunk), BATCH):
+        x_BLD = task.trunk[start : start + BATCH].to(method.backbone.device, torch.float32)
         with method.backbone.kernels.exact():
             v_BF = method.frozen_features(x_BLD)
         labels = task.labels[start : start + BATCH].to(v_BF.device)

@@ -8,7 +8,7 @@ Usage:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from archipelago.pipeline.model.openclip import forget_words, open_clip
 from archipelago.pipeline.model.towers import Delta, ImageTower, TextTower
 from archipelago.pipeline.settings import BackboneSettings
 
+PROMPTS = 1024  # captions that are encoded at once
 EMBEDDED = {"clip-tiny": Path(__file__).parent / "weights" / "clip-tiny"}
 SUPPORTED = (
     "supported: open_clip models whose image tower is a ViT with a CLS token and whose text tower"
@@ -104,9 +105,27 @@ class Backbone(nn.Module):
         self, classes: Sequence[str], templates: Sequence[str], delta: Delta | None = None
     ) -> Tensor:
         """Class features (C, F): the normalised mean of a class's normalised template features."""
-        prompts = [template.format(name) for name in classes for template in templates]
-        features = self.encode_text(self.tokenize(prompts), delta)
-        return F.normalize(features.view(len(classes), len(templates), -1).mean(dim=1), dim=-1)
+        return class_means(
+            classes, templates, lambda prompts: self.encode_text(self.tokenize(prompts), delta)
+        )
+
+
+def class_means(
+    classes: Sequence[str], templates: Sequence[str], encode: Callable[[list[str]], Tensor]
+) -> Tensor:
+    """Class features (C, F) from prompts, some whole classes at a time.
+
+    Args:
+        classes: names.
+        templates: with a place for the name.
+        encode: normalised features (P, F) of prompts.
+    """
+    at_once, parts = max(1, PROMPTS // max(1, len(templates))), []
+    for start in range(0, len(classes), at_once):
+        names = classes[start : start + at_once]
+        features = encode([template.format(name) for name in names for template in templates])
+        parts.append(features.view(len(names), len(templates), -1).mean(dim=1))
+    return F.normalize(torch.cat(parts), dim=-1)
 
 
 def load_backbone(

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.model.backbone import Backbone, class_means
 from archipelago.pipeline.model.experts import ExpertGroup, ExpertShape, apply_experts
 from archipelago.pipeline.model.mix import Mix, TaskMix, stack_mixes
 from archipelago.pipeline.model.towers import Delta
@@ -167,12 +167,15 @@ class GrowingModel:
         if not self._embedded:
             return self.backbone.encode_classes(classes, templates, delta)
         tower, first = self.backbone.text, self.first["text"]
-        tokens = self.backbone.tokenize([t.format(name) for name in classes for t in templates])
-        position = tower.positions(tokens)
-        x_CLD = tower.run(tower.embed(tokens), 0, first, None, position)
-        x_CD = tower.pooled(self.enter("text", x_CLD, mix), first, delta, position)
-        features = F.normalize(tower.finish(x_CD), dim=-1)
-        return F.normalize(features.view(len(classes), len(templates), -1).mean(dim=1), dim=-1)
+
+        def encode(prompts: list[str]) -> Tensor:
+            tokens = self.backbone.tokenize(prompts)
+            position = tower.positions(tokens)
+            x_CLD = tower.run(tower.embed(tokens), 0, first, None, position)
+            x_CD = tower.pooled(self.enter("text", x_CLD, mix), first, delta, position)
+            return F.normalize(tower.finish(x_CD), dim=-1)
+
+        return class_means(classes, templates, encode)
 
     def logits(self, features_BF: Tensor, classes_CF: Tensor) -> Tensor:
         """`exp(logit_scale) <v, u>`, (B, C)."""

@@ -41,7 +41,7 @@ class Shared:
         rows: rows of this rank.
         held: rows of the held-out fold.
         trunk: activations of `rows`.
-        held_x: activations of `held` (m, L, D).
+        held_x: activations of `held` (m, L, D), as they are.
         views: augmentation, by row of the table.
     """
 
@@ -49,7 +49,7 @@ class Shared:
     rows: np.ndarray
     held: np.ndarray
     trunk: TrunkCache
-    held_x: Tensor
+    held_x: TrunkCache
     views: Views
 
 
@@ -139,7 +139,7 @@ class DenseObjective(Objective):
     def output(self, adapter: Adapter, where: np.ndarray, task: int) -> Tensor:
         """Outputs (B, O, S, S) for positions in the held-out fold."""
         with self.backbone.kernels.exact():
-            x = self.shared.held_x[torch.from_numpy(where)]
+            x = self.shared.held_x.take(None, where)
             return self._head(adapter.maps(x.to(self.backbone.device, torch.float32), task))
 
     def look(self, adapter: Adapter, task: int) -> None:
@@ -171,18 +171,12 @@ def _shared(settings: Settings, path: str, method: Method, rank: int, world: int
     mine = rows[rank::world]
     views = Views(options, settings.seed, table.digest, len(table))
 
-    def cache(chosen: np.ndarray) -> TrunkCache:
-        return TrunkCache(
-            method.backbone,
-            method.first_blocks[0],
-            table.images,
-            chosen,
-            views,
-            options.views,
-            options.cache_gib,
-        )
+    def cache(chosen: np.ndarray, count: int) -> TrunkCache:
+        share = options.cache_gib * len(chosen) / max(1, len(mine) + len(held))
+        backbone, first = method.backbone, method.first_blocks[0]
+        return TrunkCache(backbone, first, table.images, chosen, views, count, share)
 
-    return Shared(table, mine, held, cache(mine), cache(held).view(None), views)
+    return Shared(table, mine, held, cache(mine, options.views), cache(held, 0), views)
 
 
 def dense_folds(settings: Settings, table: DenseTable) -> tuple[np.ndarray, np.ndarray]:

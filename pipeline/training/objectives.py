@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archipelago.pipeline.methods import Adapter
-from archipelago.pipeline.model.backbone import Backbone
+from archipelago.pipeline.model.backbone import PROMPTS, Backbone
 from archipelago.pipeline.training.trunk import TrunkCache, gather
 
 EVALUATION_BATCH = 128
+PROMPT_BYTES = 2**30  # of prompt activations that a task keeps
 
 
 class Judgement(NamedTuple):
@@ -81,7 +82,7 @@ class Classification(Objective):
     Attributes:
         trunk: activations of the rank's training rows.
         labels: labels of these rows (n,).
-        held_x: activations of the held-out fold (m, L, D).
+        held_x: activations of the held-out fold (m, L, D), sliced.
         held_y: its labels (m,).
         text: per template the prompts' activations (C, L, D) at the first adapted text block,
             and the routing position (C,).
@@ -91,9 +92,9 @@ class Classification(Objective):
 
     trunk: TrunkCache
     labels: Tensor
-    held_x: Tensor
+    held_x: Tensor | TrunkCache
     held_y: Tensor
-    text: list[tuple[Tensor, Tensor]]
+    text: Sequence[tuple[Tensor, Tensor]]
     backbone: Backbone
     name: str = ""
     pooled: bool = field(default=True, init=False)
@@ -136,25 +137,61 @@ class Classification(Objective):
         return Judgement(float(sums[0] / sums[2]), float(sums[1] / sums[2]))
 
 
-def class_features(adapter: Adapter, text: list[tuple[Tensor, Tensor]], task: int = 0) -> Tensor:
+def class_features(
+    adapter: Adapter, text: Sequence[tuple[Tensor, Tensor]], task: int = 0
+) -> Tensor:
     """(C, F): normalised mean over templates."""
     features = [adapter.text(x, position, task) for x, position in text]
     return F.normalize(torch.stack(features).mean(dim=0), dim=-1)
 
 
 @torch.no_grad()
-def text_activations(
-    backbone: Backbone, first: int, classes: list[str], templates: list[str]
-) -> list[tuple[Tensor, Tensor]]:
-    """Prompt activations at the first adapted text block, one pair a template; computed once."""
-    tower = backbone.text
-    pairs = []
-    for template in templates:
-        tokens = backbone.tokenize([template.format(name) for name in classes])
-        position = tower.positions(tokens)
+class Prompts(Sequence[tuple[Tensor, Tensor]]):
+    """Prompt activations at the first adapted text block: for each template those of all classes
+    (C, L, D), and the routing positions (C,). They are kept while they fit the budget.
+
+    Args:
+        backbone: frozen CLIP.
+        first: first adapted text block.
+        classes: names.
+        templates: with a place for the name.
+        budget: bytes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        first: int,
+        classes: Sequence[str],
+        templates: Sequence[str],
+        budget: int = PROMPT_BYTES,
+    ) -> None:
+        self._backbone, self._first = backbone, first
+        self._classes, self._templates = list(classes), list(templates)
+        self._left = budget
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._templates)
+
+    def __getitem__(self, number: Any) -> Any:
+        """Activations and positions of one template."""
+        at = range(len(self))[number]
+        if at in self._kept:
+            return self._kept[at]
+        found = self._compute(self._templates[at])
+        if found[0].nbytes <= self._left:
+            self._left -= found[0].nbytes
+            self._kept[at] = found
+        return found
+
+    @torch.no_grad()
+    def _compute(self, template: str) -> tuple[Tensor, Tensor]:
+        backbone, tower = self._backbone, self._backbone.text
+        tokens = backbone.tokenize([template.format(name) for name in self._classes])
         with backbone.kernels.exact():
-            pairs.append((tower.trunk(tokens, first), position))
-    return pairs
+            parts = [tower.trunk(part, self._first) for part in tokens.split(PROMPTS)]
+        return torch.cat(parts), tower.positions(tokens)
 
 
 def judge(

@@ -42,9 +42,9 @@ from archipelago.pipeline.training.loop import TrainingState, held_out, planned_
 from archipelago.pipeline.training.objectives import (
     Classification,
     Objective,
+    Prompts,
     class_features,
     judge,
-    text_activations,
 )
 from archipelago.pipeline.training.trunk import TrunkCache
 from archipelago.pipeline.training.views import Views
@@ -279,14 +279,15 @@ def _classification(
     options = settings.training
     budget = options.cache_gib / len(spec.domains)
 
-    def cache(chosen: np.ndarray) -> TrunkCache:
-        return TrunkCache(backbone, first_image, table.images, chosen, views, options.views, budget)
+    def cache(chosen: np.ndarray, count: int) -> TrunkCache:
+        share = budget * len(chosen) / max(1, len(mine) + len(held))
+        return TrunkCache(backbone, first_image, table.images, chosen, views, count, share)
 
-    text = text_activations(backbone, first_text, list(domain.classes), list(domain.templates))
+    text = Prompts(backbone, first_text, list(domain.classes), list(domain.templates))
     return Classification(
-        cache(mine),
+        cache(mine, options.views),
         torch.from_numpy(table.labels[mine].copy()),
-        cache(held).view(None),
+        cache(held, 0),
         torch.from_numpy(table.labels[held].copy()),
         text,
         backbone,
@@ -367,7 +368,7 @@ def _export_classes(
             backbone.logit_scale
             * adapter.image(x.to(backbone.device, torch.float32), number)
             @ u_CF.T
-            for x in task.held_x.split(128)
+            for x in (task.held_x[at : at + 128] for at in range(0, len(task.held_y), 128))
         ]
     held = torch.cat(parts).cpu()
     losses = [F.cross_entropy(held / float(t), task.held_y).item() for t in TEMPERATURES]

@@ -1,8 +1,9 @@
-"""Trunk activations of the training rows: computed once per view, then read.
+"""Trunk activations of a rank's rows: computed once per view as far as the memory reaches.
 
-A rank owns its rows for the whole stage, so no activation crosses a machine. Activations are
-computed in fixed chunks and rounded to the cache's type before use, whether or not they are kept:
-an interrupted stage sees the same numbers when it comes back.
+A rank owns its rows for the whole stage, so no activation crosses a machine. The budget is filled
+view by view, row by row; what lies beyond it is computed when a batch asks for it. All activations
+are rounded to the cache's type before use, whether or not they are kept, and which of them are kept
+follows from the settings: an interrupted stage sees the same numbers when it comes back.
 Shapes: B batch, L tokens, D width.
 """
 
@@ -32,8 +33,13 @@ class TrunkCache:
         images: reads uint8 (n, S, S, 3) by row.
         rows: the rank's rows.
         views: augmentation.
-        count: number of different views V; epoch e uses view e mod V.
-        budget_gib: memory for cached views; views beyond it are computed again when needed.
+        count: number of different views V; epoch e uses view e mod V. 0 = images as they are only,
+            which alone are kept then.
+        budget_gib: memory for kept activations.
+
+    Attributes:
+        seconds: spent computing activations.
+        kept: how many activations are kept, over all views.
     """
 
     def __init__(
@@ -52,39 +58,65 @@ class TrunkCache:
         self.rows = rows
         self.views = views
         self.count = count
-        self.shape = (len(rows), backbone.image.tokens, backbone.image.trunk_width(first))
+        self.shape = (backbone.image.tokens, backbone.image.trunk_width(first))
         size = int(np.prod(self.shape)) * CACHE_DTYPE.itemsize
-        self.capacity = max(1, min(count, int(budget_gib * 2**30 / max(size, 1))))
-        self.seconds = 0.0  # spent computing activations
-        self._kept: dict[int, Tensor] = {}
+        self.kept = min(max(1, count) * len(rows), int(budget_gib * 2**30 / max(size, 1)))
+        self.seconds = 0.0
+        self._views: dict[int | None, Tensor] = {}
 
-    def view(self, number: int | None) -> Tensor:
-        """(rows, L, D) of one view on the CPU; None = the image as it is."""
-        if number is None:
-            return self._compute(None)
-        number %= self.count
-        if number not in self._kept:
-            if len(self._kept) >= self.capacity:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[number] = self._compute(number)
-        return self._kept[number]
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, number: int | None, positions: np.ndarray) -> Tensor:
+        """(n, L, D) of some of the rows under one view, on the CPU; None = images as they are.
+
+        Args:
+            number: the epoch.
+            positions: (n,) among the rank's rows.
+        """
+        if number is not None:
+            number %= self.count
+        head = self._head(number)
+        inside = positions < len(head)
+        if inside.all():
+            return head[torch.from_numpy(positions)]
+        fresh = self._compute(number, positions[~inside])
+        if not inside.any():
+            return fresh
+        out = torch.empty((len(positions), *self.shape), dtype=CACHE_DTYPE)
+        out[torch.from_numpy(inside)] = head[torch.from_numpy(positions[inside])]
+        out[torch.from_numpy(~inside)] = fresh
+        return out
+
+    def __getitem__(self, part: slice) -> Tensor:
+        """Activations of consecutive rows as they are."""
+        return self.take(None, np.arange(len(self))[part])
+
+    def _head(self, number: int | None) -> Tensor:
+        """The first rows of a view, as far as they are kept."""
+        if number not in self._views:
+            before = 0 if number is None else number * len(self)
+            room = 0 if (number is None) != (self.count == 0) else self.kept - before
+            first = np.arange(min(max(0, room), len(self)))
+            self._views[number] = self._compute(number, first)
+        return self._views[number]
 
     @torch.no_grad()
-    def _compute(self, number: int | None) -> Tensor:
+    def _compute(self, number: int | None, positions: np.ndarray) -> Tensor:
         clock = time.perf_counter()
-        tower = self.backbone.image
-        boxes = None if number is None else self.views.boxes(number)[self.rows]
-        out = torch.empty(self.shape, dtype=CACHE_DTYPE)
-        pace = Pace("activations of the trunk", len(self.rows))
-        for start in range(0, len(self.rows), CHUNK):
-            rows = self.rows[start : start + CHUNK]
-            pace.step(len(rows))
-            pixels = self.backbone.normalise(self.images(rows))
+        tower, rows = self.backbone.image, self.rows[positions]
+        boxes = None if number is None else self.views.boxes(number)[rows]
+        out = torch.empty((len(rows), *self.shape), dtype=CACHE_DTYPE)
+        pace = Pace("activations of the trunk", len(rows))
+        for start in range(0, len(rows), CHUNK):
+            part = slice(start, start + CHUNK)
+            pixels = self.backbone.normalise(self.images(rows[part]))
             if boxes is not None:
-                pixels = self.views.apply(pixels, boxes[start : start + CHUNK])
+                pixels = self.views.apply(pixels, boxes[part])
             with self.backbone.kernels.exact():
                 x_BLD = tower.trunk(pixels, self.first)
-            out[start : start + CHUNK] = x_BLD.to("cpu", CACHE_DTYPE)
+            out[part] = x_BLD.to("cpu", CACHE_DTYPE)
+            pace.step(len(rows[part]))
         self.seconds += time.perf_counter() - clock
         return out
 
@@ -126,7 +158,7 @@ def gather(trunk: TrunkCache, chosen: np.ndarray) -> Tensor:
     parts, order = [], []
     for epoch in np.unique(chosen[:, 1]):
         at = np.flatnonzero(chosen[:, 1] == epoch)
-        parts.append(trunk.view(int(epoch))[torch.from_numpy(chosen[at, 0])])
+        parts.append(trunk.take(int(epoch), chosen[at, 0]))
         order.append(at)
     if len(parts) == 1:
         return parts[0]

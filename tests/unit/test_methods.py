@@ -25,7 +25,7 @@ from archipelago.pipeline.methods.tuned import TunedTowers
 from archipelago.pipeline.model.backbone import Backbone
 from archipelago.pipeline.settings import MethodSettings
 from archipelago.pipeline.store.tensors import dump, load
-from archipelago.pipeline.training.objectives import Judgement, text_activations
+from archipelago.pipeline.training.objectives import Judgement, Prompts
 from archipelago.pipeline.training.stage import _prune
 from tests.unit.tiny_clip import images, randomise, settings, tiny_backbone
 
@@ -143,7 +143,7 @@ def test_an_installed_stage_answers_as_it_was_trained(backbone: Backbone, name: 
     pixels = backbone.normalise(images(4))
     x = method.trunk(pixels)
     first = method.first_blocks[1]
-    text = text_activations(backbone, first, CLASSES, TEMPLATES)
+    text = Prompts(backbone, first, CLASSES, TEMPLATES)
     for seed, task in enumerate(("a", "b")):
         adapter = method.adapter(_context(task))
         _change(adapter, seed)
@@ -175,7 +175,7 @@ def test_a_fresh_adapter_starts_at_frozen_clip(backbone: Backbone, name: str) ->
     trainable = {n for n, p in adapter.named_parameters() if p.requires_grad}
     assert trainable and trainable == {n for n, _ in adapter.named_parameters()}
     _change(adapter, 0)
-    prompts = text_activations(backbone, method.first_blocks[1], CLASSES, TEMPLATES)[0]
+    prompts = Prompts(backbone, method.first_blocks[1], CLASSES, TEMPLATES)[0]
     loss = adapter(lambda a: a.image(x) @ a.text(*prompts).T)
     loss.pow(2).sum().backward()
     assert all(p.grad is None for p in backbone.parameters()), "the backbone never trains"
@@ -292,7 +292,7 @@ def test_only_the_new_group_and_its_influence_are_trained(backbone: Backbone) ->
     assert all(name.startswith(("group.", "influence.")) for name in names)
     x = method.trunk(backbone.normalise(images(3)))
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.1)
-    prompts = text_activations(backbone, 2, CLASSES, TEMPLATES)[0]
+    prompts = Prompts(backbone, 2, CLASSES, TEMPLATES)[0]
     (adapter.image(x) @ adapter.text(*prompts).T).sum().backward()
     assert adapter.influence["image"].grad is not None
     assert (adapter.influence["image"].grad.abs() > 0).all(), "influence learns from 0"

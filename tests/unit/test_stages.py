@@ -23,7 +23,7 @@ from archipelago.pipeline.store.tensors import dump, load
 from archipelago.pipeline.streams import open_stream, plan_stages
 from archipelago.pipeline.training import checkpoints
 from archipelago.pipeline.training.loop import TrainingState
-from archipelago.pipeline.training.objectives import text_activations
+from archipelago.pipeline.training.objectives import Prompts
 from archipelago.pipeline.training.stage import GROUP, Outcome, run_stage
 from archipelago.pipeline.training.trunk import batch_rows
 from tests.unit.tiny_clip import images, randomise, settings, tiny_backbone
@@ -162,7 +162,7 @@ def _joint(name: str = "trge_ase", **experts: Any) -> tuple[Trge, GroupAdapter]:
 def test_a_fresh_group_of_several_tasks_is_frozen_clip() -> None:
     method, adapter = _joint()
     x = method.trunk(method.backbone.normalise(images(3)))
-    text = text_activations(method.backbone, method.first_blocks[1], CLASSES, TEMPLATES)[0]
+    text = Prompts(method.backbone, method.first_blocks[1], CLASSES, TEMPLATES)[0]
     for task in range(3):
         assert torch.allclose(adapter.image(x, task), method.frozen_features(x), atol=1e-6)
         frozen = method.backbone.encode_classes(CLASSES, TEMPLATES)
@@ -180,7 +180,7 @@ def test_each_task_has_its_own_routers_and_answers_alike_installed(level: str, i
     method, adapter = _joint(router=level, image=image)
     randomise(adapter.group, 3)
     x = method.trunk(method.backbone.normalise(images(6)))
-    text = text_activations(method.backbone, method.first_blocks[1], CLASSES, TEMPLATES)[0]
+    text = Prompts(method.backbone, method.first_blocks[1], CLASSES, TEMPLATES)[0]
     alone = [adapter.image(x, task) for task in range(3)]
     mixed = adapter.image(x, torch.tensor([0, 1, 2, 2, 1, 0]))
     for row, task in enumerate((0, 1, 2, 2, 1, 0)):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from archipelago.pipeline.methods import StageContext, build_method
+from archipelago.pipeline.model import backbone as model_backbone
 from archipelago.pipeline.model.kernels import Kernels
 from archipelago.pipeline.settings import TrainingSettings
+from archipelago.pipeline.training import objectives
 from archipelago.pipeline.training.loop import learning_rate, planned_steps
-from archipelago.pipeline.training.objectives import Classification, text_activations
+from archipelago.pipeline.training.objectives import Classification, Prompts
 from archipelago.pipeline.training.trunk import CACHE_DTYPE, TrunkCache, batch_rows, gather
 from archipelago.pipeline.training.views import ASPECT, Views
 from tests.unit.tiny_clip import images, settings, tiny_backbone
@@ -89,32 +93,46 @@ def _cache(budget: float, rows: np.ndarray, count: int = 3, first: int = 2) -> T
 
 
 @pytest.mark.parametrize("first", [0, 2])
-def test_cached_or_computed_again_is_the_same(first: int) -> None:
+def test_what_fits_the_budget_is_kept_and_the_rest_computed_when_it_is_asked_for(
+    first: int,
+) -> None:
     rows = np.arange(3, 70)
-    kept, fresh = _cache(1.0, rows, first=first), _cache(0.0, rows, first=first)
-    assert (kept.capacity, fresh.capacity) == (3, 1)
+    one = _cache(0.0, rows, first=first).shape
+    room = 100 * CACHE_DTYPE.itemsize * int(np.prod(one)) / 2**30
+    whole, partly, none = (_cache(b, rows, first=first) for b in (1.0, room, 0.0))
+    assert (whole.kept, partly.kept, none.kept) == (3 * 67, 100, 0)
+    drawn = np.random.default_rng(0)
     for epoch in (0, 1, 2, 0, 4, 2, 3):
-        a, b = kept.view(epoch), fresh.view(epoch)
-        assert torch.equal(a, b) and a.dtype == CACHE_DTYPE and a.shape == (67, 17, 48)
-    assert kept.view(1) is kept.view(4), "epoch 4 sees view 1 again"
-    assert len(kept._kept) == 3 and len(fresh._kept) == 1
-    assert not torch.equal(kept.view(0), kept.view(1))
+        positions = drawn.permutation(67)[:20]
+        a, b, c = (cache.take(epoch, positions) for cache in (whole, partly, none))
+        assert a.dtype == CACHE_DTYPE and a.shape == (20, *one)
+        for other in (b, c):
+            assert torch.allclose(a.float(), other.float(), rtol=2e-3, atol=2e-3)
+        assert torch.equal(b, partly.take(epoch, positions)), "the same every time"
+    held = {view: len(kept) for view, kept in partly._views.items()}
+    assert held == {0: 67, 1: 33, 2: 0}
+    assert torch.equal(whole.take(1, positions), whole.take(4, positions)), "epoch 4 sees view 1"
+    assert not torch.equal(whole.take(0, positions), whole.take(1, positions))
 
 
 @torch.no_grad()
 def test_the_plain_view_is_the_image_as_it_is() -> None:
     cache, tower = _cache(1.0, np.arange(5)), tiny_backbone().image
     expected = tower.run(tower.embed(cache.backbone.normalise(PIXELS[:5])), 0, 2)
-    assert torch.allclose(cache.view(None).float(), expected, rtol=2e-3, atol=2e-3)
-    assert not torch.allclose(cache.view(0).float(), expected, rtol=2e-3, atol=2e-3)
+    assert torch.allclose(cache[:].float(), expected, rtol=2e-3, atol=2e-3)
+    first = cache.take(0, np.arange(5))
+    assert not torch.allclose(first.float(), expected, rtol=2e-3, atol=2e-3)
+    assert len(cache._views[None]) == 0, "it is not asked for often enough to be kept"
+    fold = _cache(1.0, np.arange(5), count=0)
+    assert torch.equal(fold[1:3], cache[:][1:3]) and len(fold._views[None]) == 5
 
 
 def test_a_batch_over_two_epochs_keeps_its_order() -> None:
-    cache = _cache(0.0, np.arange(10))
+    cache = _cache(1.0, np.arange(10))
     chosen = np.array([[3, 0], [9, 1], [1, 0], [2, 1], [0, 2]])
     got = gather(cache, chosen)
     for row, (position, epoch) in enumerate(chosen):
-        assert torch.equal(got[row], cache.view(int(epoch))[position])
+        assert torch.equal(got[row], cache.take(int(epoch), np.array([position]))[0])
 
 
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
@@ -136,7 +154,7 @@ def test_small_domains_end_after_a_number_of_passes() -> None:
 @torch.no_grad()
 def test_prompts_enter_at_the_first_adapted_block() -> None:
     backbone = tiny_backbone()
-    pairs = text_activations(backbone, 2, ["cat", "dog"], ["a {}", "one very nice {}"])
+    pairs = Prompts(backbone, 2, ["cat", "dog"], ["a {}", "one very nice {}"])
     for (x, position), template in zip(pairs, ["a {}", "one very nice {}"], strict=True):
         rest = backbone.text.finish(backbone.text.pooled(x, 2, None, position))
         features = torch.nn.functional.normalize(rest, dim=-1)
@@ -145,14 +163,45 @@ def test_prompts_enter_at_the_first_adapted_block() -> None:
 
 
 @torch.no_grad()
+def test_prompts_beyond_the_budget_are_encoded_when_they_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backbone = tiny_backbone()
+    names, templates = [f"thing {i}" for i in range(7)], ["a {}", "one {}", "the {}"]
+    kept = Prompts(backbone, 2, names, templates)
+    one = kept[0][0].nbytes
+    some = Prompts(backbone, 2, names, templates, budget=one)
+    monkeypatch.setattr(objectives, "PROMPTS", 3)
+    for at in (0, 1, 2, -1, 0):
+        for a, b in zip(kept[at], some[at], strict=True):
+            assert torch.allclose(a, b, atol=1e-6)
+    assert list(some._kept) == [0] and sorted(kept._kept) == [0, 1, 2]
+    assert some[0][0] is some[0][0] and kept[-1][0] is kept[2][0]
+    with pytest.raises(IndexError):
+        some[3]
+    whole = backbone.encode_classes(names, templates)
+    monkeypatch.setattr(model_backbone, "PROMPTS", 6)  # two classes at a time
+    asked: list[int] = []
+    real = type(backbone).encode_text
+
+    def encode_text(self: Any, tokens: torch.Tensor, delta: Any = None) -> torch.Tensor:
+        asked.append(len(tokens))
+        return real(self, tokens, delta)
+
+    monkeypatch.setattr(type(backbone), "encode_text", encode_text)
+    assert torch.allclose(backbone.encode_classes(names, templates), whole, atol=1e-6)
+    assert asked == [6, 6, 6, 3]
+
+
+@torch.no_grad()
 def test_class_scores_are_exact_in_a_step_of_half_precision() -> None:
     """Features may be rounded, their products may not: `exp(s)` makes a hundredth a whole logit."""
     backbone = tiny_backbone()
     adapter = build_method(settings(), None, backbone).adapter(StageContext(0, "a"))
-    text = text_activations(backbone, 2, [f"thing {i}" for i in range(7)], ["a {}"])
+    text = Prompts(backbone, 2, [f"thing {i}" for i in range(7)], ["a {}"])
     held, labels = torch.zeros(1, 17, 48), torch.zeros(1, dtype=torch.int64)
     task = Classification(_cache(1.0, np.arange(5)), labels, held, labels, text, backbone)
-    x_BLD = _cache(1.0, np.arange(5)).view(None).float()
+    x_BLD = _cache(1.0, np.arange(5))[:].float()
     with Kernels(precision="bf16").training():
         v_BF, u_CF = adapter.image(x_BLD), adapter.text(*text[0])
         got = task.predict(adapter, v_BF, 0, 0)

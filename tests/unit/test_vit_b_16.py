@@ -11,7 +11,7 @@ from archipelago.pipeline.model.backbone import load_backbone
 from archipelago.pipeline.settings import TrainingSettings
 from archipelago.pipeline.store.tensors import dump, load
 from archipelago.pipeline.training.loop import train
-from archipelago.pipeline.training.objectives import Classification, text_activations
+from archipelago.pipeline.training.objectives import Classification, Prompts
 from archipelago.pipeline.training.trunk import TrunkCache
 from archipelago.pipeline.training.views import Views
 from tests.unit.tiny_clip import images, settings
@@ -31,10 +31,10 @@ def test_one_step_and_one_mixed_batch_at_vit_b_16() -> None:
     pixels = images(4, size=224).numpy()
     views = Views(TrainingSettings(), 0, "a", 4)
     trunk = TrunkCache(backbone, 6, lambda rows: pixels[rows], np.arange(4), views, 1, 1.0)
-    assert trunk.view(0).shape == (4, 197, 768)
-    text = text_activations(backbone, 6, CLASSES, TEMPLATES)
+    assert trunk.take(0, np.arange(4)).shape == (4, 197, 768)
+    text = Prompts(backbone, 6, CLASSES, TEMPLATES)
     labels = torch.tensor([0, 1, 0, 1])
-    data = Classification(trunk, labels, trunk.view(None)[:2], labels[:2], text, backbone)
+    data = Classification(trunk, labels, trunk[:2], labels[:2], text, backbone)
 
     for stage, task in enumerate(("a", "b")):
         near = (Neighbour(0.3, "a"),) if stage else ()
