@@ -5,10 +5,13 @@ Shapes: B images, T tasks, K compact width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit
 
 from archipelago.pipeline.closedform.discriminant import Discriminant
 from archipelago.pipeline.closedform.rows import CalibrationRows
@@ -17,6 +20,39 @@ from archipelago.pipeline.closedform.taskset import BACKGROUND, TaskSet
 FEWEST = 8  # rows that say what is usual
 ALONE = 4.0  # slope in standard deviations where there is one task
 QUANTILE = 0.99  # of its rows, the midpoint there
+NORMAL = 1.4826  # standard deviations in a median deviation of a normal distribution
+
+
+def robust(values: np.ndarray) -> tuple[float, float]:
+    """Median and variance, the latter from the median deviation: some domains have rows that lie
+    far from everything, and a few of those would decide for all.
+
+    The variance is that of all values where more than half of them are equal.
+    """
+    middle = float(np.median(values))
+    spread = (NORMAL * float(np.median(np.abs(values - middle)))) ** 2
+    return middle, spread or float(values.var())
+
+
+def even_midpoint(slope: float, seen: Sequence[np.ndarray], unseen: Sequence[np.ndarray]) -> float:
+    """`r_0` at which seen images are taken for unseen as much as unseen ones for seen:
+    `mean_t mean sigma(a (r - r_0)) = mean_u mean sigma(a (r_0 - r))`.
+
+    Args:
+        slope: a, above 0.
+        seen: r of each task's rows.
+        unseen: r of rows whose task is not known, by task.
+    """
+    known, novel = ([r for r in tasks if len(r)] for tasks in (seen, unseen))
+
+    def balance(midpoint: float) -> float:
+        refused = np.mean([expit(slope * (r - midpoint)).mean() for r in known])
+        taken = np.mean([expit(slope * (midpoint - r)).mean() for r in novel])
+        return float(taken - refused)
+
+    every = np.concatenate([*known, *novel])
+    margin = 40.0 / slope  # beyond it everything is on one side
+    return float(brentq(balance, every.min() - margin, every.max() + margin))
 
 
 @dataclass(frozen=True)
@@ -59,21 +95,31 @@ class Novelty:
 
     @cached_property
     def fit(self) -> NoveltyFit:
-        """Slope and midpoint from rows of the tasks, seen and, without their task, unseen."""
+        """Slope and midpoint from rows of the tasks, seen and, without their task, unseen.
+
+        The slope is that of two normal distributions, by medians. The midpoint errs as often on
+        either side, every task counting alike: one that is unlike all others would otherwise draw
+        it to where it is needed least.
+        """
         tasks = self.tasks
-        seen = np.sort(np.concatenate([self._seen(t) for t in range(len(tasks))]))
+        known = [self._seen(t) for t in range(len(tasks))]
+        seen = np.sort(np.concatenate(known))
         if len(seen) < FEWEST or seen.var() == 0.0:
             return NoveltyFit(0.0, 0.0, seen)
+        middle, spread = robust(seen)
         if len(tasks) == 1:
-            return NoveltyFit(ALONE / float(seen.std()), float(np.quantile(seen, QUANTILE)), seen)
+            return NoveltyFit(ALONE / np.sqrt(spread), float(np.quantile(seen, QUANTILE)), seen)
         most = min(self.most_left_out, len(tasks))
         chosen = np.linspace(0, len(tasks) - 1, most).round().astype(int)
-        unseen = np.concatenate([self._unseen(t) for t in chosen])
+        unknown = [self._unseen(t) for t in chosen]
+        unseen = np.concatenate(unknown)
         if len(unseen) < FEWEST or unseen.var() == 0.0:
             return NoveltyFit(0.0, 0.0, seen)
-        apart = float(unseen.mean() - seen.mean())
-        slope = max(apart, 0.0) / float(0.5 * (seen.var() + unseen.var()))
-        return NoveltyFit(slope, float(0.5 * (unseen.mean() + seen.mean())), seen)
+        novel, scatter = robust(unseen)
+        slope = max(novel - middle, 0.0) / (0.5 * (spread + scatter))
+        if slope == 0.0:
+            return NoveltyFit(0.0, 0.5 * (novel + middle), seen)
+        return NoveltyFit(slope, even_midpoint(slope, known, unknown), seen)
 
     def _seen(self, task: int) -> np.ndarray:
         """r of a task's rows as if they had not been learned."""

@@ -6,8 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from archipelago.pipeline.closedform import Knowledge, KnownTask, Sums, evidence
+from archipelago.pipeline.closedform.novelty import even_midpoint, robust
 from archipelago.pipeline.closedform.tempering import log_softmax
 from tests.unit.tiny_closedform import WIDTH, basis, data, rows_of, task
 
@@ -174,6 +176,7 @@ def test_unseen_images_look_unseen() -> None:
 def test_slope_and_midpoint_are_those_of_the_rows() -> None:
     knowledge = Knowledge(TASKS, BASIS)
     seen, unseen = [], []
+    parts: list[int] = []
     for name, known in TASKS.items():
         features, labels = data(name, COUNTS[name])
         possible = known.rows.labels != 4 if name == "c" else np.ones(len(labels), bool)
@@ -188,11 +191,18 @@ def test_slope_and_midpoint_are_those_of_the_rows() -> None:
             tasks = {**TASKS, name: KnownTask(fewer, known.rows)}
             x = known.rows.compact[row : row + 1]
             seen.append(_reference(tasks, x, 1.0, 0.1, _spreads(TASKS))[1][0])
+        parts.append(len(seen))
     u = np.concatenate(unseen)
-    slope = (u.mean() - np.mean(seen)) / (0.5 * (np.var(seen) + u.var()))
+    apart, variances = np.median(u) - np.median(seen), 0.0
+    for values in (np.array(seen), u):
+        variances += (1.4826 * np.median(np.abs(values - np.median(values)))) ** 2
+    slope = apart / (0.5 * variances)
+    known_r = np.split(np.array(seen), parts[:-1])
     # The reference shrinks by the trace without the row, the closed form by that with it.
     np.testing.assert_allclose(knowledge.slope, slope, rtol=2e-2)
-    np.testing.assert_allclose(knowledge.midpoint, 0.5 * (np.mean(seen) + u.mean()), rtol=2e-2)
+    refused = np.mean([expit(slope * (r - knowledge.midpoint)).mean() for r in known_r])
+    taken = np.mean([expit(slope * (knowledge.midpoint - r)).mean() for r in unseen])
+    assert refused == pytest.approx(taken, abs=5e-3)
     threshold = knowledge.refusal_threshold(0.02)
     assert (np.array(seen) > threshold).mean() == pytest.approx(0.02, abs=0.015)
     assert knowledge.refusal_threshold(0.0) >= threshold >= knowledge.refusal_threshold(1.0)
@@ -233,3 +243,22 @@ def test_what_a_set_refuses() -> None:
         Knowledge({"e": KnownTask(empty, TASKS["a"].rows)}, BASIS)
     with pytest.raises(ValueError, match="width"):
         Knowledge(TASKS, BASIS.narrowed(5))
+
+
+def test_a_few_rows_that_lie_far_from_everything_decide_nothing() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, 2000)
+    far = np.concatenate([values, np.full(60, -1e5)])
+    assert robust(values) == pytest.approx((3.0, 4.0), rel=0.1)
+    assert robust(far) == pytest.approx(robust(values), rel=0.1)
+    assert robust(np.array([1.0, 1.0, 1.0, 5.0])) == (1.0, 3.0), "most are equal"
+
+
+def test_an_unlike_task_does_not_draw_the_midpoint_to_itself() -> None:
+    drawn = np.random.default_rng(1)
+    near, far = drawn.normal(0, 30, 300), drawn.normal(-700, 100, 300)
+    unseen = [drawn.normal(150, 30, 300)]
+    midpoint = even_midpoint(0.05, [near, far], unseen)
+    assert 40 < midpoint < 120, "between the nearer task and the unseen one"
+    assert even_midpoint(0.05, [near, far[:0]], unseen) == pytest.approx(
+        even_midpoint(0.05, [near], unseen)
+    )
