@@ -11,6 +11,7 @@ import numpy as np
 from archipelago.actors.arguments import load_settings
 from archipelago.actors.encoders import worker_threads
 from archipelago.actors.learning import learn_stream
+from archipelago.actors.resources import Resources
 from archipelago.actors.session import Session
 from archipelago.actors.versions import versions
 from archipelago.pipeline import handbook
@@ -165,7 +166,8 @@ class Comparison:
         return [r for r in wanted if not self.home(world, r).folder.exists(CELL)]
 
     def _work(self, world: World) -> None:
-        with Session(self.settings(world, BASE), passed=self._passed) as session:
+        held = Resources(self.settings(world, BASE), self._passed)
+        with held as resources, Session(resources) as session:
             if self.estimated_s is None:
                 self._check(session, world)
                 self._estimate(session)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from archipelago.actors.arguments import load_settings, reference_methods, reference_settings
+from archipelago.actors.resources import Resources
 from archipelago.actors.session import Session
 from archipelago.pipeline.config import load, stored_settings
 from archipelago.pipeline.errors import UserError
@@ -94,7 +95,7 @@ def tasks_of(run: RunFolder, ref: GroupRef) -> list[str]:
 
 def _learn(settings: Settings, words: Sequence[str] | None) -> dict[str, Any]:
     """A run, and the references that its words ask for; without words there are none."""
-    with Session(settings) as session:
+    with Resources(settings) as resources, Session(resources) as session:
         learn_stream(session)
         if words is not None:
             for name in reference_methods(settings):

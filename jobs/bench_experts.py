@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from archipelago.actors.learning import learn_stream
+from archipelago.actors.resources import Resources
 from archipelago.actors.session import Session
 from archipelago.pipeline.config import load
 from archipelago.pipeline.errors import EXIT_DONE, EXIT_USER, UserError
@@ -285,7 +286,7 @@ def _run(variant: str, overrides: list[str], seed: int, arguments: Sequence[str]
     run = RunFolder(str(root / f"{name}-{seed}"), read_only=True)
     report = build_report(run) if run.exists() else {"status": "none"}
     if report["status"] != "complete":
-        with Session(settings) as session:
+        with Resources(settings) as resources, Session(resources) as session:
             learn_stream(session)
             report = build_report(session.run)
     return report

@@ -145,7 +145,6 @@ def class_features(
     return F.normalize(torch.stack(features).mean(dim=0), dim=-1)
 
 
-@torch.no_grad()
 class Prompts(Sequence[tuple[Tensor, Tensor]]):
     """Prompt activations at the first adapted text block: for each template those of all classes
     (C, L, D), and the routing positions (C,). They are kept while they fit the budget.
