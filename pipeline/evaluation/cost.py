@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -34,24 +35,27 @@ def stored_bytes(records: Records) -> dict[str, Any]:
     return {"per_group": per_group, **parts, "total": sum(per_group) + sum(parts.values())}
 
 
-def seconds(records: Records) -> dict[str, Any]:
-    """Wall time. `overhead` is what was neither training, evaluation nor decoding of images.
+def seconds(records: Records, references: Iterable[Records] = ()) -> dict[str, Any]:
+    """Wall time. `overhead` is what was neither training, evaluation, decoding of images nor a
+    reference method at work.
 
     `total` adds up the sessions of the driver: time between an interruption and the next start
     does not count, nor does a session that found everything done.
     """
-    sessions = [session for session in _sessions(records.events) if not _idle(session)]
+    sessions = _busy(records)
     events = [event for session in sessions for event in session]
     train = _sum(events, "stage-trained")
     prepare = _sum(events, "prepared")
     evaluate = sum(float(record.get("seconds") or 0) for record in records.evaluations.values())
     total = sum(_span(session) for session in sessions)
-    overhead = max(total - train - evaluate - prepare, 0.0)
+    beside = sum(_span(session) for other in references for session in _busy(other))
+    overhead = max(total - train - evaluate - prepare - beside, 0.0)
     return {
         "total": total,
         "train": train,
         "evaluate": evaluate,
         "prepare": prepare,
+        "references": beside,
         "overhead": overhead,
         "overhead_per_stage": overhead / len(records.groups) if records.groups else None,
     }
@@ -102,6 +106,11 @@ def _sessions(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
             sessions.append([])
         sessions[-1].append(event)
     return sessions
+
+
+def _busy(records: Records) -> list[list[dict[str, Any]]]:
+    """Events of the sessions that found anything to do."""
+    return [session for session in _sessions(records.events) if not _idle(session)]
 
 
 def _idle(session: list[dict[str, Any]]) -> bool:

@@ -97,7 +97,7 @@ def _build(records: Records, references: dict[str, Records]) -> dict[str, Any]:
         "identifier": _identifier(records),
         "parameters": cost.parameters(records),
         "bytes": cost.stored_bytes(records),
-        "seconds": cost.seconds(records),
+        "seconds": cost.seconds(records, references.values()),
         "groups": [cost.lineage(ref, card) for ref, card in records.groups],
         "experts": experts(records),
         "backbone": records.run["backbone"],

@@ -162,6 +162,11 @@ def test_overhead_is_what_is_left_of_the_sessions(finished: RunFolder) -> None:
     seconds = cost.seconds(dataclasses.replace(records, events=events))
     assert seconds["total"] == 5 * 60 and seconds["train"] == 90 and seconds["prepare"] == 30
     assert seconds["overhead"] == pytest.approx(300 - 90 - 30 - 0.008)
+    beside = [event("run-started", 41), event("stage-trained", 42, seconds=9.0)]
+    other = dataclasses.replace(records, events=beside)
+    shared = cost.seconds(dataclasses.replace(records, events=events), [other])
+    assert shared["references"] == 60 and seconds["references"] == 0
+    assert shared["overhead"] == pytest.approx(seconds["overhead"] - 60)
 
 
 def test_partial_run_is_null_where_nothing_was_measured(tmp_path: Path) -> None:
