@@ -50,6 +50,7 @@ from archipelago.pipeline.streams.folds import check_held_out
 
 log = logging.getLogger("archipelago")
 
+PASSED_BYTES = 2**30  # of frozen features and sums that are kept for further runs
 BASE = Rival("zero_shot", "zero_shot")  # whose session, images and features all others share
 
 
@@ -72,7 +73,7 @@ class Comparison:
         self.root = first.run_dir
         self.folder = Folder(self.root)
         self.estimated_s: float | None = None
-        self._passed = FrozenPasses()
+        self._passed = FrozenPasses(PASSED_BYTES)
         self._rates: dict[tuple[str, str], float] = {}
         self._floor: float | None = None  # MiB of this process before the first run
         self._names = {

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 T = TypeVar("T")
-BUDGET = 2**30  # bytes; the least recently used make room
+BUDGET = 2**28  # bytes; the least recently used make room
 
 
 @dataclass
