@@ -50,10 +50,11 @@ from archipelago.pipeline.streams import (
     open_stream,
     prepare,
 )
+from archipelago.pipeline.training.data import attach_heads, load_data
 from archipelago.pipeline.training.dense import DenseObjective
 from archipelago.pipeline.training.loop import planned_steps, train
 from archipelago.pipeline.training.objectives import Classification, Objective
-from archipelago.pipeline.training.stage import StageSpec, attach_heads, load_data
+from archipelago.pipeline.training.spec import StageSpec
 from archipelago.pipeline.training.trunk import CHUNK
 
 PARTS: dict[str, dict[str, list[str]]] = {

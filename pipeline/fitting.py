@@ -19,7 +19,8 @@ from archipelago.pipeline.methods import Fitted
 from archipelago.pipeline.methods.base import log_softmax
 from archipelago.pipeline.records import Probe, TaskRecord
 from archipelago.pipeline.streams import ImageTable, PreparedDomain
-from archipelago.pipeline.training.stage import PROBES, Outcome
+from archipelago.pipeline.training.export import PROBES
+from archipelago.pipeline.training.spec import Outcome
 
 log = logging.getLogger(__name__)
 

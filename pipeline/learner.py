@@ -32,7 +32,7 @@ from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import GroupRef, RunFolder
 from archipelago.pipeline.streams import ImageTable, PreparedDomain, stratified_fold
 from archipelago.pipeline.training.launch import train_stage
-from archipelago.pipeline.training.stage import Outcome, StageSpec
+from archipelago.pipeline.training.spec import Outcome, StageSpec
 
 log = logging.getLogger(__name__)
 TRAINING_FACTS = ("images_per_second", "loss", "held_out_accuracy", "held_out_loss", "curve")

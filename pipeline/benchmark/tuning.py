@@ -17,7 +17,7 @@ from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import Folder
 from archipelago.pipeline.streams import PreparedDomain
 from archipelago.pipeline.training.launch import train_stage
-from archipelago.pipeline.training.stage import Outcome, StageSpec
+from archipelago.pipeline.training.spec import Outcome, StageSpec
 
 log = logging.getLogger("archipelago")
 

@@ -17,7 +17,7 @@ from archipelago.pipeline.store.tensors import load
 from archipelago.pipeline.training import checkpoints
 from archipelago.pipeline.training.entry import enter
 from archipelago.pipeline.training.loop import TrainingState
-from archipelago.pipeline.training.stage import (
+from archipelago.pipeline.training.spec import (
     CLASSES,
     FACTS,
     GROUP,
@@ -26,9 +26,9 @@ from archipelago.pipeline.training.stage import (
     Outcome,
     StageSpec,
     refusals,
-    run_stage,
     stage_folder,
 )
+from archipelago.pipeline.training.stage import run_stage
 
 if TYPE_CHECKING:
     from ray.train import Result

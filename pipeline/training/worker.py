@@ -18,14 +18,8 @@ from archipelago.pipeline.methods import Adapter
 from archipelago.pipeline.store import RunFolder
 from archipelago.pipeline.training import checkpoints
 from archipelago.pipeline.training.loop import TrainingState
-from archipelago.pipeline.training.stage import (
-    REFUSED,
-    Outcome,
-    StageSpec,
-    refusals,
-    run_stage,
-    stage_folder,
-)
+from archipelago.pipeline.training.spec import REFUSED, Outcome, StageSpec, refusals, stage_folder
+from archipelago.pipeline.training.stage import run_stage
 
 log = logging.getLogger(__name__)
 

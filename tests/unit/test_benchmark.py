@@ -29,7 +29,7 @@ from archipelago.pipeline.evaluation.records import Records
 from archipelago.pipeline.model.kernels import Kernels
 from archipelago.pipeline.store import Folder
 from archipelago.pipeline.streams import ImageTable
-from archipelago.pipeline.training.stage import StageSpec
+from archipelago.pipeline.training.spec import StageSpec
 from tests.unit.tiny_clip import settings
 from tests.unit.tiny_run import make_world, run_settings
 

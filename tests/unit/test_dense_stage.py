@@ -25,16 +25,11 @@ from archipelago.pipeline.store import Folder, RunFolder, sha256
 from archipelago.pipeline.store.tensors import dump, load
 from archipelago.pipeline.streams import open_stream, prepare
 from archipelago.pipeline.training import checkpoints
+from archipelago.pipeline.training.data import attach_heads, load_data
 from archipelago.pipeline.training.loop import TrainingState
 from archipelago.pipeline.training.objectives import predict_all
-from archipelago.pipeline.training.stage import (
-    GROUP,
-    Outcome,
-    attach_heads,
-    build,
-    load_data,
-    run_stage,
-)
+from archipelago.pipeline.training.spec import GROUP, Outcome
+from archipelago.pipeline.training.stage import build, run_stage
 from tests.unit.tiny_clip import save_local
 from tests.unit.tiny_run import World, learn_stream, make_learner, run_settings, stage_spec
 

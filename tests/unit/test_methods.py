@@ -26,7 +26,7 @@ from archipelago.pipeline.model.backbone import Backbone
 from archipelago.pipeline.settings import MethodSettings
 from archipelago.pipeline.store.tensors import dump, load
 from archipelago.pipeline.training.objectives import Judgement, Prompts
-from archipelago.pipeline.training.stage import _prune
+from archipelago.pipeline.training.stage import prune
 from tests.unit.tiny_clip import images, randomise, settings, tiny_backbone
 
 CLASSES, TEMPLATES = ["cat", "dog", "red bus"], ["a photo of a {}.", "a {} drawn"]
@@ -363,7 +363,7 @@ def test_neighbours_that_do_not_help_are_dropped(
         return Judgement(0.5 + 0.1 * len(heard & helping), 1.0)
 
     monkeypatch.setattr("archipelago.pipeline.training.stage.judge", judge)
-    gains = _prune(method, adapter, [], 0, 1)
+    gains = prune(method, adapter, [], 0, 1)
     assert [n.task for n in adapter.neighbours] == kept
     assert set(gains) == {"a", "b"}
     for task, gain in gains.items():

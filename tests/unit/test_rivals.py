@@ -26,7 +26,8 @@ from archipelago.pipeline.store.tensors import dump
 from archipelago.pipeline.streams import ImageTable
 from archipelago.pipeline.training import checkpoints, launch
 from archipelago.pipeline.training.loop import TrainingState
-from archipelago.pipeline.training.stage import Outcome, run_stage
+from archipelago.pipeline.training.spec import Outcome
+from archipelago.pipeline.training.stage import run_stage
 from tests.unit.tiny_run import (
     World,
     group_hashes,

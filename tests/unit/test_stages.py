@@ -24,7 +24,8 @@ from archipelago.pipeline.streams import open_stream, plan_stages
 from archipelago.pipeline.training import checkpoints
 from archipelago.pipeline.training.loop import TrainingState
 from archipelago.pipeline.training.objectives import Prompts
-from archipelago.pipeline.training.stage import GROUP, Outcome, run_stage
+from archipelago.pipeline.training.spec import GROUP, Outcome
+from archipelago.pipeline.training.stage import run_stage
 from archipelago.pipeline.training.trunk import batch_rows
 from tests.unit.tiny_clip import images, randomise, settings, tiny_backbone
 from tests.unit.tiny_run import (

@@ -14,7 +14,8 @@ import torch
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.training import checkpoints, launch, worker
 from archipelago.pipeline.training.objectives import Classification
-from archipelago.pipeline.training.stage import StageSpec, run_stage
+from archipelago.pipeline.training.spec import StageSpec
+from archipelago.pipeline.training.stage import run_stage
 from tests.unit.tiny_run import World, make_world, run_settings, stage_spec
 
 EVERY = 4  # steps between two looks at the held-out fold

@@ -18,7 +18,8 @@ from archipelago.pipeline.store.tensors import dump
 from archipelago.pipeline.streams import PreparedDomain
 from archipelago.pipeline.training import checkpoints, launch
 from archipelago.pipeline.training.loop import TrainingState
-from archipelago.pipeline.training.stage import Outcome, run_stage
+from archipelago.pipeline.training.spec import Outcome
+from archipelago.pipeline.training.stage import run_stage
 from tests.unit.tiny_run import World, make_world, run_settings, stage_spec
 
 STEPS = (3, 6, 8)  # checkpoints of the runs below

@@ -20,7 +20,7 @@ from archipelago.pipeline.records.basis import keep_basis
 from archipelago.pipeline.settings import ClusterSettings, Settings, StreamSettings
 from archipelago.pipeline.store import RunFolder, names
 from archipelago.pipeline.streams import PreparedDomain, open_stream, prepare
-from archipelago.pipeline.training.stage import StageSpec
+from archipelago.pipeline.training.spec import StageSpec
 from tests.helpers import parquet_domain
 from tests.unit.tiny_clip import images, save_local, settings
 
