@@ -181,6 +181,7 @@ class Killed(Exception):
     """The end of a process."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMED)
 def test_a_second_stage_resumed_equals_uninterrupted(
     world: World, tmp_path: Path, name: str
