@@ -20,7 +20,6 @@ BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-DTYPES = {"bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,9 @@ class Kernels:
         return sdpa_kernel([BACKENDS[self.attention], SDPBackend.MATH], set_priority=True)
 
     def _autocast(self, precision: str) -> contextlib.AbstractContextManager[object]:
-        if precision != "bf16":
-            return contextlib.nullcontext()
-        return torch.autocast(torch.device(self.device).type, DTYPES[precision])
+        """In half precision, or in full one also where a training step asks from within."""
+        half = precision == "bf16"
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half)
 
     @classmethod
     def stored(cls, facts: Mapping[str, str], device: str | None = None) -> Kernels:

@@ -193,6 +193,15 @@ def test_prompts_beyond_the_budget_are_encoded_when_they_are_asked_for(
     assert asked == [6, 6, 6, 3]
 
 
+def test_prompts_that_a_step_asks_for_first_are_exact() -> None:
+    backbone = tiny_backbone()
+    backbone.kernels = Kernels(precision="bf16")
+    before, within = (Prompts(backbone, 2, ["cat", "dog"], ["a {}"]) for _ in range(2))
+    expected = before[0][0]
+    with backbone.kernels.training():
+        assert torch.equal(within[0][0], expected)
+
+
 @torch.no_grad()
 def test_class_scores_are_exact_in_a_step_of_half_precision() -> None:
     """Features may be rounded, their products may not: `exp(s)` makes a hundredth a whole logit."""
