@@ -43,6 +43,6 @@ def same(row: dict[str, Any], answer: Any) -> None:
     said = [(item["label"], item["probability"]) for item in row["top_k"]]
     assert [name for name, _ in said] == [name for name, _ in answer.classes]
     for (_, mine), (_, its) in zip(said, answer.classes, strict=True):
-        assert abs(mine - its) < 1e-6
+        assert abs(mine - its) < 1e-5, "but for the bits of another batch"
     first = said[0] if said else (None, None)
     assert (row["label"], row["probability"]) == first
