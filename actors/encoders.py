@@ -148,7 +148,7 @@ class PooledEngine:
         first = settings.method.name if settings.identifier.depths == "trunk" else ""
         return (
             run["backbone"]["sha256"],
-            run["backbone"]["basis"],
+            str(run["backbone"].get("basis")),
             str(self._spec.kernels),
             first,
             settings.identifier.depths,
