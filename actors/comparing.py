@@ -196,7 +196,7 @@ class Comparison:
         if not self.plan.tune or key in self._rates or not trains(settings):
             return
         threads = worker_threads(settings, "train")
-        tuner = Tuner(self.folder, session.learner.kernels, threads)
+        tuner = Tuner(self.folder, session.learner.kernels, threads, session.resources.trainer)
         first = session.learner.domains[0]
         self._rates[key] = tuner.rate(world.stream or "stream", rival.label, settings, first)
 

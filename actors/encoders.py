@@ -232,4 +232,5 @@ class PooledEngine:
 def worker_threads(settings: Settings, kind: str) -> int:
     """Threads of torch for one worker of a kind; 0 in the settings shares out all cores."""
     workers = getattr(settings.cluster, kind)
-    return workers.threads or max(1, (os.cpu_count() or 1) // max(1, workers.num_workers))
+    count = workers.num_workers * getattr(workers, "lanes", 1)
+    return workers.threads or max(1, (os.cpu_count() or 1) // max(1, count))

@@ -134,7 +134,7 @@ def answer_units(
 def predict_cluster(settings: Settings) -> ClusterSettings:
     """The cluster's settings with what prediction uses of it: no training workers."""
     cluster = settings.cluster
-    none = {"train": cluster.train.model_copy(update={"num_workers": 0})}
+    none: dict[str, WorkerSettings] = {"train": cluster.train.model_copy(update={"num_workers": 0})}
     if not cluster.encode.num_workers:
         none["data"] = cluster.data.model_copy(update={"num_workers": 0})
     return cluster.model_copy(update=none)

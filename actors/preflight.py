@@ -92,7 +92,11 @@ def _shared_card(train: WorkerSettings) -> str | None:
 
 def _problem(cluster: ClusterSettings, identify: bool) -> str | None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    kinds = {"train": cluster.train, "encode": cluster.encode}
+    lanes = {"num_workers": cluster.train.num_workers * cluster.train.lanes}
+    kinds: dict[str, WorkerSettings] = {
+        "train": cluster.train.model_copy(update=lanes),
+        "encode": cluster.encode,
+    }
     if identify:
         pool = cluster.identify
         kinds["identify"] = WorkerSettings(

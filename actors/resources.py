@@ -29,6 +29,7 @@ from archipelago.pipeline.model.kernels import Kernels
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import RunFolder
 from archipelago.pipeline.streams import Domain, PreparedDomain, open_stream, prepare
+from archipelago.pipeline.training.launch import Trainer
 
 log = logging.getLogger("archipelago")
 
@@ -47,12 +48,14 @@ class Resources:
         signals: that ask all of it to stop.
         domains: of the stream, after `__enter__`.
         pool: encoders.
+        trainer: of stages, with workers that stay.
         scorer: the multimodal model, in this process or in a pool of replicas; None where no
             identifier looks at images.
     """
 
     domains: list[Domain]
     pool: EncoderPool
+    trainer: Trainer
     scorer: Scorer | None = None
 
     def __init__(self, settings: Settings, passed: FrozenPasses | None = None) -> None:
@@ -101,6 +104,7 @@ class Resources:
         if uses_ray(settings, pooled):
             check_resources(settings.cluster, pooled)
         self.pool = self._stack.enter_context(EncoderPool(settings, self._passed))
+        self.trainer = self._stack.enter_context(Trainer())
         if looks(settings):
             self.scorer = self._stack.enter_context(IdentifierPool(settings)).scorer
 

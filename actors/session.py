@@ -152,6 +152,7 @@ class Session:
             score_cache=self._score_cache(),
             shared=self.main.run if self.main else None,
             threads=worker_threads(settings, "train"),
+            trainer=resources.trainer,
         )
 
     def _score_cache(self) -> ScoreCache | None:

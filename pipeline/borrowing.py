@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from archipelago.pipeline.closedform import Basis
 from archipelago.pipeline.identifiers.basis import task_distance
 from archipelago.pipeline.learned.state import State
 from archipelago.pipeline.methods import Neighbour
 from archipelago.pipeline.records import GroupRecord, TaskRecord
+
+
+def needed(
+    records: Sequence[TaskRecord], state: State, basis: Basis, learned: Iterable[GroupRecord]
+) -> tuple[list[GroupRecord], tuple[Neighbour, ...]]:
+    """The stored groups that training needs, by stage, and the neighbours it borrows from.
+
+    Args:
+        records: of the tasks to be trained together.
+        state: what is learned, and the method.
+        basis: of compact features.
+        learned: its groups.
+    """
+    method = state.method
+    neighbours: tuple[Neighbour, ...] = ()
+    groups = sorted(learned, key=lambda group: group.stage)
+    if method.borrows:
+        if len(records) == 1:
+            neighbours = neighbours_of(records[0], state, basis)
+        groups = with_lenders({neighbour.task for neighbour in neighbours}, groups)
+    else:
+        groups = groups[-1:] if method.continues else []
+    return groups, neighbours
 
 
 def neighbours_of(record: TaskRecord, state: State, basis: Basis) -> tuple[Neighbour, ...]:

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from archipelago.pipeline.evaluation.views import Encoder, SplitView
+from archipelago.pipeline.identifiers import ScoreCache
 from archipelago.pipeline.learned.state import State
 from archipelago.pipeline.learned.texts import Texts
 from archipelago.pipeline.methods import Fitted
 from archipelago.pipeline.methods.base import log_softmax
 from archipelago.pipeline.records import Probe, TaskRecord
+from archipelago.pipeline.store import RunFolder
 from archipelago.pipeline.streams import ImageTable, PreparedDomain
 from archipelago.pipeline.training.export import PROBES
 from archipelago.pipeline.training.spec import Outcome
@@ -144,3 +146,17 @@ def probe_of(
     scores = state.method.scores(view, function, record.listed)
     assert scores is not None
     return Probe(table.images(rows), table.labels[rows].copy(), scores.astype(np.float32))
+
+
+def note_usage(
+    run: RunFolder, stage: int, record: TaskRecord, score_cache: ScoreCache | None
+) -> None:
+    """Journal what the multimodal model did for a stage; nothing where there is none."""
+    described = record.description
+    if score_cache is None or described is None:
+        return
+    usage, traces = score_cache.take_usage()
+    if traces:
+        run.folder.write_json(f"identifier/traces/{stage:03d}-{record.name}.json", traces)
+    said = {key: described[key] for key in ("text", "by", "model")}
+    run.journal.append("described", stage=stage, task=record.name, **said, work=usage.asdict())

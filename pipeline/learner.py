@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from archipelago.pipeline.borrowing import neighbours_of, with_lenders
+from archipelago.pipeline.borrowing import needed
 from archipelago.pipeline.closedform import Basis
 from archipelago.pipeline.evaluation.evaluator import Evaluator, image_source
 from archipelago.pipeline.evaluation.prequential import prequential
 from archipelago.pipeline.evaluation.views import Encoder
-from archipelago.pipeline.fitting import fitted_of, looked_at, probe_of, task_record
+from archipelago.pipeline.fitting import fitted_of, looked_at, note_usage, probe_of, task_record
 from archipelago.pipeline.identifiers import ScoreCache
 from archipelago.pipeline.identifiers.describer import Describer
 from archipelago.pipeline.learned.state import State, build_state
@@ -31,8 +31,8 @@ from archipelago.pipeline.records.evaluation import read_evaluation
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import GroupRef, RunFolder
 from archipelago.pipeline.streams import ImageTable, PreparedDomain, stratified_fold
-from archipelago.pipeline.training.launch import train_stage
-from archipelago.pipeline.training.spec import Outcome, StageSpec
+from archipelago.pipeline.training.launch import Trainer
+from archipelago.pipeline.training.spec import StageSpec
 
 log = logging.getLogger(__name__)
 TRAINING_FACTS = ("images_per_second", "loss", "held_out_accuracy", "held_out_loss", "curve")
@@ -52,7 +52,7 @@ class Learner:
         score_cache: asks a multimodal model, for identifiers that need one.
         shared: run whose stored test features are reused.
         threads: of torch, for training in this process.
-        train: runs a stage; `pipeline.training.launch.train_stage` unless a test says otherwise.
+        trainer: of stages; None = one in this process, or with workers until this learner ends.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Learner:
         score_cache: ScoreCache | None = None,
         shared: RunFolder | None = None,
         threads: int = 0,
-        train: Callable[[StageSpec], Outcome] = train_stage,
+        trainer: Trainer | None = None,
     ) -> None:
         self.run = run
         self.settings = settings
@@ -86,7 +86,7 @@ class Learner:
         self.state = self._state()
         self.method = self.state.method
         self._done: dict[int, GroupRef] = {}
-        self._train = train
+        self._trainer = trainer or Trainer()
         self._describer = Describer(self.state.identifier, settings)
 
     def _state(self, *more: GroupRecord) -> State:
@@ -153,8 +153,7 @@ class Learner:
                 self._drop_checkpoints(stage)  # of a driver that was killed when it was done
             return
         name, domains, journal = self.stages[stage].name, self._domains(stage), self.run.journal
-        events = journal.events()
-        attempt = 1 + sum(e["event"] == "stage-started" and e["stage"] == stage for e in events)
+        attempt = self._attempt(stage, "stage-started")
         journal.append("stage-started", stage=stage, task=name, attempt=attempt)
         clock = time.perf_counter()
         records = [self._look(domain) for domain in domains]
@@ -187,8 +186,7 @@ class Learner:
             return False
         clock, group = time.perf_counter(), self.groups[stage]
         others = [other for other in self.groups.values() if other is not group]
-        events = self.run.journal.events()
-        attempt = 1 + sum(e["event"] == "stage-refining" and e["stage"] == stage for e in events)
+        attempt = self._attempt(stage, "stage-refining")
         self.run.journal.append("stage-refining", stage=stage, task=group.name, attempt=attempt)
         data = self._stage_data(stage, attempt, group.tasks)
         fitted = self.method.refine(data, others)
@@ -206,6 +204,12 @@ class Learner:
         self._publish("refined", record, seconds)
         self._drop_checkpoints(stage)
         return True
+
+    def _attempt(self, stage: int, begun: str | None = None) -> int:
+        """Number of the next attempt to train a stage, by the events that begin one."""
+        begun = begun or ("stage-refining" if self.method.refines else "stage-started")
+        events = self.run.journal.events()
+        return 1 + sum(e["event"] == begun and e["stage"] == stage for e in events)
 
     def _stage_data(self, stage: int, attempt: int, records: Sequence[TaskRecord]) -> StageData:
         domains = {domain.name: domain for domain in self._domains(stage)}
@@ -251,6 +255,7 @@ class Learner:
             attempt=attempt,
             steps=facts.get("best_step", 0),
             **{key: facts.get(key) for key in TRAINING_FACTS},
+            until=facts.get("until"),
             seconds=seconds,
         )
 
@@ -301,27 +306,42 @@ class Learner:
 
     def _trained(self, stage: int, attempt: int, records: Sequence[TaskRecord]) -> Fitted:
         """Train the method's adapter on the stage's images."""
-        neighbours: tuple[Neighbour, ...] = ()
-        if len(records) == 1 and self.method.borrows:
-            neighbours = neighbours_of(records[0], self.state, self.basis)
-        learned = sorted(self.groups.values(), key=lambda group: group.stage)
-        if self.method.borrows:
-            earlier = with_lenders({neighbour.task for neighbour in neighbours}, learned)
-        else:
-            earlier = learned[-1:] if self.method.continues else []
-        refs = tuple(group.ref for group in earlier if group.ref is not None)
-        spec = StageSpec(
+        earlier, neighbours = needed(records, self.state, self.basis, self.groups.values())
+        spec = self._spec(stage, attempt, earlier, neighbours)
+        if self.method.independent:
+            self._trainer.ahead(spec)
+            self._train_ahead(stage)
+        return fitted_of(self._trainer(spec), self.stages[stage].tasks)
+
+    def _spec(
+        self,
+        stage: int,
+        attempt: int,
+        earlier: Sequence[GroupRecord] = (),
+        neighbours: tuple[Neighbour, ...] = (),
+    ) -> StageSpec:
+        return StageSpec(
             self.settings,
             self.run.uri,
             self.kernels,
             stage,
             tuple(self._domains(stage)),
-            refs,
+            tuple(group.ref for group in earlier if group.ref is not None),
             neighbours,
             attempt,
             self.threads,
         )
-        return fitted_of(self._train(spec), self.stages[stage].tasks)
+
+    def _train_ahead(self, stage: int) -> None:
+        """Let workers go on with the next stages while this one is stored and measured."""
+        wanting = [each.number for each in self.stages[stage + 1 :] if self._wants(each.number)]
+        for later in wanting[: self.settings.cluster.train.lanes]:
+            self._trainer.ahead(self._spec(later, self._attempt(later)))
+
+    def _wants(self, stage: int) -> bool:
+        """Whether a stage is still to be trained."""
+        forgotten = self.run.forgotten().issuperset(self.stages[stage].tasks)
+        return not self._finished(stage) and not forgotten
 
     def _record(self, stage: int, records: Sequence[TaskRecord], fitted: Fitted) -> GroupRecord:
         """The finished record of a stage: what was seen, fitted, described and noted."""
@@ -372,22 +392,9 @@ class Learner:
         if multimodal and state.identifier is not None and record.rows:
             seen = image_source(table, domain.digests["train"], domain.name, record.rows.places)
             study = state.identifier.study(record, seen)
-            self._note_usage(group.stage, record, state.identifier.score_cache)
+            note_usage(self.run, group.stage, record, state.identifier.score_cache)
             record = replace(record, study=study)
         if needs_probe:
             probe = probe_of(state, self.encoder, self.evaluator.texts, record, domain)
             record = replace(record, probe=probe)
         return record
-
-    def _note_usage(self, stage: int, record: TaskRecord, score_cache: ScoreCache | None) -> None:
-        """Journal what the multimodal model did for this stage; nothing where there is none."""
-        described = record.description
-        if score_cache is None or described is None:
-            return
-        usage, traces = score_cache.take_usage()
-        if traces:
-            self.run.folder.write_json(f"identifier/traces/{stage:03d}-{record.name}.json", traces)
-        said = {key: described[key] for key in ("text", "by", "model")}
-        self.run.journal.append(
-            "described", stage=stage, task=record.name, **said, work=usage.asdict()
-        )

@@ -110,7 +110,7 @@ def wait_until(reached: Callable[[], Any], what: str, patience_s: float = PATIEN
 
 def training(run_dir: Path, stage: str, attempt: int, count: int = 1) -> bool:
     """Whether an attempt at a stage has written so many checkpoints; `stage` as in 000-amber."""
-    found = run_dir.glob(f"train/{stage}/attempt-{attempt}/checkpoint_*/state.json")
+    found = run_dir.glob(f"train/{stage}/attempt-{attempt}/checkpoint-*/state.json")
     return len(list(found)) >= count
 
 

@@ -6,7 +6,6 @@ The fold is the held-out part of training images (`stream.held_out`); test image
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,8 @@ from archipelago.pipeline.model.kernels import Kernels
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import Folder
 from archipelago.pipeline.streams import PreparedDomain
-from archipelago.pipeline.training.launch import train_stage
-from archipelago.pipeline.training.spec import Outcome, StageSpec
+from archipelago.pipeline.training.launch import Trainer
+from archipelago.pipeline.training.spec import StageSpec
 
 log = logging.getLogger("archipelago")
 
@@ -34,13 +33,13 @@ class Tuner:
         folder: of the comparison.
         kernels: of its runs.
         threads: of torch for a training worker.
-        train: trains a stage; another one in tests.
+        trainer: of stages.
     """
 
     folder: Folder
     kernels: Kernels
     threads: int
-    train: Callable[[StageSpec], Outcome] = train_stage
+    trainer: Trainer
 
     def rate(self, stream: str, label: str, settings: Settings, domain: PreparedDomain) -> float:
         """The peak learning rate of a method on a stream.
@@ -85,7 +84,7 @@ class Tuner:
         run = self.folder.child("tuning").uri
         spec = StageSpec(settings, run, self.kernels, 0, (domain,), threads=self.threads)
         try:
-            facts = self.train(spec).facts
+            facts = self.trainer(spec).facts
         except UserError as error:
             log.info("%s at learning rate %s: %s", label, key, error)
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
@@ -37,7 +38,7 @@ def stored_bytes(records: Records) -> dict[str, Any]:
 
 def seconds(records: Records, references: Iterable[Records] = ()) -> dict[str, Any]:
     """Wall time. `overhead` is what was neither training, evaluation, decoding of images nor a
-    reference method at work.
+    reference method at work; what happened side by side counts once in it.
 
     `total` adds up the sessions of the driver: time between an interruption and the next start
     does not count, nor does a session that found everything done.
@@ -49,7 +50,16 @@ def seconds(records: Records, references: Iterable[Records] = ()) -> dict[str, A
     evaluate = sum(float(record.get("seconds") or 0) for record in records.evaluations.values())
     total = sum(_span(session) for session in sessions)
     beside = sum(_span(session) for other in references for session in _busy(other))
-    overhead = max(total - train - evaluate - prepare - beside, 0.0)
+    alone = prepare + beside  # nothing else happens meanwhile
+    measured = {int(e["stage"]): e for e in events if e["event"] == "evaluated"}
+    spans = [_until(e.get("until") or e["time"], _spent(e)) for e in events if _trained(e)]
+    for stage, record in records.evaluations.items():
+        taken = float(record.get("seconds") or 0)
+        if stage in measured:
+            spans.append(_until(measured[stage]["time"], taken))
+        else:
+            alone += taken
+    overhead = max(total - _union(spans) - alone, 0.0)
     return {
         "total": total,
         "train": train,
@@ -89,13 +99,33 @@ def lineage(ref: GroupRef, card: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sum(events: list[dict[str, Any]], name: str) -> float:
-    """Seconds that events of this name report, whether as a number or split into parts."""
-    spent = 0.0
-    for event in events:
-        if event["event"] == name:
-            value = event.get("seconds") or 0.0
-            spent += sum(value.values()) if isinstance(value, dict) else float(value)
-    return spent
+    """Seconds that events of this name report."""
+    return sum(_spent(event) for event in events if event["event"] == name)
+
+
+def _spent(event: dict[str, Any]) -> float:
+    """Seconds that an event reports, whether as a number or split into parts."""
+    value = event.get("seconds") or 0.0
+    return float(sum(value.values()) if isinstance(value, dict) else value)
+
+
+def _trained(event: dict[str, Any]) -> bool:
+    return event["event"] == "stage-trained"
+
+
+def _until(end: str, seconds: float) -> tuple[float, float]:
+    """The span of time that ended then, in seconds since 1970."""
+    at = datetime.fromisoformat(end).timestamp()
+    return at - seconds, at
+
+
+def _union(spans: Iterable[tuple[float, float]]) -> float:
+    """Seconds that lie in any of these spans."""
+    covered, reached = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        covered += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return covered
 
 
 def _sessions(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

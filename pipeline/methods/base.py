@@ -156,6 +156,11 @@ class Method(ABC):
         """Whether images must be identified, so that each task leaves its statistics."""
         return cls.policy in ("hard", "posterior")
 
+    @property
+    def independent(self) -> bool:
+        """Whether what a stage trains needs nothing of other stages: it may train before them."""
+        return self.trains and not self.borrows and not self.continues
+
     # -- numbers alone -----------------------------------------------------------------------
 
     def fit(self, stage: StageData, earlier: Sequence[GroupRecord]) -> Fitted:

@@ -6,7 +6,16 @@ from typing import Any
 
 
 def enter(config: dict[str, Any]) -> None:
-    """Body of one worker: a stage in plain form, as `StageSpec.plain` gives it."""
-    from archipelago.pipeline.training.worker import work
+    """Body of one worker: stages from `config["queue"]`, a `StageQueue`, as long as there are."""
+    import ray
+    from ray.train import get_context
 
-    work(config)
+    queue = config["queue"]
+    ray.get(queue.start.remote(get_context().get_world_rank()))
+    try:
+        from archipelago.pipeline.training.worker import work
+
+        work(queue)
+    except Exception as error:
+        ray.get(queue.stumbled.remote(f"{type(error).__name__}: {error}"))
+        raise

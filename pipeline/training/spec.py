@@ -19,7 +19,7 @@ from archipelago.pipeline.streams import PreparedDomain, Stage
 
 GROUP, PROBE = names.GROUP, names.PROBE
 CLASSES, FACTS = "classes.safetensors", "facts.json"
-REFUSED = "refused.json"  # of an attempt: why it cannot succeed
+FINAL = "final"  # of an attempt: its last checkpoint, with the outcome beside it
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,6 @@ def stage_folder(run: RunFolder, spec: StageSpec) -> Folder:
     return run.folder.child(f"train/{spec.stage:03d}-{spec.name}")
 
 
-def refusals(spec: StageSpec) -> Folder:
-    """Where workers of this attempt leave in `REFUSED` why it cannot succeed."""
+def attempt_folder(spec: StageSpec) -> Folder:
+    """Where one attempt at a stage keeps its checkpoints."""
     return stage_folder(RunFolder(spec.run, read_only=True), spec).child(f"attempt-{spec.attempt}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ def run_stage(
         method, adapter, objectives, seeding=spec.seeding, steps=steps, rank=rank, world=world,
         wrap=wrap, resume=resume, report=report,
     )  # fmt: skip
-    trained = time.perf_counter()
+    trained, until = time.perf_counter(), datetime.now(UTC)
     gains = prune(method, adapter, objectives, rank, world)
     outcome = outcome_of(spec, method, adapter, objectives) if rank == 0 else None
     if outcome is not None:
@@ -91,6 +92,7 @@ def run_stage(
             "curve": curve,
             "gains": gains,
             "neighbours": adapter.borrowed(),
+            "until": until.isoformat(timespec="milliseconds"),
             "seconds": {
                 "load": loaded - clock,
                 "trunk": trunk,

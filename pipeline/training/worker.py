@@ -1,13 +1,13 @@
-"""One rank of a stage under Ray Train: reports, gauges, and where it goes on after a death."""
+"""One rank under Ray Train: stage after stage, its reports, and where it goes on after a death."""
 
 from __future__ import annotations
 
+import gc
 import logging
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train as rt
 import torch
 from ray.train.torch import get_device
@@ -18,49 +18,50 @@ from archipelago.pipeline.methods import Adapter
 from archipelago.pipeline.store import RunFolder
 from archipelago.pipeline.training import checkpoints
 from archipelago.pipeline.training.loop import TrainingState
-from archipelago.pipeline.training.spec import REFUSED, Outcome, StageSpec, refusals, stage_folder
+from archipelago.pipeline.training.spec import Outcome, StageSpec, stage_folder
 from archipelago.pipeline.training.stage import run_stage
+from archipelago.pipeline.training.stage_queue import Ending
 
 log = logging.getLogger(__name__)
 
 
-def work(config: dict[str, Any]) -> None:
-    """Train the stage that `config` describes, on this rank.
+def work(queue: Any) -> None:
+    """Train one stage after another on this rank, as the queue gives them.
 
-    What no other attempt could mend ends it without an error, since Ray Train would try an error
-    again: the reason is stored for the driver, and for ranks that start anew.
+    What no other attempt could mend ends all of it without an error, since Ray Train would try an
+    error again: the reason goes to the driver.
+
+    Args:
+        queue: handle of a `StageQueue`.
     """
-    spec = StageSpec.of(config)
-    reasons = refusals(spec)
-    if reasons.exists(REFUSED):
-        return
-    try:
-        _train(spec)
-    except UserError as error:
-        reasons.write_json(REFUSED, str(error))
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train has set it to INFO
+    logging.getLogger("archipelago").setLevel(logging.INFO)
+    rank = rt.get_context().get_world_rank()
+    number: int | None = None
+    while (taken := ray.get(queue.take.remote(number))) is not None:
+        number, plain = taken
+        try:
+            _train(StageSpec.of(plain))
+        except UserError as error:
+            ray.get(queue.close.remote(Ending("refused", str(error))))
+            return
+        gc.collect()  # the stage's activations and weights, before the next one's come
+        ray.get(queue.finished.remote(number, rank))
 
 
 def _train(spec: StageSpec) -> None:
-    logging.getLogger().setLevel(logging.WARNING)  # Ray Train has set it to INFO
-    logging.getLogger("archipelago").setLevel(logging.INFO)
     context = rt.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     if spec.kernels.device.startswith("cuda"):
         spec = replace(spec, kernels=replace(spec.kernels, device=str(get_device())))
     gauges = _Gauges(spec) if rank == 0 else None
+    keep = checkpoints.Keeper(spec)
 
     def save(metrics: dict[str, Any], state: TrainingState | None, outcome: Outcome | None) -> None:
-        if rank != 0:
-            rt.report(metrics, checkpoint=None)
-            return
         if gauges is not None:
             gauges.set(metrics)
-        with tempfile.TemporaryDirectory() as temporary:
-            if state is not None:
-                checkpoints.save(Path(temporary), state)
-            if outcome is not None:
-                outcome.save(Path(temporary))
-            rt.report(metrics, checkpoint=rt.Checkpoint.from_directory(temporary))
+            keep(metrics, state, outcome)
+        rt.report(metrics, checkpoint=None)
 
     run_stage(
         spec,

@@ -15,7 +15,6 @@ import pytest
 
 from archipelago.pipeline.benchmark import document, page, summary, tuning
 from archipelago.pipeline.benchmark.certainty import critical_difference, intervals, ranking
-from archipelago.pipeline.benchmark.memory import PeakMemory
 from archipelago.pipeline.benchmark.plan import (
     Plan,
     Rival,

@@ -31,7 +31,7 @@ from archipelago.pipeline.training.objectives import predict_all
 from archipelago.pipeline.training.spec import GROUP, Outcome
 from archipelago.pipeline.training.stage import build, run_stage
 from tests.unit.tiny_clip import save_local
-from tests.unit.tiny_run import World, learn_stream, make_learner, run_settings, stage_spec
+from tests.unit.tiny_run import Never, World, learn_stream, make_learner, run_settings, stage_spec
 
 SCENES = {"reader": "scenes", "options": {"train": 20, "test": 6}}
 ASE = {"count": 6, "rank": 2, "active": 2, "shared_count": 1, "shared": "adaptive"}
@@ -164,11 +164,8 @@ def _learn_reference(world: World, run: RunFolder, other: RunFolder) -> list[dic
 
 
 def _measured_again(world: World, run: RunFolder) -> dict[str, Any]:
-    def never(spec: Any) -> Any:
-        raise AssertionError("trained again")
-
     run.folder.delete("evaluation/000.json")
-    return learn_stream(make_learner(world, run, _settings(world), train=never))[0]
+    return learn_stream(make_learner(world, run, _settings(world), trainer=Never()))[0]
 
 
 class Killed(Exception):

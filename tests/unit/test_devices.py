@@ -23,7 +23,7 @@ from archipelago.pipeline.methods import (
 )
 from archipelago.pipeline.methods.base import methods
 from archipelago.pipeline.model.kernels import Kernels, choose
-from archipelago.pipeline.settings import ClusterSettings, WorkerSettings
+from archipelago.pipeline.settings import ClusterSettings, TrainWorkerSettings
 from archipelago.pipeline.training.loop import StepLoss, moved
 from tests.unit.tiny_clip import settings, tiny_backbone, words
 
@@ -146,7 +146,7 @@ def test_workers_that_would_share_a_card_are_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
 
     def cluster(workers: int, gpus: float) -> ClusterSettings:
-        train = WorkerSettings(num_workers=workers, num_gpus=gpus)
+        train = TrainWorkerSettings(num_workers=workers, num_gpus=gpus)
         return ClusterSettings(train=train)
 
     with pytest.raises(UserError, match=r"^cluster\.train\.num_gpus=0\.5: .*same card"):

@@ -25,6 +25,7 @@ from archipelago.pipeline.store.tensors import load
 from archipelago.pipeline.streams import ImageTable, stratified_fold
 from tests.unit.tiny_run import (
     TASKS,
+    Never,
     World,
     group_hashes,
     learn_stream,
@@ -70,10 +71,6 @@ def _engine(run: RunFolder, settings: Settings) -> Engine:
     engine = Engine(EngineSpec(settings, run.uri, Kernels()))
     engine.install(run.groups.list())
     return engine
-
-
-def never(spec: Any) -> Any:
-    raise AssertionError("trained again")
 
 
 def test_with_given_ids_a_learned_task_keeps_its_accuracy(run: RunFolder) -> None:
@@ -287,7 +284,7 @@ def test_a_stage_that_was_learned_but_not_measured_is_only_measured(
 ) -> None:
     before = _records(run)
     run.folder.delete("evaluation/003.json")
-    records = learn_stream(make_learner(world, run, _settings(world), train=never))
+    records = learn_stream(make_learner(world, run, _settings(world), trainer=Never()))
     assert [r["stage"] for r in records] == [3]
     assert records[0]["accuracy"] == before[3]["accuracy"]
 
@@ -304,7 +301,7 @@ def test_a_stage_that_answers_but_is_not_refined_is_refined(world: World, tmp_pa
         learner.learn(0)
     closed = other.current_groups()
     with other.lock(), pytest.raises(AssertionError, match="trained again"):
-        learner = make_learner(world, other, settings, train=never)
+        learner = make_learner(world, other, settings, trainer=Never())
         assert learner.restore()[0] == 0
         learner.learn(0)
         learner.refine(0)
@@ -313,7 +310,7 @@ def test_a_stage_that_answers_but_is_not_refined_is_refined(world: World, tmp_pa
     hashes = [{ref.name: ref.sha256 for ref in run.current_groups()} for run in (whole, other)]
     assert hashes[0] == hashes[1] and len(hashes[0]) == 2
     assert other.current_groups()[0] != closed[0]
-    learner = make_learner(world, other, settings, train=never)
+    learner = make_learner(world, other, settings, trainer=Never())
     assert learner.restore() == [2, 3] and not learner.refine(0)
 
 
@@ -358,7 +355,7 @@ def test_every_method_learns_the_same_stream(world: World, tmp_path: Path, name:
         assert given[1][0] == given[0][0], "what is learned stays"
     manifest = run.models.latest()
     assert (manifest is None) == (not method.learns)
-    again = make_learner(world, run, settings, train=never)
+    again = make_learner(world, run, settings, trainer=Never())
     again.restore()
     if manifest is not None:
         assert {group.ref for group in again.groups.values()} >= set(manifest.groups[:stages])

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray.train as rt
+import ray
+import ray.train
 import torch
 
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.training import checkpoints, launch, worker
+from archipelago.pipeline.training.entry import enter
 from archipelago.pipeline.training.objectives import Classification
 from archipelago.pipeline.training.spec import StageSpec
 from archipelago.pipeline.training.stage import run_stage
+from archipelago.pipeline.training.stage_queue import Ending, StageQueue
 from tests.unit.tiny_run import World, make_world, run_settings, stage_spec
 
 EVERY = 4  # steps between two looks at the held-out fold
@@ -87,84 +91,74 @@ def test_weights_that_are_no_numbers_are_no_checkpoint(
     assert kept.name == "checkpoint-000002" and (kept / checkpoints.FACTS).exists()
 
 
+class LocalQueue:
+    """A `StageQueue` in this process, called as a handle of the actor is."""
+
+    def __init__(self, world: int = 1, max_failures: int = 2) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._queue = StageQueue(world, max_failures)
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        method = getattr(self._queue, name)
+        return SimpleNamespace(
+            remote=lambda *given: self._loop.run_until_complete(asyncio.wait_for(method(*given), 5))
+        )
+
+
 @pytest.fixture
-def ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def queue(monkeypatch: pytest.MonkeyPatch) -> LocalQueue:
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     monkeypatch.setattr(worker.rt, "get_context", lambda: context)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
     monkeypatch.setattr(worker.rt, "report", lambda metrics, checkpoint: None)
-
-
-def fits(monkeypatch: pytest.MonkeyPatch, spec: StageSpec, attempts: int) -> list[str]:
-    """Stands in for Ray Train, which starts workers anew until they end without an error."""
-    ended: list[str] = []
-
-    def fit(trainer: object) -> SimpleNamespace:
-        for _ in range(attempts):
-            try:
-                worker.work(spec.plain())
-            except RuntimeError as error:
-                ended.append(str(error))
-                continue
-            ended.append("")
-            return SimpleNamespace(checkpoint=None)
-        raise rt.WorkerGroupError(ended[-1], {0: RuntimeError(ended[-1])})
-
-    monkeypatch.setattr(launch, "_fit", fit)
-    return ended
+    monkeypatch.setattr(ray, "get", lambda found: found)
+    return LocalQueue()
 
 
 def test_a_diverging_rate_on_a_worker_is_refused_in_one_attempt(
-    spec: StageSpec, ranks: None, monkeypatch: pytest.MonkeyPatch
+    spec: StageSpec, queue: LocalQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken_at(monkeypatch, 2)
-    ended = fits(monkeypatch, spec, attempts=4)
-    words = r"^stage 0 apples: training diverged at step 2, "
-    with pytest.raises(UserError, match=words) as caught:
-        launch._on_ray(spec, launch.stage_folder(launch.RunFolder(spec.run), spec))
-    assert ended == [""] and "training.learning_rate" in str(caught.value)
+    queue.add.remote(spec.plain())
+    enter({"queue": queue})  # ends well: Ray Train starts nothing anew
+    ending = queue.ended.remote(0)
+    assert ending.how == "refused" and "training diverged at step 2" in ending.reason
+    assert "training.learning_rate" in ending.reason
+    assert queue.take.remote(None) is None, "a rank that fails for lack of it has nothing to do"
 
 
-def test_a_refusal_of_one_rank_ends_those_that_start_anew(
-    spec: StageSpec, ranks: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The others fail for lack of it, and Ray Train starts them all again."""
-    started: list[int] = []
-
-    def stage(*_: Any, **__: Any) -> None:
-        started.append(1)
-        worker.refusals(spec).write_json(worker.REFUSED, "no such image")
-        raise RuntimeError("connection closed by peer")
-
-    monkeypatch.setattr(worker, "run_stage", stage)
-    ended = fits(monkeypatch, spec, attempts=4)
-    with pytest.raises(UserError, match=r"^stage 0 apples: no such image$"):
-        launch._on_ray(spec, launch.stage_folder(launch.RunFolder(spec.run), spec))
-    assert ended == ["connection closed by peer", ""] and started == [1]
-
-
-@pytest.mark.parametrize("refused", [True, False])
-def test_workers_that_fail_to_the_end(
-    spec: StageSpec, ranks: None, monkeypatch: pytest.MonkeyPatch, refused: bool
+def test_workers_that_fail_to_the_end_say_why(
+    spec: StageSpec, queue: LocalQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stage(*_: Any, **__: Any) -> None:
-        if refused:
-            worker.refusals(spec).write_json(worker.REFUSED, "no such image")
-        raise RuntimeError("killed")
+        raise RuntimeError("out of memory")
 
     monkeypatch.setattr(worker, "run_stage", stage)
-    fits(monkeypatch, spec, attempts=1)
-    with pytest.raises(UserError if refused else RuntimeError, match=r"such image|last: killed"):
-        launch._on_ray(spec, launch.stage_folder(launch.RunFolder(spec.run), spec))
+    queue.add.remote(spec.plain())
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            enter({"queue": queue})
+    enter({"queue": queue})
+    assert queue.ended.remote(0) == Ending("failed", "RuntimeError: out of memory")
 
 
-def test_another_attempt_is_not_refused_for_an_earlier_one(
-    spec: StageSpec, ranks: None, monkeypatch: pytest.MonkeyPatch
+def test_one_stage_after_another(
+    spec: StageSpec, queue: LocalQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker.refusals(spec).write_json(worker.REFUSED, "training diverged")
-    done: list[Callable[..., None]] = []
-    monkeypatch.setattr(worker, "run_stage", lambda *a, **k: done.append(a[0]))
-    again = type(spec)(**{**spec.__dict__, "attempt": spec.attempt + 1})
-    worker.work(again.plain())
-    assert len(done) == 1
-    worker.work(spec.plain())
-    assert len(done) == 1
+    done: list[int] = []
+
+    def stage(spec: StageSpec, **_: Any) -> None:
+        done.append(spec.stage)
+        if len(done) == 2:
+            raise RuntimeError("killed")
+        if len(done) == 4:
+            queue.close.remote()
+
+    monkeypatch.setattr(worker, "run_stage", stage)
+    for number in range(3):
+        queue.add.remote(replace(spec, stage=number).plain())
+    with pytest.raises(RuntimeError, match="killed"):
+        enter({"queue": queue})
+    enter({"queue": queue})
+    assert done == [0, 1, 1, 2], "a stage that was done is not trained again"
+    assert [queue.ended.remote(number).how for number in range(3)] == ["done"] * 3

@@ -20,7 +20,8 @@ from archipelago.pipeline.records.basis import keep_basis
 from archipelago.pipeline.settings import ClusterSettings, Settings, StreamSettings
 from archipelago.pipeline.store import RunFolder, names
 from archipelago.pipeline.streams import PreparedDomain, open_stream, prepare
-from archipelago.pipeline.training.spec import StageSpec
+from archipelago.pipeline.training.launch import Trainer
+from archipelago.pipeline.training.spec import Outcome, StageSpec
 from tests.helpers import parquet_domain
 from tests.unit.tiny_clip import images, save_local, settings
 
@@ -86,6 +87,14 @@ def run_settings(world: World, **parts: Any) -> Settings:
 def stage_spec(world: World, run: Path, chosen: Settings, stage: int = 0) -> StageSpec:
     """What trains one stage without earlier groups."""
     return StageSpec(chosen, str(run), Kernels(), stage, (world.domains[stage],))
+
+
+class Never(Trainer):
+    """For runs that have all they need."""
+
+    def __call__(self, spec: StageSpec) -> Outcome:
+        """Fails."""
+        raise AssertionError("trained again")
 
 
 def make_learner(
