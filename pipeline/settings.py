@@ -155,6 +155,8 @@ class TrainingSettings(Strict):
     batch_size: PositiveInt = 64
     learning_rate: float = Field(5e-3, gt=0.0, le=LARGEST)
     weight_decay: NonNegativeFloat = 0.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    polyak: float = Field(0.0, ge=0.0, lt=1.0)
     warmup: NonNegativeInt = 40
     label_smoothing: float = Field(0.2, ge=0.0, lt=1.0)
     weighting: Literal["equal", "uncertainty"] = "equal"
@@ -197,6 +199,12 @@ class WorkerSettings(Strict):
     memory_gib: NonNegativeFloat = 0.0
 
 
+class TrainWorkerSettings(WorkerSettings):
+    """Workers that train: `num_workers` share a stage, `lanes` stages train side by side."""
+
+    lanes: PositiveInt = 1
+
+
 class IdentifyPoolSettings(Strict):
     """Replicas of the multimodal model; none are started for identifiers that do not look."""
 
@@ -223,7 +231,7 @@ class ClusterSettings(Strict):
     object_store_mib: PositiveInt = 400
     dashboard: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    train: WorkerSettings = WorkerSettings()
+    train: TrainWorkerSettings = TrainWorkerSettings()
     encode: WorkerSettings = WorkerSettings()
     data: WorkerSettings = WorkerSettings(num_cpus=0.25)
     identify: IdentifyPoolSettings = IdentifyPoolSettings()

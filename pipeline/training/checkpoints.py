@@ -1,4 +1,4 @@
-"""Checkpoints of a stage: safetensors and JSON, no pickle; one format in process and under Ray.
+"""Checkpoints of a stage: safetensors and JSON, no pickle; alike in process and under Ray.
 
 A checkpoint folder is complete when `state.json` names the sha256 of `state.safetensors`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from archipelago.pipeline.errors import IntegrityError
 from archipelago.pipeline.store import Folder, sha256
 from archipelago.pipeline.store.tensors import dump, load
 from archipelago.pipeline.training.loop import TrainingState
+from archipelago.pipeline.training.spec import FINAL, Outcome, StageSpec, attempt_folder
 
 log = logging.getLogger(__name__)
 
 TENSORS, FACTS = "state.safetensors", "state.json"
+KEPT = 2
 KINDS: dict[str, tuple[type, ...]] = {
     "step": (int,),
     "best_step": (int,),
@@ -30,10 +33,42 @@ KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
+class Keeper:
+    """Writes the checkpoints of an attempt at a stage where the run lies; what `run_stage` calls.
+
+    The last one, `final`, has the outcome beside it; of those before the newest two are kept.
+    """
+
+    def __init__(self, spec: StageSpec) -> None:
+        self._attempt = attempt_folder(spec)
+        self._kept: list[str] = []
+
+    def __call__(
+        self, metrics: dict[str, Any], state: TrainingState | None, outcome: Outcome | None
+    ) -> None:
+        """Write a state, and the outcome where there is one."""
+        if state is None:
+            return
+        name = f"checkpoint-{state.step:06d}" if outcome is None else FINAL
+        target = self._attempt.child(name)
+        with tempfile.TemporaryDirectory() as temporary:
+            local = Path(temporary)
+            save(local, state)
+            if outcome is not None:
+                outcome.save(local)
+            for file in sorted(local.iterdir(), key=lambda f: f.name == FACTS):
+                target.write(file.name, file.read_bytes())
+        self._kept.append(name)
+        for old in self._kept[:-KEPT]:
+            self._attempt.delete_tree(old)
+        del self._kept[:-KEPT]
+
+
 def save(folder: Path, state: TrainingState) -> None:
     """Write a state into an empty local folder."""
     tensors = {f"adapter/{k}": v for k, v in state.adapter.items()}
     tensors |= {f"best/{k}": v for k, v in state.best.items()}
+    tensors |= {f"averaged/{k}": v for k, v in state.averaged.items()}
     for index, values in state.optimizer.get("state", {}).items():
         tensors |= {f"optimizer/{index}/{key}": value for key, value in values.items()}
     tensors["rng"] = torch.get_rng_state()
@@ -60,7 +95,7 @@ def restore(folder: Folder) -> TrainingState:
         facts, data = _read(folder)
     except FileNotFoundError:
         raise IntegrityError(f"{folder.shown()} is no complete checkpoint") from None
-    parts: dict[str, Any] = {"adapter": {}, "best": {}, "optimizer": {}}
+    parts: dict[str, Any] = {"adapter": {}, "best": {}, "averaged": {}, "optimizer": {}}
     for name, tensor in load(data, TENSORS).items():
         kind, _, rest = name.partition("/")
         if kind == "rng":
@@ -76,6 +111,7 @@ def restore(folder: Folder) -> TrainingState:
         parts["adapter"],
         optimizer,
         parts["best"],
+        parts["averaged"],
         facts["best_step"],
         facts["best_accuracy"],
         facts["best_loss"],

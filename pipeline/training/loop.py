@@ -21,6 +21,7 @@ from archipelago.pipeline.methods import Adapter, Method
 from archipelago.pipeline.model.watch import GateLog, Watch, mutual_information
 from archipelago.pipeline.settings import TrainingSettings
 from archipelago.pipeline.training.objectives import Objective, judge, predict_all
+from archipelago.pipeline.training.optimizers import Average, make_optimizer
 from archipelago.pipeline.training.trunk import batch_rows
 
 Report = Callable[[dict[str, Any], "TrainingState | None"], None]
@@ -34,6 +35,7 @@ class TrainingState:
     adapter: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
+    averaged: dict[str, Tensor] = field(default_factory=dict)
     best_step: int = 0
     best_accuracy: float = -1.0
     best_loss: float = math.inf
@@ -151,13 +153,12 @@ def train(
     step_loss = StepLoss(method, adapter, count, rank, world)
     parameters = [p for p in adapter.parameters() if p.requires_grad]
     peak = method.learning_rate
-    optimizer = torch.optim.AdamW(
-        parameters, lr=peak, weight_decay=settings.weight_decay, foreach=True
-    )
+    optimizer = make_optimizer(settings, parameters, peak)
     state = resume or TrainingState()
     if resume is not None:
         adapter.load_state_dict(resume.adapter, strict=True)
         optimizer.load_state_dict(resume.optimizer)
+    average = Average(settings.polyak, adapter, state.averaged)
     model = wrap(adapter)
     clock, seen = time.perf_counter(), 0
     losses: list[Tensor] = []  # on the device: nothing waits for it between checks
@@ -201,6 +202,7 @@ def train(
         seen += local * world
         done = step + 1
         adapter.stepped(done, steps)
+        average.add(done)
         last = done == steps
         judged = done % settings.validate_every == 0 or last
         kept = done % settings.checkpoint_every == 0 or last
@@ -211,14 +213,16 @@ def train(
                     raise _diverged(done, peak)
                 raise _diverged(done - len(losses) + first, peak)
         if judged:
-            accuracy, nll = judge(adapter, objectives, rank, world)
-            if (accuracy, -nll) > (state.best_accuracy, -state.best_loss):
-                state.best = _copy(adapter.state_dict())
-                state.best_step, state.best_accuracy, state.best_loss = done, accuracy, nll
+            with average.inside():
+                accuracy, nll = judge(adapter, objectives, rank, world)
+                if (accuracy, -nll) > (state.best_accuracy, -state.best_loss):
+                    state.best = _copy(adapter.state_dict())
+                    state.best_step, state.best_accuracy, state.best_loss = done, accuracy, nll
         if kept:
             state.step = done
             state.adapter = _copy(adapter.state_dict())
             state.optimizer = optimizer.state_dict()
+            state.averaged = _copy(average.values)
             elapsed = time.perf_counter() - clock
             metrics = {
                 "step": done,
