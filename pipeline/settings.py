@@ -159,6 +159,7 @@ class TrainingSettings(Strict):
     polyak: float = Field(0.0, ge=0.0, lt=1.0)
     warmup: NonNegativeInt = 40
     label_smoothing: float = Field(0.2, ge=0.0, lt=1.0)
+    negatives: NonNegativeInt = 256
     weighting: Literal["equal", "uncertainty"] = "equal"
     head_channels: PositiveInt = 32
     clip_norm: NonNegativeFloat = 1.0

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +45,13 @@ class Adapter(nn.Module, ABC):
     """The trainable part of one stage, from the trunk's activations to features.
 
     Attributes:
+        reads_names: class features come of prompts; False = of parameters of its own.
         watch: looks on while a training pass runs, None otherwise.
         heads: parameters of dense tasks' own, by number; only in a stage that has such tasks.
         log_variance: (T,) learned weights of the losses of a stage's tasks; only where wanted.
     """
 
+    reads_names: ClassVar[bool] = True
     watch: Watch | None = None
     log_variance: nn.Parameter
     heads: nn.ModuleDict

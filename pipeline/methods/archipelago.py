@@ -68,6 +68,8 @@ class ArchipelagoOptions(MethodOptions):
 class IslandAdapter(GroupAdapter):
     """Image experts and a vector for each class, in place of the text encoder's features."""
 
+    reads_names = False
+
     def __init__(self, method: Archipelago, context: StageContext, group: Any) -> None:
         super().__init__(method.backbone, group, method.first_blocks, context.task)
         width = int(method.backbone.image.visual.output_dim)

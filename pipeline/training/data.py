@@ -70,6 +70,7 @@ def _classification(
         text,
         backbone,
         domain.name,
+        settings.training.negatives,
     )
 
 

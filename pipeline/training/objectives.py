@@ -8,6 +8,7 @@ Shapes: B batch of a task, L tokens, D width, C classes, F embedding, T tasks of
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -75,6 +76,40 @@ class Objective(ABC):
         """Score and mean loss on the held-out fold; ranks share the work."""
 
 
+class Asked(NamedTuple):
+    """Classes (N,) of a step, ascending, and the logarithm of how many each stands for (N,)."""
+
+    classes: np.ndarray
+    weights: np.ndarray
+
+
+def asked_classes(labels: np.ndarray, count: int, wanted: int, chosen: np.ndarray) -> Asked | None:
+    """Which classes a step asks for: its batch's, and others drawn evenly; None = all.
+
+    A drawn class stands for its share of those that were left out, so that the sum over classes is
+    right on average.
+
+    Args:
+        labels: of the batch (B,).
+        count: classes of the task.
+        wanted: classes to ask for; 0 = all. One more than the batch has at least.
+        chosen: (position, epoch) pairs (B, 2) of the batch, which seed the draw.
+    """
+    if not 0 < wanted < count:
+        return None
+    own = np.unique(labels)
+    others = np.setdiff1d(np.arange(count), own)
+    if not len(others):
+        return None
+    drawn = min(len(others), max(1, wanted - len(own)))
+    random = np.random.default_rng(zlib.crc32(np.ascontiguousarray(chosen).tobytes()))
+    classes = np.concatenate([own, random.choice(others, drawn, replace=False)])
+    weights = np.zeros(len(classes))
+    weights[len(own) :] = np.log(len(others) / drawn)
+    order = np.argsort(classes)
+    return Asked(classes[order], weights[order])
+
+
 @dataclass
 class Classification(Objective):
     """Cross-entropy over a task's classes, whose features come from the text encoder (method 2.9).
@@ -88,6 +123,9 @@ class Classification(Objective):
             and the routing position (C,).
         backbone: gives the temperature of the logits.
         name: the task.
+        negatives: classes that a step asks for, those of its batch among them; 0 = all. Each drawn
+            one stands for its share of those that were not, so that the expected sum over classes
+            is that of all.
     """
 
     trunk: TrunkCache
@@ -97,24 +135,57 @@ class Classification(Objective):
     text: Sequence[tuple[Tensor, Tensor]]
     backbone: Backbone
     name: str = ""
+    negatives: int = 0
     pooled: bool = field(default=True, init=False)
+    _chosen: np.ndarray | None = field(default=None, init=False)
+    _asked: Asked | None = field(default=None, init=False)
+    _frozen: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     @property
     def rows(self) -> int:
         """Rows of this rank."""
         return len(self.labels)
 
+    def inputs(self, chosen: np.ndarray) -> Tensor:
+        """See `Objective.inputs`."""
+        self._chosen = chosen
+        return super().inputs(chosen)
+
     def predict(self, adapter: Adapter, seen: Any, task: int, step: int) -> Tensor:
         """Cosines (B, C) with the class features of one template, in full precision whatever the
         step's: in half of it a logit would be off by more than a tenth."""
-        u_CF = adapter.text(*self.text[step % len(self.text)], task)
+        u_CF = self._features(adapter, task, step % len(self.text))
         with torch.autocast(seen.device.type, enabled=False):
             return seen.float() @ u_CF.float().T
 
+    def _features(self, adapter: Adapter, task: int, number: int) -> Tensor:
+        """Class features (C, F); those that nothing trains are computed once."""
+        self._asked = None
+        if number in self._frozen:
+            return self._frozen[number]
+        x_CLD, position_C = self.text[number]
+        if adapter.reads_names and self._chosen is not None:
+            labels = self.labels[self._chosen[:, 0]].numpy()
+            self._asked = asked_classes(labels, len(x_CLD), self.negatives, self._chosen)
+        if self._asked is not None:
+            at = torch.from_numpy(self._asked.classes).to(x_CLD.device)
+            u_CF = adapter.text(x_CLD[at], position_C[at], task)
+            if u_CF.requires_grad:
+                return u_CF
+            self._asked = None
+        u_CF = adapter.text(x_CLD, position_C, task)
+        if not u_CF.requires_grad:
+            self._frozen[number] = u_CF
+        return u_CF
+
     def loss(self, prediction: Tensor, chosen: np.ndarray, smoothing: float) -> Tensor:
-        """Cross-entropy of `exp(logit_scale) <v, u>`."""
-        y_B = self.labels[chosen[:, 0]].to(self.backbone.device)
+        """Cross-entropy of `exp(logit_scale) <v, u>`, over the classes that were asked for."""
+        y_B = self.labels[chosen[:, 0]]
         logits = self.backbone.logit_scale * prediction.float()
+        if self._asked is not None:
+            y_B = torch.from_numpy(np.searchsorted(self._asked.classes, y_B.numpy()))
+            logits = logits + torch.from_numpy(self._asked.weights).to(logits)
+        y_B = y_B.to(self.backbone.device)
         return F.cross_entropy(logits, y_B, label_smoothing=smoothing)
 
     @torch.no_grad()
