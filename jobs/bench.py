@@ -63,8 +63,9 @@ def main(arguments: Sequence[str]) -> int:
 def stage_seconds(run: RunFolder) -> dict[str, dict[str, float]]:
     """Seconds of each stage by part, from the journal.
 
-    `look` = features and statistics before training, `start` = starting and ending the Train run
-    and what a method works out in closed form, `load` = backbone, prompts and held-out activations
+    `look` = features and statistics before training, `start` = starting the workers (once in a run),
+    waiting for them, and what a method works out in closed form (0 where a stage was trained while
+    the one before was measured), `load` = backbone, prompts and held-out activations
     on the worker, `trunk` and `steps` = the training itself, `finish` = neighbours, probes and
     export, `store` = descriptions, studies, hashing and writing, `evaluate` = all tasks, `report` =
     until the next stage begins.
@@ -92,7 +93,7 @@ def stage_seconds(run: RunFolder) -> dict[str, dict[str, float]]:
         worker = fitted.get("worker", 0.0)
         stages[event["task"]] = {
             "look": done["look"],
-            "start": fitted["fit"] - worker,
+            "start": max(fitted["fit"] - worker, 0.0),
             "load": load,
             "trunk": trunk,
             "steps": steps,
