@@ -63,12 +63,12 @@ def main(arguments: Sequence[str]) -> int:
 def stage_seconds(run: RunFolder) -> dict[str, dict[str, float]]:
     """Seconds of each stage by part, from the journal.
 
-    `look` = features and statistics before training, `start` = starting the workers (once in a run),
-    waiting for them, and what a method works out in closed form (0 where a stage was trained while
-    the one before was measured), `load` = backbone, prompts and held-out activations
-    on the worker, `trunk` and `steps` = the training itself, `finish` = neighbours, probes and
-    export, `store` = descriptions, studies, hashing and writing, `evaluate` = all tasks, `report` =
-    until the next stage begins.
+    `look` = features and statistics before training, `start` = starting the workers (once in a
+    run), waiting for them, and what a method works out in closed form (0 where a stage was trained
+    while the one before was measured), `load` = backbone, prompts and held-out activations on the
+    worker, `trunk` and `steps` = the training itself, `finish` = neighbours, probes and export,
+    `store` = descriptions, studies, hashing and writing, `evaluate` = all tasks, `report` = until
+    the next stage begins.
     """
     stages: dict[str, dict[str, float]] = {}
     events = run.journal.events()
