@@ -26,6 +26,8 @@ from archipelago.pipeline.training.spec import Outcome
 
 log = logging.getLogger(__name__)
 
+TRAINING_FACTS = ("images_per_second", "loss", "held_out_accuracy", "held_out_loss", "curve")
+
 
 def task_record(domain: PreparedDomain) -> TaskRecord:
     """What a record says of a task's data."""
@@ -160,3 +162,32 @@ def note_usage(
         run.folder.write_json(f"identifier/traces/{stage:03d}-{record.name}.json", traces)
     said = {key: described[key] for key in ("text", "by", "model")}
     run.journal.append("described", stage=stage, task=record.name, **said, work=usage.asdict())
+
+
+def note_training(
+    run: RunFolder, stage: int, name: str, attempt: int, fitted: Fitted, looked: float = 0.0
+) -> None:
+    """Journal how a stage was trained, or fitted in closed form.
+
+    Args:
+        run: whose journal it is.
+        stage: its number.
+        name: of the stage.
+        attempt: at it.
+        fitted: what came of it.
+        looked: seconds that statistics of its images took.
+    """
+    facts = fitted.facts
+    seconds = {"look": looked}
+    if facts:
+        seconds |= {key: facts["seconds"][key] for key in ("trunk", "steps")}
+    run.journal.append(
+        "stage-trained",
+        stage=stage,
+        task=name,
+        attempt=attempt,
+        steps=facts.get("best_step", 0),
+        **{key: facts.get(key) for key in TRAINING_FACTS},
+        until=facts.get("until"),
+        seconds=seconds,
+    )

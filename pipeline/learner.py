@@ -6,6 +6,7 @@ a manifest, measure everything.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Sequence
@@ -19,7 +20,14 @@ from archipelago.pipeline.closedform import Basis
 from archipelago.pipeline.evaluation.evaluator import Evaluator, image_source
 from archipelago.pipeline.evaluation.prequential import prequential
 from archipelago.pipeline.evaluation.views import Encoder
-from archipelago.pipeline.fitting import fitted_of, looked_at, note_usage, probe_of, task_record
+from archipelago.pipeline.fitting import (
+    fitted_of,
+    looked_at,
+    note_training,
+    note_usage,
+    probe_of,
+    task_record,
+)
 from archipelago.pipeline.identifiers import ScoreCache
 from archipelago.pipeline.identifiers.describer import Describer
 from archipelago.pipeline.learned.state import State, build_state
@@ -35,7 +43,6 @@ from archipelago.pipeline.training.launch import Trainer
 from archipelago.pipeline.training.spec import StageSpec
 
 log = logging.getLogger(__name__)
-TRAINING_FACTS = ("images_per_second", "loss", "held_out_accuracy", "held_out_loss", "curve")
 
 
 class Learner:
@@ -152,6 +159,8 @@ class Learner:
             if self._finished(stage):
                 self._drop_checkpoints(stage)  # of a driver that was killed when it was done
             return
+        if self.method.independent:
+            self._train_ahead(stage)
         name, domains, journal = self.stages[stage].name, self._domains(stage), self.run.journal
         attempt = self._attempt(stage, "stage-started")
         journal.append("stage-started", stage=stage, task=name, attempt=attempt)
@@ -165,7 +174,7 @@ class Learner:
         data = self._stage_data(stage, attempt, records)
         fitted = self.method.fit(data, list(self.groups.values()))
         fit = time.perf_counter() - fit
-        self._note_training(stage, attempt, fitted, looked)
+        note_training(self.run, stage, name, attempt, fitted, looked)
         record = self._record(stage, records, fitted).write(self.run.groups, replace=True)
         self._publish(
             "stage-done",
@@ -191,7 +200,7 @@ class Learner:
         data = self._stage_data(stage, attempt, group.tasks)
         fitted = self.method.refine(data, others)
         fit = time.perf_counter() - clock
-        self._note_training(stage, attempt, fitted, 0.0)
+        note_training(self.run, stage, group.name, attempt, fitted)
         record = replace(
             group,
             tasks=tuple(replace(t, **fitted.tasks.get(t.name, {})) for t in group.tasks),
@@ -243,22 +252,6 @@ class Learner:
             seconds=seconds,
         )
 
-    def _note_training(self, stage: int, attempt: int, fitted: Fitted, looked: float) -> None:
-        facts = fitted.facts
-        seconds = {"look": looked}
-        if facts:
-            seconds |= {key: facts["seconds"][key] for key in ("trunk", "steps")}
-        self.run.journal.append(
-            "stage-trained",
-            stage=stage,
-            task=self.stages[stage].name,
-            attempt=attempt,
-            steps=facts.get("best_step", 0),
-            **{key: facts.get(key) for key in TRAINING_FACTS},
-            until=facts.get("until"),
-            seconds=seconds,
-        )
-
     def _identified(self, domain: PreparedDomain) -> bool:
         """Whether images must be identified as of this task; dense tasks share their images."""
         return self.method.identifies() and domain.kind is None
@@ -286,17 +279,10 @@ class Learner:
         record = task_record(domain)
         if domain.kind is not None:
             return record
-        table = ImageTable.open(domain.tables["train"])
         record = replace(record, text_CF=self.encoder.texts(record.listed, None))
         if not self._identified(domain):
             return record
-        _, held = stratified_fold(
-            table.labels,
-            self.settings.stream.held_out,
-            self.settings.seed,
-            domain.name,
-            table.groups,
-        )
+        held = self._held_out(domain)
         record = looked_at(record, domain, self.encoder, held)
         if not self.method.fuses:
             return record
@@ -310,7 +296,7 @@ class Learner:
         spec = self._spec(stage, attempt, earlier, neighbours)
         if self.method.independent:
             self._trainer.ahead(spec)
-            self._train_ahead(stage)
+            self._train_ahead(stage + 1)
         return fitted_of(self._trainer(spec), self.stages[stage].tasks)
 
     def _spec(
@@ -333,15 +319,23 @@ class Learner:
         )
 
     def _train_ahead(self, stage: int) -> None:
-        """Let workers go on with the next stages while this one is stored and measured."""
-        wanting = [each.number for each in self.stages[stage + 1 :] if self._wants(each.number)]
-        for later in wanting[: self.settings.cluster.train.lanes]:
+        """Let workers train stages from this one on while others are looked at and measured."""
+        wanting = (each.number for each in self.stages[stage:] if self._wants(each.number))
+        for later in itertools.islice(wanting, self.settings.cluster.train.lanes):
             self._trainer.ahead(self._spec(later, self._attempt(later)))
 
     def _wants(self, stage: int) -> bool:
-        """Whether a stage is still to be trained."""
+        """Whether a stage is still to be trained, and has images to judge that by."""
         forgotten = self.run.forgotten().issuperset(self.stages[stage].tasks)
-        return not self._finished(stage) and not forgotten
+        if forgotten or self._finished(stage):
+            return False
+        return all(d.kind is not None or len(self._held_out(d)) for d in self._domains(stage))
+
+    def _held_out(self, domain: PreparedDomain) -> np.ndarray:
+        table, settings = ImageTable.open(domain.tables["train"]), self.settings
+        return stratified_fold(
+            table.labels, settings.stream.held_out, settings.seed, domain.name, table.groups
+        )[1]
 
     def _record(self, stage: int, records: Sequence[TaskRecord], fitted: Fitted) -> GroupRecord:
         """The finished record of a stage: what was seen, fitted, described and noted."""

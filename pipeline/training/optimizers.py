@@ -43,7 +43,7 @@ class Muon(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step; matrices first, then all others."""
         kept: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:
