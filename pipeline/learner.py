@@ -120,6 +120,8 @@ class Learner:
         for position, stage in enumerate(stages):
             ready = self._finished(stage) or not self.method.learns
             if not ready or not self._measured(stage):
+                if self.method.trains and not all(self._finished(s) for s in stages[position:]):
+                    self._trainer.start(self.settings.cluster, self.run.uri)
                 return stages[position:]
             self.learn(stage)
         return []

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from archipelago.pipeline.errors import IntegrityError, UserError
+from archipelago.pipeline.settings import ClusterSettings
 from archipelago.pipeline.store import Folder, RunFolder
 from archipelago.pipeline.store.tensors import load
 from archipelago.pipeline.training import checkpoints
@@ -45,6 +46,16 @@ class Trainer:
     def __init__(self) -> None:
         self._lanes: list[TrainWorkers] = []
         self._submitted: dict[str, _Submitted] = {}  # by the folder of the attempt
+
+    def start(self, cluster: ClusterSettings, run: str) -> None:
+        """Let workers start that will be wanted soon, while other things are done.
+
+        Args:
+            cluster: what they ask for.
+            run: address of the run folder.
+        """
+        if cluster.train.num_workers:
+            self._lane(cluster, run)
 
     def __call__(self, spec: StageSpec) -> Outcome:
         """Train one stage and bring its outcome home.
@@ -90,18 +101,17 @@ class Trainer:
     def _submit(self, spec: StageSpec) -> _Submitted:
         key = attempt_folder(spec).uri
         if key not in self._submitted:
-            workers = self._lane(spec)
+            workers = self._lane(spec.settings.cluster, spec.run)
             self._submitted[key] = _Submitted(workers, workers.submit(_continued(spec)))
         return self._submitted[key]
 
-    def _lane(self, spec: StageSpec) -> TrainWorkers:
+    def _lane(self, cluster: ClusterSettings, run: str) -> TrainWorkers:
         """Workers with nothing to do, new ones while there may be more, else those with least."""
         if not self._lanes:
-            sweep(RunFolder(spec.run, read_only=True).folder)
+            sweep(RunFolder(run, read_only=True).folder)
         quiet = min(self._lanes, key=lambda workers: len(workers.pending), default=None)
-        lanes = spec.settings.cluster.train.lanes
-        if quiet is None or (quiet.pending and len(self._lanes) < lanes):
-            quiet = TrainWorkers(spec)
+        if quiet is None or (quiet.pending and len(self._lanes) < cluster.train.lanes):
+            quiet = TrainWorkers(cluster, run)
             self._lanes.append(quiet)
         return quiet
 

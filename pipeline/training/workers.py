@@ -8,6 +8,7 @@ import threading
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from archipelago.pipeline.settings import ClusterSettings
 from archipelago.pipeline.store import Folder, RunFolder
 from archipelago.pipeline.training.entry import enter
 from archipelago.pipeline.training.spec import StageSpec
@@ -24,28 +25,31 @@ PATIENCE_S = 20.0  # for workers without a stage to end
 
 
 class TrainWorkers:
-    """A long run of Ray Train, fed through a queue; starts with the first stage's settings.
+    """A long run of Ray Train, fed through a queue; it starts at once.
+
+    Args:
+        cluster: what it asks for.
+        run: address of the run folder, where Train keeps its few files.
 
     Attributes:
         pending: stages that were submitted and not waited for.
         lost: it takes no more stages.
     """
 
-    def __init__(self, spec: StageSpec) -> None:
+    def __init__(self, cluster: ClusterSettings, run: str) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        cluster = spec.settings.cluster
         self.pending: set[int] = set()
         self.lost = False
-        self._folder = RunFolder(spec.run, read_only=True).folder.child(FOLDER)
+        self._folder = RunFolder(run, read_only=True).folder.child(FOLDER)
         self._name = f"{PREFIX}{uuid.uuid4().hex[:8]}"
         # It must not die before the driver does.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(StageQueue).options(num_cpus=0, scheduling_strategy=here)
         self._queue: Any = actor.remote(cluster.train.num_workers, cluster.max_failures)
         self._thread = threading.Thread(
-            target=self._work, args=(self._trainer(spec),), name="fit", daemon=True
+            target=self._work, args=(self._trainer(cluster),), name="fit", daemon=True
         )
         self._thread.start()
 
@@ -95,11 +99,10 @@ class TrainWorkers:
         with contextlib.suppress(RayError):  # the driver is ending
             ray.get(self._queue.close.remote(ending))
 
-    def _trainer(self, spec: StageSpec) -> TorchTrainer:
+    def _trainer(self, cluster: ClusterSettings) -> TorchTrainer:
         import ray.train as rt
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        cluster = spec.settings.cluster
         workers = cluster.train
         resources: dict[str, float] = {"CPU": workers.num_cpus}
         if workers.num_gpus:
