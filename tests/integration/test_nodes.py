@@ -15,7 +15,17 @@ from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.settings import ClusterSettings
 from archipelago.pipeline.store import RunFolder
 from archipelago.pipeline.store.tensors import load as load_tensors
-from tests.running import DECODED_HERE, TRAINER, Driver, arguments, children, titled, training
+from tests.running import (
+    DECODED_HERE,
+    IN_PROCESS,
+    TRAINER,
+    Driver,
+    arguments,
+    children,
+    group_hashes,
+    titled,
+    training,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900, method="signal")]  # ends what was started
 NODE_CPUS = 2
@@ -77,6 +87,29 @@ def test_two_workers_on_two_nodes_train_one_group_for_two_domains(
     assert report["stages"] == [["amber", "birch"]]
     for learned, before in zip(report["matrix"][0], report["zero_shot"], strict=True):
         assert learned > before, "nothing was learned"
+
+
+def test_two_lanes_on_two_nodes_train_stages_side_by_side(
+    two_nodes: Any, stream: Path, tmp_path: Path
+) -> None:
+    order, alone = ["amber", "birch"], ("method=lora_per_task", DECODED_HERE)
+    lanes = ("cluster.train.lanes=2", "cluster.train.num_cpus=1.25", "cluster.encode.num_cpus=0.25")
+    there = (*alone, *lanes, "training.steps=30", f"cluster.address={two_nodes.address}")
+    with Driver(tmp_path / "log", arguments(stream, tmp_path / "two", order, *there)) as driver:
+
+        def both() -> bool:
+            return all(training(tmp_path / "two", stage, 1) for stage in ("000-amber", "001-birch"))
+
+        driver.when(both, "both stages are being trained")
+        raylets = [
+            node.all_processes["raylet"][0].process.pid for node in two_nodes.list_all_nodes()
+        ]
+        assert [len(titled(children(pid), TRAINER)) for pid in raylets] == [1, 1]
+        assert driver.code() == 0, driver.output()
+    here = (*alone, "training.steps=30", *IN_PROCESS)
+    with Driver(tmp_path / "log-1", arguments(stream, tmp_path / "one", order, *here)) as driver:
+        assert driver.code() == 0, driver.output()
+    assert group_hashes(tmp_path / "two") == group_hashes(tmp_path / "one")
 
 
 def test_a_run_that_fits_nowhere_is_refused(two_nodes: Any, stream: Path, tmp_path: Path) -> None:
