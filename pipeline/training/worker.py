@@ -46,6 +46,8 @@ def work(queue: Any) -> None:
             ray.get(queue.close.remote(Ending("refused", str(error))))
             return
         gc.collect()  # the stage's activations and weights, before the next one's come
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # encoders may share the card meanwhile
         ray.get(queue.finished.remote(number, rank))
 
 
