@@ -193,7 +193,7 @@ class Question:
     def _joined(self, known: np.ndarray) -> np.ndarray:
         """With a share of joint class scores (7.6), where an image may be of several domains: one
         that alone is asked, given or certain answers alone."""
-        share = self.state.method.joint
+        share = self.state.method.joint_share
         several = np.isfinite(self.log_shares).sum(axis=1) > 1
         scores = self.state.method.joint_scores(self.view) if share and several.any() else None
         if scores is None:

@@ -122,7 +122,7 @@ class Archipelago(ClosedForm, Trge):
         super().__init__(settings.model_copy(update={"experts": experts}), basis, backbone, scale)
         self.policy = self.options.policy
         self.kappa, self.debias = self.options.kappa, self.options.debias
-        self.joint = self.options.joint
+        self.joint_share = self.options.joint
         self._joint: Joint | None = None
         self._told: list[tuple[float, Unlearned]] = []
         self.trains = self.refines = self.options.group != "off"
@@ -245,7 +245,7 @@ class Archipelago(ClosedForm, Trge):
         super().know(records)
         self._joint, self._told = None, []
         kinds = ((self.options.predicted, PredictedMeans), (self.options.cca, Correlations))
-        if not records or not (self.joint or any(weight for weight, _ in kinds)):
+        if not records or not (self.joint_share or any(weight for weight, _ in kinds)):
             return
         tasks, texts = {}, {}
         for name, record in records.items():

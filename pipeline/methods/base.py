@@ -111,7 +111,7 @@ class Method(ABC):
         holds_out: it needs held-out images, so that one image a class is not enough.
         kappa: weight of CLIP's scores in deciding that an image is new.
         debias: share of the mean image that is taken out of CLIP's scores.
-        joint: share of joint class scores in a posterior over the classes of several tasks.
+        joint_share: that of joint class scores in a posterior over the classes of several tasks.
 
     Args:
         settings: of the run.
@@ -137,7 +137,7 @@ class Method(ABC):
     refines: bool = False
     kappa: float = 0.5
     debias: float = 0.0
-    joint: float = 0.0
+    joint_share: float = 0.0
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class Method(ABC):
         return self.clip_scores(view, text_CF)
 
     def joint_scores(self, view: View) -> dict[str, np.ndarray] | None:
-        """Joint class scores (B, C) by task; None without them. Only asked for with `joint`."""
+        """Joint class scores (B, C) by task; None without them. Asked for with `joint_share`."""
         return None
 
     def debiased(self, frozen_BF: np.ndarray) -> np.ndarray:
