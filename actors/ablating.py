@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -45,11 +46,11 @@ def ablate(run_dir: str, console: Console) -> Table:
 
 
 def table(rows: Sequence[dict[str, Any]], method: str) -> Table:
-    """Variants as rows; gains in points, plus or minus half their interval."""
+    """Variants as rows; gains in points, plus or minus half their interval. Fits 80 columns."""
     title = f"{method}, one switch changed at a time: percent, {TITLES['xtail']}"
-    found = Table(title=title, header_style="bold")
+    found = Table(title=title, header_style="bold", box=SIMPLE_HEAD, padding=0, show_edge=False)
     found.add_column("", no_wrap=True)
-    for name in ("Transfer", "Average", "gain", "Last", "gain", "id given", "seen"):
+    for name in ("Trans-\nfer", "Aver-\nage", "gain", "Last", "gain", "id\ngiven", "seen"):
         found.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         given, tail = (row["settings"][name] or {} for name in ("mtil_given", "xtail"))
@@ -69,4 +70,4 @@ def table(rows: Sequence[dict[str, Any]], method: str) -> Table:
 def _gain(interval: dict[str, float] | None) -> str:
     if interval is None:
         return "-"
-    return f"{interval['mean']:+.1f} ± {0.5 * (interval['high'] - interval['low']):.1f}"
+    return f"{interval['mean']:+.1f}±{0.5 * (interval['high'] - interval['low']):.1f}"
