@@ -3,6 +3,7 @@ they are on."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from archipelago.pipeline.closedform import unlearned
+from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.evaluation.ablation import VARIANTS
 from archipelago.pipeline.evaluation.protocol import stream_pairs
 from archipelago.pipeline.identifiers import Evidence
@@ -26,6 +28,7 @@ from archipelago.pipeline.methods.base import log_softmax
 from archipelago.pipeline.records import class_list
 from archipelago.pipeline.serving.model import ServedModel
 from archipelago.pipeline.store import RunFolder
+from archipelago.pipeline.store.resume import check_continues
 from tests.unit.tiny_run import (
     TASKS,
     World,
@@ -276,3 +279,16 @@ def test_python_and_the_endpoint_say_the_same_to_the_bit(
         _, answers, _ = served.classify(images, [ask] * len(images))
         labels = None if ask.labels is None else list(ask.labels)
         assert model.answer(images, labels, top_k=16) == answers
+
+
+def test_runs_that_began_before_the_switches_go_on(run: RunFolder) -> None:
+    stored = run.read()
+    before, now = (copy.deepcopy(stored["config"]) for _ in range(2))
+    for name in ON:
+        before["method"]["options"].pop(name)
+        now["method"]["options"][name] = 0.0
+    older = {**stored, "config": before}
+    check_continues(older, now, stored["stream"])
+    now["method"]["options"]["joint"] = 0.5
+    with pytest.raises(UserError, match=r"method\.options\.joint was 'unset' and is now 0\.5"):
+        check_continues(older, now, stored["stream"])
