@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -45,22 +46,28 @@ def ablate(run_dir: str, console: Console) -> Table:
 
 
 def table(rows: Sequence[dict[str, Any]], method: str) -> Table:
-    """Variants as rows; gains in points of Last, plus or minus half their interval."""
+    """Variants as rows; gains in points, plus or minus half their interval. Fits 80 columns."""
     title = f"{method}, one switch changed at a time: percent, {TITLES['xtail']}"
-    found = Table(title=title, header_style="bold")
+    found = Table(title=title, header_style="bold", box=SIMPLE_HEAD, padding=0, show_edge=False)
     found.add_column("", no_wrap=True)
-    for name in ("Transfer", "Average", "Last", "gain", "id given", "seen"):
+    for name in ("Trans-\nfer", "Aver-\nage", "gain", "Last", "gain", "id\ngiven", "seen"):
         found.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         given, tail = (row["settings"][name] or {} for name in ("mtil_given", "xtail"))
-        gain, said = tail.get("last_gain"), "-"
-        if gain is not None:
-            said = f"{gain['mean']:+.1f} ± {0.5 * (gain['high'] - gain['low']):.1f}"
         found.add_row(
             row["variant"],
-            *(percent(tail.get(key)) for key in ("transfer", "average", "last")),
-            said,
+            percent(tail.get("transfer")),
+            percent(tail.get("average")),
+            _gain(tail.get("average_gain")),
+            percent(tail.get("last")),
+            _gain(tail.get("last_gain")),
             percent(given.get("last")),
             percent(row["acceptance"]),
         )
     return found
+
+
+def _gain(interval: dict[str, float] | None) -> str:
+    if interval is None:
+        return "-"
+    return f"{interval['mean']:+.1f}±{0.5 * (interval['high'] - interval['low']):.1f}"

@@ -107,9 +107,7 @@ class Evidence:
         by_task = -0.5 * tasks.by_task.left_out(rows.compact, own, removal)
         if self.kind == "E":
             return by_task, np.zeros((len(rows), 0))
-        removal = tasks.class_removal(task, rows)
-        own = tasks.own_class(task, rows)
-        return by_task, -0.5 * tasks.by_class.left_out(rows.compact, own, removal)
+        return by_task, tasks.left_out_of_classes(task, rows)
 
 
 def _pooled(scores_BM: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -122,14 +122,20 @@ class TaskSet:
 
     def without(self, task: int) -> Discriminant:
         """What measures novelty, `by_class` or `by_total`, of the set without one task."""
-        own = self.tasks[task].sums
         if self.novel_by == "class":
-            gone, whole = np.s_[self.starts[task] : self.starts[task + 1]], self.by_class
-            scatter = self._within - own.scatter / own.total
-        else:
-            gone, whole = np.s_[task : task + 1], self.by_total
-            scatter = self._total - (own.scatter + packed(own.between)) / own.total
-        model = self._with_background(np.delete(whole.means, gone, 0), scatter, len(self) - 1)
+            return self.classes_without(task)
+        own = self.tasks[task].sums
+        scatter = self._total - (own.scatter + packed(own.between)) / own.total
+        return self._reduced(self.by_total, np.s_[task : task + 1], scatter)
+
+    def classes_without(self, task: int) -> Discriminant:
+        """`by_class` of the set without one task."""
+        own = self.tasks[task].sums
+        gone = np.s_[self.starts[task] : self.starts[task + 1]]
+        return self._reduced(self.by_class, gone, self._within - own.scatter / own.total)
+
+    def _reduced(self, whole: Discriminant, gone: slice, triangle: np.ndarray) -> Discriminant:
+        model = self._with_background(np.delete(whole.means, gone, 0), triangle, len(self) - 1)
         assert whole.excess is not None
         return model.corrected(np.delete(whole.excess, gone))
 
@@ -181,6 +187,11 @@ class TaskSet:
         sums, rows = self.tasks[task].sums, self.rows[task] if rows is None else rows
         share = (1.0 - self.shrinkage) / (sums.total * (len(self) + background))
         return Removal.of(np.full(len(rows), sums.total), rows.copies, rows.counted, share)
+
+    def left_out_of_classes(self, task: int, rows: CalibrationRows) -> np.ndarray:
+        """Scores of J, (R, M), of a task's rows, each left out of its class."""
+        own, removal = self.own_class(task, rows), self.class_removal(task, rows)
+        return -0.5 * self.by_class.left_out(rows.compact, own, removal)
 
     def own_class(self, task: int, rows: CalibrationRows) -> np.ndarray:
         """(R,) column of each row's class among the known ones; of a known class."""

@@ -39,6 +39,9 @@ VARIANTS: dict[str, Changes] = {
     "kappa = 1": {"method.options.kappa": 1.0},
     "debias = 0": {"method.options.debias": 0.0},
     "debias = 1": {"method.options.debias": 1.0},
+    "joint = 0.5": {"method.options.joint": 0.5},
+    "predicted = 0.3": {"method.options.predicted": 0.3},
+    "cca = 0.3": {"method.options.cca": 0.3},
 }
 Images = list[np.ndarray | None]
 

@@ -6,6 +6,7 @@ The policy is the method's (`pipeline/methods/base.py`). `posterior` is method 7
     p(t, c|x) = (1 - p(u|x)) p(t|x) p(c|x, t) over the known candidates K, normalised
     p(c|x)    = p(u|x) softmax(s) over those nobody learned, U, and all bare names
 
+A share of joint class scores may be mixed into the second (method 7.6).
 With `hard` the likeliest domain answers alone where p(u|x) <= 1/2, and frozen CLIP over U
 elsewhere, fused with the likeliest groups where the method does so (method 2.8). All in log space.
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from archipelago.pipeline.closedform.joint import mixed
 from archipelago.pipeline.identifiers import Identification
 from archipelago.pipeline.learned.candidates import Candidates
 from archipelago.pipeline.learned.state import State
@@ -83,7 +85,8 @@ class Question:
         self.task = task
         self.found = found if found is None or task is not None else _chosen(state, found, view)
         method = state.method
-        self.s_BO = method.clip_scores(view, view.text(candidates.listed, None))
+        text_OF = view.text(candidates.listed, None)
+        self.s_BO = method.outside_scores(view, text_OF, candidates.unknown)
         self.log_shares = self._shares()
         self.outside = self._outside()
         self.taken = self.outside > 0.5
@@ -181,11 +184,26 @@ class Question:
         with np.errstate(divide="ignore"):
             log_in, log_out = np.log1p(-self.outside)[:, None], np.log(self.outside)[:, None]
         return Answered(
-            _normalised(known) + log_in,
+            self._joined(_normalised(known)) + log_in,
             log_softmax(self.s_BO) + log_out if self.s_BO.size else self.s_BO,
             self.outside,
             self.log_shares,
         )
+
+    def _joined(self, known: np.ndarray) -> np.ndarray:
+        """With a share of joint class scores (7.6), where an image may be of several domains: one
+        that alone is asked, given or certain answers alone."""
+        share = self.state.method.joint_share
+        several = np.isfinite(self.log_shares).sum(axis=1) > 1
+        scores = self.state.method.joint_scores(self.view) if share and several.any() else None
+        if scores is None:
+            return known
+        joint = np.full_like(known, -np.inf)
+        for task, (at, index) in self.candidates.columns.items():
+            joint[:, at] = scores[task][:, index]
+        joint[~np.isfinite(known)] = -np.inf
+        both = mixed(known, _normalised(joint), share)
+        return np.where(several[:, None], both, known)
 
     def _hard(self) -> Answered:
         known = np.full((len(self.view), len(self.candidates.known)), -np.inf)
@@ -250,9 +268,10 @@ def blind(
 
     The setting *MTIL, identified*: the list is that of the evaluated domain, whoever answers.
     Frozen CLIP answers where p(u|x) > 1/2, fused where the method does so, and where the function
-    does not know the list.
+    does not know the list. A list that no function knows is one of classes that nobody learned.
     """
-    frozen = log_softmax(state.method.clip_scores(view, view.text(listed, None)))
+    new = np.full(len(listed), all(record.listed != listed for record in state.records.values()))
+    frozen = log_softmax(state.method.outside_scores(view, view.text(listed, None), new))
     if not found.options:
         return frozen
     taken, best = outside > 0.5, _chosen(state, found, view).closed

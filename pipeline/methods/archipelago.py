@@ -11,7 +11,7 @@ Shapes: B images, C classes of a task, m held-out images, F embedding, L tokens,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -21,8 +21,21 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from archipelago.pipeline.closedform import Basis, CalibrationRows, Head, Sums, fit_head
+from archipelago.pipeline.closedform import (
+    Basis,
+    CalibrationRows,
+    Head,
+    KnownTask,
+    Sums,
+    fit_head,
+)
+from archipelago.pipeline.closedform.cca import Correlations
+from archipelago.pipeline.closedform.joint import Joint
+from archipelago.pipeline.closedform.knowledge import MOST_ROWS
 from archipelago.pipeline.closedform.parts import parted
+from archipelago.pipeline.closedform.predicted import PredictedMeans
+from archipelago.pipeline.closedform.taskset import TaskSet
+from archipelago.pipeline.closedform.unlearned import Unlearned, retold
 from archipelago.pipeline.methods.adapter import Adapter, StageContext
 from archipelago.pipeline.methods.base import (
     Fitted,
@@ -53,6 +66,9 @@ class ArchipelagoOptions(MethodOptions):
         debias: share of the mean image that is taken out of CLIP's scores; 0 = frozen CLIP.
         errors: standard errors by which a group must gain to be kept.
         learning_rate: peak rate of a group.
+        joint: share of joint class scores in the answer, where classes of several tasks are asked.
+        predicted: weight of class means predicted from text, for classes that nobody learned.
+        cca: weight of canonical correlations of images and texts, likewise.
     """
 
     group: Literal["auto", "on", "off"] = "auto"
@@ -63,6 +79,9 @@ class ArchipelagoOptions(MethodOptions):
     debias: float = Field(0.5, ge=0.0, le=1.0)
     errors: float = Field(2.0, ge=0.0)
     learning_rate: float | None = Field(0.01, gt=0.0)
+    joint: float = Field(0.0, ge=0.0, le=1.0)
+    predicted: float = Field(0.0, ge=0.0, le=1.0)
+    cca: float = Field(0.0, ge=0.0, le=1.0)
 
 
 class IslandAdapter(GroupAdapter):
@@ -105,6 +124,9 @@ class Archipelago(ClosedForm, Trge):
         super().__init__(settings.model_copy(update={"experts": experts}), basis, backbone, scale)
         self.policy = self.options.policy
         self.kappa, self.debias = self.options.kappa, self.options.debias
+        self.joint_share = self.options.joint
+        self._joint: Joint | None = None
+        self._told: list[tuple[float, Unlearned]] = []
         self.trains = self.refines = self.options.group != "off"
 
     # -- the head ----------------------------------------------------------------------------
@@ -219,6 +241,41 @@ class Archipelago(ClosedForm, Trge):
         adapter.vectors.data.copy_(vectors)
 
     # -- answers -----------------------------------------------------------------------------
+
+    def know(self, records: Mapping[str, TaskRecord]) -> None:
+        """Also what several tasks say together, where a switch asks for it."""
+        super().know(records)
+        self._joint, self._told = None, []
+        kinds = ((self.options.predicted, PredictedMeans), (self.options.cca, Correlations))
+        if not records or not (self.joint_share or any(weight for weight, _ in kinds)):
+            return
+        tasks, texts = {}, {}
+        for name, record in records.items():
+            assert record.sums is not None and record.rows is not None
+            assert record.text_CF is not None
+            tasks[name], texts[name] = KnownTask(record.sums, record.rows), record.text_CF
+        assert self.basis is not None
+        together = TaskSet(tasks, self.basis, self.settings.identifier.shrinkage, MOST_ROWS)
+        self._joint = Joint(together)
+        self._told = [(w, Unlearned(together, texts, kind)) for w, kind in kinds if w]
+
+    def outside_scores(
+        self, view: View, text_CF: np.ndarray, unlearned_C: np.ndarray
+    ) -> np.ndarray:
+        """CLIP's; among classes that nobody learned also what learned ones tell of texts (7.6)."""
+        scores = self.clip_scores(view, text_CF)
+        if self._told and unlearned_C.any():
+            ours = scores[:, unlearned_C]
+            for weight, model in self._told:
+                told = model.scores(view.compact, text_CF[unlearned_C])
+                if told is not None:
+                    ours = retold(ours, weight * told)
+            scores[:, unlearned_C] = ours
+        return scores
+
+    def joint_scores(self, view: View) -> dict[str, np.ndarray] | None:
+        """`q J_c` by task; None where nothing says how sharp they are."""
+        return None if self._joint is None else self._joint.scores(view.compact)
 
     def function(self, task: str | None, learned: Sequence[str]) -> Function | None:
         """The task's head, with its group where one was kept."""

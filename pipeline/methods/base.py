@@ -111,6 +111,7 @@ class Method(ABC):
         holds_out: it needs held-out images, so that one image a class is not enough.
         kappa: weight of CLIP's scores in deciding that an image is new.
         debias: share of the mean image that is taken out of CLIP's scores.
+        joint_share: that of joint class scores in a posterior over the classes of several tasks.
 
     Args:
         settings: of the run.
@@ -136,6 +137,7 @@ class Method(ABC):
     refines: bool = False
     kappa: float = 0.5
     debias: float = 0.0
+    joint_share: float = 0.0
 
     def __init__(
         self,
@@ -212,6 +214,22 @@ class Method(ABC):
         if not len(text_CF):
             return np.zeros((len(view), 0))
         return self.scale * self.debiased(view.frozen) @ text_CF.astype(np.float64).T
+
+    def outside_scores(
+        self, view: View, text_CF: np.ndarray, unlearned_C: np.ndarray
+    ) -> np.ndarray:
+        """Scores (B, C) of classes by their text, comparable to those of `clip_scores`.
+
+        Args:
+            view: of the images.
+            text_CF: class features of frozen CLIP.
+            unlearned_C: whether nobody learned the class.
+        """
+        return self.clip_scores(view, text_CF)
+
+    def joint_scores(self, view: View) -> dict[str, np.ndarray] | None:
+        """Joint class scores (B, C) by task; None without them. Asked for with `joint_share`."""
+        return None
 
     def debiased(self, frozen_BF: np.ndarray) -> np.ndarray:
         """`v - delta m_f` in double precision; v itself, exactly, where delta is 0."""

@@ -45,8 +45,11 @@ LATER: dict[str, Any] = {
     "stream.options.steps": None,
     "stream.options.group": None,
     "stream.options.group_pattern": None,
+    "method.options.joint": 0.0,
+    "method.options.predicted": 0.0,
+    "method.options.cca": 0.0,
 }
-"""Options of readers that runs of earlier versions did not store, with their defaults."""
+"""Options that runs of earlier versions did not store, with their defaults."""
 
 _UNSET = "unset"
 

@@ -45,8 +45,16 @@ def test_the_run_as_it_is_and_each_switch(
     assert without["last_gain"]["mean"] == pytest.approx(gain, abs=1e-6)
     changed = [row for row in rows.values() if row["settings"] != base["settings"]]
     assert len(changed) >= 5, "a switch that changes nothing at all is no switch"
-    printed = " ".join(capsys.readouterr().out.split())
+    assert {"joint = 0.5", "predicted = 0.3", "cca = 0.3"} <= rows.keys()
+    out = capsys.readouterr().out
+    printed = " ".join(out.split())
     assert "the likeliest task alone" in printed and "all classes of all domains" in printed
+    assert max(len(line) for line in out.splitlines()) <= 80
+    for title, row in rows.items():
+        (line,) = (line for line in out.splitlines() if line.startswith(title))
+        tail = row["settings"]["xtail"]
+        shown = [f"{tail[gain]['mean']:+.1f}±" in line for gain in ("average_gain", "last_gain")]
+        assert all(shown) and line.count("±") == 2, line
 
 
 def test_only_switches_that_the_method_has(
