@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from archipelago.actors.arguments import cache_dir
-from archipelago.actors.environment import NO_IDLE_WORKERS
+from archipelago.actors.environment import NO_IDLE_WORKERS, NO_SPINNING
 from archipelago.actors.local_ray import start_local
 from archipelago.actors.logs import SETUP_HOOK
 from archipelago.pipeline.errors import UserError
@@ -54,6 +54,7 @@ def connect(settings: Settings, pooled: bool = False) -> bool:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node away
     os.environ.setdefault(*NO_IDLE_WORKERS)
+    os.environ.setdefault(*NO_SPINNING)
     start_local(
         num_cpus=cluster.logical_cpus,
         object_store_memory=cluster.object_store_mib * 2**20,

@@ -10,6 +10,11 @@ import tempfile
 # runtime environment, and cost a small machine seconds.
 NO_IDLE_WORKERS = ("RAY_prestart_worker_first_driver", "0")
 
+# Threads of torch that wait for work give their core to other processes at once. On a machine whose
+# few cores train and encode side by side both are half as fast again; one process alone is slower
+# by a sixth at most.
+NO_SPINNING = ("OMP_WAIT_POLICY", "PASSIVE")
+
 
 def be_somebody() -> None:
     """A name and a home for a user whom the machine does not know, as in many containers.

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from archipelago.actors.environment import NO_IDLE_WORKERS
+from archipelago.actors.environment import NO_IDLE_WORKERS, NO_SPINNING
 from archipelago.actors.loopback import spare_loopback
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ class RayHead:
             "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train page
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this node away
             NO_IDLE_WORKERS[0]: os.environ.get(*NO_IDLE_WORKERS),
+            NO_SPINNING[0]: os.environ.get(*NO_SPINNING),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there: every port on loopback only
             MARKER: self._identity,
         }
