@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MPLBACKEND": "Agg",
+    "OMP_WAIT_POLICY": "PASSIVE",  # two workers and their processes share two cores
     "OPENBLAS_NUM_THREADS": "1",  # its threads spin: on busy cores a small solve takes seconds
 }
 os.environ.update(ENVIRONMENT)
