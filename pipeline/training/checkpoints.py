@@ -111,10 +111,10 @@ def restore(folder: Folder) -> TrainingState:
         parts["adapter"],
         optimizer,
         parts["best"],
-        parts["averaged"],
         facts["best_step"],
         facts["best_accuracy"],
         facts["best_loss"],
+        parts["averaged"],
     )
 
 

@@ -35,10 +35,10 @@ class TrainingState:
     adapter: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
-    averaged: dict[str, Tensor] = field(default_factory=dict)
     best_step: int = 0
     best_accuracy: float = -1.0
     best_loss: float = math.inf
+    averaged: dict[str, Tensor] = field(default_factory=dict)
 
 
 def planned_steps(settings: TrainingSettings, *rows: int) -> int:

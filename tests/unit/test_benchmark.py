@@ -253,6 +253,7 @@ def test_an_estimate_adds_up_passes_and_steps() -> None:
 
 PEAK = """
 import numpy as np
+from archipelago.pipeline.benchmark.memory import PeakMemory
 
 with PeakMemory(0.01) as during:
     block = np.ones(64 * 2**17)  # 64 MiB

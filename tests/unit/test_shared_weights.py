@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from archipelago.pipeline.methods.finetune import Finetune
 from archipelago.pipeline.store import RunFolder
 from archipelago.pipeline.store.tensors import load
 from tests.unit.tiny_run import (
+    Never,
     World,
     learn_stream,
     make_learner,
@@ -119,12 +119,9 @@ def test_every_version_answers_as_it_was_measured(run: RunFolder, world: World) 
 
 
 def test_an_interrupted_run_measures_the_same(run: RunFolder, world: World, tmp_path: Path) -> None:
-    def never(spec: Any) -> Any:
-        raise AssertionError("trained again")
-
     settings = LearnedModel.open(run.uri).runtime.settings
     before = [run.folder.read_json(f"evaluation/{i:03d}.json")["accuracy"] for i in range(3)]
     for stage in range(3):
         run.folder.delete(f"evaluation/{stage:03d}.json")
-    again = learn_stream(make_learner(world, run, settings, train=never))
+    again = learn_stream(make_learner(world, run, settings, trainer=Never()))
     assert [record["accuracy"] for record in again] == before

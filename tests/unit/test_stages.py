@@ -29,6 +29,7 @@ from archipelago.pipeline.training.stage import run_stage
 from archipelago.pipeline.training.trunk import batch_rows
 from tests.unit.tiny_clip import images, randomise, settings, tiny_backbone
 from tests.unit.tiny_run import (
+    Never,
     World,
     group_hashes,
     learn_stream,
@@ -317,11 +318,8 @@ def test_a_run_of_stages(mixed: tuple[RunFolder, Any], world: World) -> None:
     assert given[0][:2] == given[1][:2], "the second stage left the first alone"
     assert np.mean(given[1]) > 60, "colours are learned"
 
-    def never(spec: Any) -> Any:
-        raise AssertionError("trained again")
-
     run.folder.delete("evaluation/001.json")
-    again = learn_stream(make_learner(world, run, chosen, train=never))
+    again = learn_stream(make_learner(world, run, chosen, trainer=Never()))
     for key in ("accuracy", "identifier", "lambda"):
         assert again[-1][key] == records[1][key], "taken up as it was"
 
