@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,6 @@ from archipelago.pipeline.training.stage_queue import Ending, StageQueue
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
-
-log = logging.getLogger(__name__)
 
 FOLDER = "train"
 PREFIX = "workers-"
@@ -33,7 +30,6 @@ class TrainWorkers:
 
     Attributes:
         pending: stages that were submitted and not waited for.
-        lost: it takes no more stages.
     """
 
     def __init__(self, cluster: ClusterSettings, run: str) -> None:
@@ -41,7 +37,6 @@ class TrainWorkers:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.pending: set[int] = set()
-        self.lost = False
         self._folder = RunFolder(run, read_only=True).folder.child(FOLDER)
         self._name = f"{PREFIX}{uuid.uuid4().hex[:8]}"
         # It must not die before the driver does.
@@ -73,7 +68,6 @@ class TrainWorkers:
         except RayActorError as error:
             ending = Ending("lost", _last_line(error))
         self.pending.discard(number)
-        self.lost = self.lost or ending.how != "done"
         return ending
 
     def close(self) -> None:
