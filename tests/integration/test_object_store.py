@@ -102,8 +102,7 @@ def test_nodes_without_a_common_disk_learn_together(
 
         def trained() -> bool:
             time.sleep(0.5)  # it shares the server with the run
-            attempt = "train/000-amber/attempt-1"
-            return any(n.count("checkpoint_") for n in folder.list(f"{attempt}/"))
+            return bool(folder.list("train/000-amber/attempt-1/checkpoint-"))
 
         driver.when(trained, "stage 0 is being trained")
         workers = [titled(children(pid), TRAINER) for pid in raylets]
