@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import track
 
 from archipelago.actors.arguments import cache_dir
 from archipelago.pipeline.closedform import Basis, make_basis
@@ -19,6 +17,7 @@ from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.identifiers.basis import save_basis
 from archipelago.pipeline.learned.engine import Engine, EngineSpec
 from archipelago.pipeline.model.kernels import Kernels, resolve_device
+from archipelago.pipeline.pace import Pace
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import RunFolder
 from archipelago.pipeline.streams import ImageTable, open_stream, prepare
@@ -90,25 +89,24 @@ def basis_of_files(images: Path, target: Path, words: Sequence[str]) -> Basis:
     settings = load(words)
     kernels = Kernels(device=resolve_device("auto"))
     engine = Engine(EngineSpec(settings, str(target.parent.absolute()), kernels))
-    batches = (
-        engine.raw(batch)
-        for file in track(files, console=Console(stderr=True))
-        for batch in _batches(file, engine)
-    )
+    pace = Pace("images for the basis", len(files), "files")
+    batches = (engine.raw(batch) for batch in _batches(files, engine, pace))
     source = f"{len(files)} files of images"
     basis = make_basis(batches, settings.identifier.width, source, settings.identifier.depths)
     save_basis(target, basis)
     return basis
 
 
-def _batches(file: Path, engine: Engine) -> list[np.ndarray]:
+def _batches(files: Sequence[Path], engine: Engine, pace: Pace) -> Iterator[np.ndarray]:
     settings = engine.settings
-    column = pq.read_table(file, columns=["image"])["image"]
-    rows = np.random.default_rng(0).permutation(len(column))[:PER_FILE]
     size = engine.backbone.image_size
-    pixels = []
-    for row in rows:
-        value = column[int(row)].as_py()
-        data = value["bytes"] if isinstance(value, dict) else value
-        pixels.append(fit(decode(data, settings.stream.max_pixels), size))
-    return [np.stack(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
+    for file in files:
+        column = pq.read_table(file, columns=["image"])["image"]
+        rows = np.random.default_rng(0).permutation(len(column))[:PER_FILE]
+        pixels = []
+        for row in rows:
+            value = column[int(row)].as_py()
+            data = value["bytes"] if isinstance(value, dict) else value
+            pixels.append(fit(decode(data, settings.stream.max_pixels), size))
+        yield from (np.stack(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH))
+        pace.step(1)

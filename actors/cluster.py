@@ -13,10 +13,11 @@ from typing import Any
 import ray
 
 from archipelago.actors.arguments import cache_dir
-from archipelago.actors.environment import NO_IDLE_WORKERS, NO_SPINNING
+from archipelago.actors.environment import NO_IDLE_WORKERS, NO_SPINNING, PLAIN_PRINT
 from archipelago.actors.local_ray import start_local
 from archipelago.actors.logs import SETUP_HOOK
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.pace import BARS
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.streams.remote import NODE_CACHE_GIB, is_remote
 
@@ -45,7 +46,10 @@ def connect(settings: Settings, pooled: bool = False) -> bool:
     common: dict[str, Any] = {
         "log_to_driver": True,
         "logging_level": logging.WARNING,
-        "runtime_env": {"worker_process_setup_hook": SETUP_HOOK} | _copies(settings),
+        "runtime_env": {
+            "worker_process_setup_hook": SETUP_HOOK,
+            "env_vars": _environment(settings),
+        },
     }
     address = wanted_address(cluster.address)
     if address or JOB in os.environ:
@@ -64,13 +68,14 @@ def connect(settings: Settings, pooled: bool = False) -> bool:
     return True
 
 
-def _copies(settings: Settings) -> dict[str, Any]:
-    """What workers must know to keep copies of images that lie in an object store."""
-    if settings.run_dir is None or not is_remote(cache_dir(settings)):
-        return {}
-    budget = {NODE_CACHE_GIB: str(settings.cluster.cache_gib)}
-    os.environ.update(budget)
-    return {"env_vars": budget}
+def _environment(settings: Settings) -> dict[str, str]:
+    """What workers must know: the room for copies of images of an object store; to draw bars."""
+    if settings.run_dir is not None and is_remote(cache_dir(settings)):
+        os.environ[NODE_CACHE_GIB] = str(settings.cluster.cache_gib)
+    if BARS in os.environ:
+        os.environ.setdefault(*PLAIN_PRINT)
+    names = (NODE_CACHE_GIB, BARS, PLAIN_PRINT[0])
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def wanted_address(configured: str | None) -> str | None:

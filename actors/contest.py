@@ -20,19 +20,12 @@ from archipelago.pipeline.evaluation.identifier_comparison import (
 )
 from archipelago.pipeline.evaluation.plots import curve
 from archipelago.pipeline.identifier_settings import owners
+from archipelago.pipeline.identifiers.base import identifiers
 from archipelago.pipeline.identifiers.position_bias import bias_in_words
 from archipelago.pipeline.identifiers.scorer import build_scorer
 from archipelago.pipeline.methods import method_class
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import RunFolder
-
-CANDIDATES = (
-    IdentifierVariant("prototype"),
-    IdentifierVariant("mllm", "likelihood"),
-    IdentifierVariant("mllm", "choice"),
-    IdentifierVariant("cascade", "likelihood"),
-    IdentifierVariant("oracle"),
-)
 
 
 def contest(
@@ -57,7 +50,7 @@ def contest(
         with console.status("Reading the run ..."):
             tasks = comparison.read()
         rows = []
-        for variant in CANDIDATES:
+        for variant in variants():
             if only is None or {variant.name, variant.key} & set(only):
                 with console.status(f"{variant.title} ..."):
                     rows.append(comparison.row(variant))
@@ -69,6 +62,15 @@ def contest(
     for row in rows:
         for line in remarks(row):
             console.print(f"{row.title}: {line}", markup=False)
+
+
+def variants() -> list[IdentifierVariant]:
+    """Every identifier there is, in each way of asking that it has."""
+    return [
+        IdentifierVariant(name, scoring)
+        for name, kind in identifiers.known().items()
+        for scoring in kind.asks
+    ]
 
 
 def recognised(rows: Sequence[ComparisonRow], tasks: Sequence[str], model: str) -> Table:

@@ -15,6 +15,9 @@ NO_IDLE_WORKERS = ("RAY_prestart_worker_first_driver", "0")
 # by a sixth at most.
 NO_SPINNING = ("OMP_WAIT_POLICY", "PASSIVE")
 
+# What a training worker prints goes out as it is, bars among it; Ray Train would log it instead.
+PLAIN_PRINT = ("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+
 
 def be_somebody() -> None:
     """A name and a home for a user whom the machine does not know, as in many containers.

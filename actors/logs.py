@@ -9,6 +9,7 @@ import sys
 import ray
 from rich.logging import RichHandler
 
+from archipelago.pipeline.pace import BARS, bars_aside
 from archipelago.pipeline.redact import discreet_text
 
 OWN = ("archipelago",)
@@ -33,6 +34,15 @@ class Discreet(logging.Formatter):
         return discreet_text(super().format(record))
 
 
+class AboveBars(RichHandler):
+    """Lines of a terminal on which there may be bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line."""
+        with bars_aside():
+            super().emit(record)
+
+
 class AtLeast(logging.Filter):
     """Lets through what is so severe. Unlike a logger's level, Ray Train's set-up leaves it."""
 
@@ -50,9 +60,11 @@ FILTERS = {name: AtLeast(level) for name, level in CHATTER.items()}
 
 def show_logs() -> None:
     """Log to the console, unless whoever runs this has set up logging."""
+    if sys.stderr.isatty():
+        os.environ[BARS] = "1"
     root = logging.getLogger()
     if not root.handlers:
-        handler: logging.Handler = RichHandler(
+        handler: logging.Handler = AboveBars(
             show_path=False, show_level=False, log_time_format=TIME
         )
         line = "%(message)s"

@@ -16,11 +16,10 @@ from archipelago.actors.cluster import connect
 from archipelago.actors.logs import show_logs
 from archipelago.actors.predictors import Spec, answer_units, predict_cluster, threads
 from archipelago.actors.preflight import check_resources
-from archipelago.actors.progress import Images
 from archipelago.actors.stopping import Signals
 from archipelago.pipeline.config import load
 from archipelago.pipeline.errors import Stopped, UserError
-from archipelago.pipeline.pace import in_words
+from archipelago.pipeline.pace import Pace, in_words
 from archipelago.pipeline.prediction.answers import Question, check_question
 from archipelago.pipeline.prediction.listing import Listing, list_images
 from archipelago.pipeline.prediction.output import COMPLETE, Output, check_same
@@ -164,9 +163,9 @@ class Prediction:
             again = f", {before:,} of them answered before" if before else ""
             log.info("%s images%s", f"{self.listing.count:,}", again)
             cluster = self._connect()
-            with Images(self.listing.count, before) as self.images:
-                for written in answer_units(self.listing.parts, wanted, self._spec, cluster):
-                    self.images.advance(*written)
+            self.pace = Pace("answers", self.listing.count, done=before)
+            for written in answer_units(self.listing.parts, wanted, self._spec, cluster):
+                self.pace.step(*written)
         missing = names.keys() - self.output.done()
         if missing:
             raise UserError(
@@ -188,9 +187,9 @@ class Prediction:
         """What happened, in a line."""
         said = f"{self.listing.count:,} images are answered in {self.output.folder.shown()}"
         if self.fresh:
-            said += f", {self.fresh:,} of them now in {in_words(self.images.seconds)}"
-            if self.images.errors:
-                said += f"; {self.images.errors:,} of these cannot be read, see column error"
+            said += f", {self.fresh:,} of them now in {in_words(self.pace.seconds)}"
+            if self.pace.errors:
+                said += f"; {self.pace.errors:,} of these cannot be read, see column error"
         log.info("%s", said)
 
     def __exit__(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from archipelago.actors.arguments import cache_dir
@@ -15,6 +13,7 @@ from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.evaluation.console import percent
 from archipelago.pipeline.evaluation.remeasure import Remeasured, remeasure
 from archipelago.pipeline.learned import LearnedModel
+from archipelago.pipeline.pace import Pace
 from archipelago.pipeline.records.evaluation import read_evaluation
 from archipelago.pipeline.store import RunFolder
 from archipelago.pipeline.streams import open_stream, prepare
@@ -90,13 +89,8 @@ def measure_run(
         max_pixels=settings.stream.max_pixels,
         use_ray=False,
     )
-    with Progress(console=Console(stderr=True)) as progress:
-        total = sum(int(domain.counts["test"]) for domain in prepared)
-        bar = progress.add_task("test images", total=total)
-        rows = [
-            remeasure(model, domain, lambda count: progress.advance(bar, count))
-            for domain in prepared
-        ]
+    pace = Pace("test images", sum(int(domain.counts["test"]) for domain in prepared))
+    rows = [remeasure(model, domain, pace.step) for domain in prepared]
     return Measurement(run, rows, {} if changed else _reported(run))
 
 

@@ -34,8 +34,10 @@ class Own(Words):
 def main(arguments: Sequence[str]) -> int:
     """Compute and write a basis; returns the exit code."""
     from archipelago.actors.basis import basis_of_files
+    from archipelago.actors.logs import show_logs
 
     own, words = read_words(arguments, Own)
+    show_logs()
     basis = basis_of_files(Path(own.images), Path(own.to), words)
     if (weak := basis.weakness()) is not None:
         log.warning("%s", weak)

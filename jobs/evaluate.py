@@ -33,9 +33,11 @@ class Own(Words):
 @exit_codes("evaluate")
 def main(arguments: Sequence[str]) -> int:
     """Measure, print and write; returns the exit code."""
+    from archipelago.actors.logs import show_logs
     from archipelago.actors.remeasuring import measure_run, remeasured_table
 
     own, words = read_words(arguments, Own)
+    show_logs()
     found = measure_run(own.run_dir, words, own.manifest, own.device)
     found.write(f"evaluate/{own.name}.json")
     Console(highlight=False).print(remeasured_table(found))

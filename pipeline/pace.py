@@ -1,18 +1,24 @@
-"""How far a long step is: a line now and then, with the rate and the time that is left.
+"""How far a long step is: a bar where somebody watches a terminal, else a line now and then.
 
-Lines, because most steps run in worker processes, whose output Ray passes on; what takes less than
-`EVERY_S` says nothing.
+Most steps run in worker processes. What they print Ray passes on to the driver, which draws their
+bars below its lines; what is quick shows nothing.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 10.0
+BARS = "ARCHIPELAGO_BARS"  # in the environment of the driver and its workers: bars, not lines
+EVERY_S = 10.0  # between lines
+BAR_AFTER_S = 1.0
 
 
 class Pace:
@@ -22,7 +28,13 @@ class Pace:
         what: the step, as `decoding`.
         total: how many there are.
         unit: of what.
+        done: how many of them were done before.
+        lines: false where the step has lines of its own.
         clock: seconds.
+
+    Attributes:
+        done: how many are done.
+        errors: how many of them could not be read.
     """
 
     def __init__(
@@ -30,30 +42,76 @@ class Pace:
         what: str,
         total: int,
         unit: str = "images",
+        done: int = 0,
+        lines: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._what, self._total, self._unit, self._clock = what, total, unit, clock
-        self._done = 0
+        self.done, self.errors = done, 0
+        self._before, self._lines = done, lines
         self._began = self._said = clock()
+        self._bar: Any = None
 
-    def step(self, count: int) -> None:
-        """So many more are done."""
-        self._done += count
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return self._clock() - self._began
+
+    def step(self, count: int, errors: int = 0) -> None:
+        """So many more are done, some of which could not be read."""
+        self.done += count
+        self.errors += errors
+        if BARS in os.environ:
+            self._draw()
+        elif self._lines:
+            self._say()
+
+    def _say(self) -> None:
         now = self._clock()
-        if now - self._said < EVERY_S or self._done >= self._total:
+        here = self.done - self._before
+        if now - self._said < EVERY_S or self.done >= self._total or not here:
             return
         self._said = now
-        rate = self._done / (now - self._began)
-        if rate:
-            log.info(
-                "%s: %s of %s %s, %s a second, %s left",
-                self._what,
-                f"{self._done:,}",
-                f"{self._total:,}",
-                self._unit,
-                f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}",
-                in_words((self._total - self._done) / rate),
-            )
+        rate = here / (now - self._began)
+        log.info(
+            "%s: %s of %s %s, %s a second, %s left%s",
+            self._what,
+            f"{self.done:,}",
+            f"{self._total:,}",
+            self._unit,
+            f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}",
+            in_words((self._total - self.done) / rate),
+            f", {self.errors:,} cannot be read" if self.errors else "",
+        )
+
+    def _draw(self) -> None:
+        over = self.done >= self._total
+        if self._bar is None:
+            if over or self.seconds < BAR_AFTER_S:
+                return
+            from ray.experimental import tqdm_ray
+
+            total = self._total - self._before
+            self._bar = tqdm_ray.tqdm(desc=self._what, total=total, unit=f" {self._unit}")
+        self._bar.n = self.done - self._before
+        if over:
+            self._bar.close()
+        else:
+            self._bar.refresh()
+
+
+@contextmanager
+def bars_aside() -> Iterator[None]:
+    """Print a line without drawing it through the bars of this process."""
+    tqdm_ray = sys.modules.get("ray.experimental.tqdm_ray")
+    if tqdm_ray is None:
+        yield
+        return
+    tqdm_ray.instance().hide_bars()
+    try:
+        yield
+    finally:
+        tqdm_ray.instance().unhide_bars()
 
 
 def in_words(seconds: float) -> str:

@@ -89,6 +89,7 @@ class Identifier(ABC):
         name: what `identifier=` selects.
         Settings: type of its section; `MultimodalSettings` for one that shows the images themselves
             to a multimodal model.
+        asks: the ways of asking that a comparison of identifiers tries; None = it asks no model.
 
     Args:
         settings: its section of the configuration.
@@ -100,6 +101,7 @@ class Identifier(ABC):
 
     name: ClassVar[str]
     Settings: ClassVar[type[IdentifierSettings]] = IdentifierSettings
+    asks: ClassVar[tuple[str | None, ...]] = (None,)
 
     def __init__(
         self,

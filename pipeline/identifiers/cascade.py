@@ -19,6 +19,7 @@ class Cascade(Mllm):
     """Statistics first, model under a margin."""
 
     name = "cascade"
+    asks = ("likelihood",)
 
     def _rows(self, margins: np.ndarray) -> np.ndarray:
         """The least sure rows: the only ones that may ever be asked about."""

@@ -46,6 +46,7 @@ class Mllm(Identifier):
     name = "mllm"
     Settings = MultimodalSettings
     settings: MultimodalSettings
+    asks = ("likelihood", "choice")
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.methods import Adapter, Method
 from archipelago.pipeline.model.watch import GateLog, Watch, mutual_information
+from archipelago.pipeline.pace import Pace
 from archipelago.pipeline.settings import TrainingSettings
 from archipelago.pipeline.training.objectives import Objective, judge, predict_all
 from archipelago.pipeline.training.optimizers import Average, make_optimizer
@@ -125,6 +126,7 @@ def train(
     wrap: Callable[[Adapter], torch.nn.Module] = lambda adapter: adapter,
     resume: TrainingState | None = None,
     report: Report = lambda metrics, state: None,
+    pace: Pace | None = None,
 ) -> TrainingState:
     """Train one group on the tasks of a stage.
 
@@ -139,6 +141,7 @@ def train(
         wrap: makes the adapter data-parallel.
         resume: a state to continue from.
         report: called every `checkpoint_every` steps with metrics and a state to store.
+        pace: counts the steps.
 
     Returns:
         The last state; `best` is the adapter at its best held-out accuracy, in the mean over tasks
@@ -203,6 +206,8 @@ def train(
         done = step + 1
         adapter.stepped(done, steps)
         average.add(done)
+        if pace is not None:
+            pace.step(1)
         last = done == steps
         judged = done % settings.validate_every == 0 or last
         kept = done % settings.checkpoint_every == 0 or last

@@ -16,7 +16,7 @@ import torch
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.methods import Adapter, Method, StageContext, build_method
 from archipelago.pipeline.model.backbone import load_backbone
-from archipelago.pipeline.pace import in_words
+from archipelago.pipeline.pace import Pace, in_words
 from archipelago.pipeline.store import RunFolder
 from archipelago.pipeline.store.tensors import load
 from archipelago.pipeline.training.data import attach_heads, load_data, training_rows
@@ -74,9 +74,11 @@ def run_stage(
         curve.append(metrics)
         save(metrics, state, None)
 
+    before = resume.step if resume is not None else 0
+    pace = Pace(f"stage {spec.stage} {spec.name}", steps, "steps", before, lines=False)
     state = train(
         method, adapter, objectives, seeding=spec.seeding, steps=steps, rank=rank, world=world,
-        wrap=wrap, resume=resume, report=report,
+        wrap=wrap, resume=resume, report=report, pace=pace if rank == 0 else None,
     )  # fmt: skip
     trained, until = time.perf_counter(), datetime.now(UTC)
     gains = prune(method, adapter, objectives, rank, world)

@@ -17,7 +17,6 @@ from archipelago.actors import contest
 from archipelago.jobs import identify
 from archipelago.pipeline.evaluation.identifier_comparison import (
     IdentifierComparison,
-    IdentifierVariant,
 )
 from archipelago.pipeline.evaluation.records import read_records
 from archipelago.pipeline.evaluation.report import build_report, write_report
@@ -321,15 +320,10 @@ def test_identifiers_side_by_side_are_what_runs_with_them_are(
         )
         assert comparison.read() == list(TASKS)
         rows = {
-            title: comparison.row(IdentifierVariant(*title.split()))
-            for title in (
-                "prototype",
-                "mllm likelihood",
-                "mllm choice",
-                "cascade likelihood",
-                "oracle",
-            )
+            " ".join(filter(None, (variant.name, variant.scoring))): comparison.row(variant)
+            for variant in contest.variants()
         }
+    assert list(rows)[:3] == ["cascade likelihood", "mllm likelihood", "mllm choice"]
     report = build_report(run)
     looked = rows["mllm likelihood"]
     assert looked.last == pytest.approx(report["last"], abs=1e-3)

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from archipelago.actors.progress import Images
 from archipelago.jobs import predict
 from archipelago.pipeline.learned import LearnedModel
 from archipelago.pipeline.prediction import units
@@ -265,23 +264,3 @@ def test_methods_that_are_told_the_domain_must_be_told(
     assert "task: must be given, task=NAME: method lora_per_task" in capsys.readouterr().err
     assert predict.main(asked(copy, photos, tmp_path / "out", "task=boats", "abstain=0.1")) == 2
     assert "abstain: method lora_per_task does not say" in capsys.readouterr().err
-
-
-# -- progress ------------------------------------------------------------------------------------
-
-
-def test_progress_is_lines_where_there_is_no_terminal(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("archipelago.actors.progress.time.monotonic", lambda: clock[0])
-    caplog.set_level("INFO", "archipelago")
-    with Images(10_000, 2_000) as images:
-        for _ in range(30):
-            clock[0] += 1.0
-            images.advance(100, 1)
-    assert caplog.messages == [
-        "3,000 of 10,000 images, 100 a second, 70 s left, 10 cannot be read",
-        "4,000 of 10,000 images, 100 a second, 60 s left, 20 cannot be read",
-        "5,000 of 10,000 images, 100 a second, 50 s left, 30 cannot be read",
-    ]
