@@ -6,7 +6,7 @@ Shapes: n probe images, C classes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from archipelago.pipeline.learned.state import State
 from archipelago.pipeline.learned.texts import Texts
 from archipelago.pipeline.methods import Fitted
 from archipelago.pipeline.methods.base import log_softmax
-from archipelago.pipeline.records import Probe, TaskRecord
+from archipelago.pipeline.records import GroupRecord, Probe, TaskRecord
 from archipelago.pipeline.store import RunFolder
 from archipelago.pipeline.streams import ImageTable, PreparedDomain
 from archipelago.pipeline.training.export import PROBES
@@ -120,6 +120,44 @@ def fitted_of(outcome: Outcome, tasks: Sequence[str]) -> Fitted:
         facts,
         held,
         probed,
+    )
+
+
+def group_of(
+    stage: int,
+    name: str,
+    method: str,
+    tasks: Sequence[TaskRecord],
+    fitted: Fitted,
+    earlier: Collection[GroupRecord],
+) -> GroupRecord:
+    """The record of a stage, with the hashes of what it stands on.
+
+    Args:
+        stage: its number.
+        name: of the stage.
+        method: that learned it.
+        tasks: their finished records.
+        fitted: what was fitted.
+        earlier: the stages learned so far.
+    """
+    parent = max(earlier, key=lambda group: group.stage, default=None)
+    hashes = {
+        task.name: group.ref.sha256
+        for group in earlier
+        if group.ref is not None
+        for task in group.tasks
+    }
+    return GroupRecord(
+        stage,
+        name,
+        method,
+        tuple(tasks),
+        fitted.tensors,
+        tuple({**n, "sha256": hashes[n["task"]]} for n in fitted.neighbours),
+        fitted.parameters,
+        None if parent is None or parent.ref is None else parent.ref.sha256,
+        fitted.experts,
     )
 
 

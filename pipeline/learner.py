@@ -22,6 +22,7 @@ from archipelago.pipeline.evaluation.prequential import prequential
 from archipelago.pipeline.evaluation.views import Encoder
 from archipelago.pipeline.fitting import (
     fitted_of,
+    group_of,
     looked_at,
     note_training,
     note_usage,
@@ -95,6 +96,7 @@ class Learner:
         self._done: dict[int, GroupRef] = {}
         self._trainer = trainer or Trainer()
         self._describer = Describer(self.state.identifier, settings)
+        self._looked: dict[int, tuple[list[TaskRecord], float]] = {}  # of stages to come; seconds
 
     def _state(self, *more: GroupRecord) -> State:
         """The state of what is learned so far, and of these groups."""
@@ -160,6 +162,7 @@ class Learner:
             self._admit(GroupRecord.read(self.run, self._done[stage]))
             if self._finished(stage):
                 self._drop_checkpoints(stage)  # of a driver that was killed when it was done
+            self._train_next(stage)
             return
         if self.method.independent:
             self._train_ahead(stage)
@@ -167,8 +170,8 @@ class Learner:
         attempt = self._attempt(stage, "stage-started")
         journal.append("stage-started", stage=stage, task=name, attempt=attempt)
         clock = time.perf_counter()
-        records = [self._look(domain) for domain in domains]
-        looked = time.perf_counter() - clock
+        records, looked = self._looks(stage)
+        del self._looked[stage]
         if self._identified(domains[0]):
             coming = self._domains(stage + 1) if stage + 1 < len(self.stages) else []
             self._describer.begin(*domains, *coming)
@@ -190,6 +193,7 @@ class Learner:
         )
         if not self.method.refines:
             self._drop_checkpoints(stage)
+        self._train_next(stage)
 
     def refine(self, stage: int) -> bool:
         """Fit a stage better, once it answers; returns whether there is a new record to publish."""
@@ -243,8 +247,8 @@ class Learner:
         assert record.ref is not None
         self._admit(record)
         # An earlier stage that is learned anew leaves the later ones in the model.
-        refs = dict(self._done)
-        refs |= {group.stage: group.ref for group in self.groups.values() if group.ref is not None}
+        groups = self.groups.values()
+        refs = self._done | {group.stage: group.ref for group in groups if group.ref is not None}
         self.run.journal.append(
             event,
             stage=record.stage,
@@ -276,6 +280,14 @@ class Learner:
 
     # -- pieces of a stage -------------------------------------------------------------------
 
+    def _looks(self, stage: int) -> tuple[list[TaskRecord], float]:
+        """The records of a stage's tasks before anything is fitted, and the seconds they took."""
+        if stage not in self._looked:
+            clock = time.perf_counter()
+            records = [self._look(domain) for domain in self._domains(stage)]
+            self._looked[stage] = records, time.perf_counter() - clock
+        return self._looked[stage]
+
     def _look(self, domain: PreparedDomain) -> TaskRecord:
         """The record of a new task before anything is fitted."""
         record = task_record(domain)
@@ -294,20 +306,20 @@ class Learner:
 
     def _trained(self, stage: int, attempt: int, records: Sequence[TaskRecord]) -> Fitted:
         """Train the method's adapter on the stage's images."""
-        earlier, neighbours = needed(records, self.state, self.basis, self.groups.values())
-        spec = self._spec(stage, attempt, earlier, neighbours)
+        spec = self._spec(stage, attempt, records)
         if self.method.independent:
             self._trainer.ahead(spec)
             self._train_ahead(stage + 1)
         return fitted_of(self._trainer(spec), self.stages[stage].tasks)
 
     def _spec(
-        self,
-        stage: int,
-        attempt: int,
-        earlier: Sequence[GroupRecord] = (),
-        neighbours: tuple[Neighbour, ...] = (),
+        self, stage: int, attempt: int, records: Sequence[TaskRecord] | None = None
     ) -> StageSpec:
+        """A stage as workers take it; without records where it needs nothing of other stages."""
+        earlier: Sequence[GroupRecord] = ()
+        neighbours: tuple[Neighbour, ...] = ()
+        if records is not None:
+            earlier, neighbours = needed(records, self.state, self.basis, self.groups.values())
         return StageSpec(
             self.settings,
             self.run.uri,
@@ -326,10 +338,18 @@ class Learner:
         for later in itertools.islice(wanting, self.settings.cluster.train.lanes):
             self._trainer.ahead(self._spec(later, self._attempt(later)))
 
+    def _train_next(self, stage: int) -> None:
+        """Let workers train the next stage while this one is measured: what it needs is stored."""
+        forgotten, method = self.run.forgotten(), self.method
+        later = (each for each in self.stages[stage + 1 :] if not forgotten.issuperset(each.tasks))
+        coming = next(later, None)
+        if method.trains and not method.independent and coming and self._wants(coming.number):
+            number, (records, _) = coming.number, self._looks(coming.number)
+            self._trainer.ahead(self._spec(number, self._attempt(number), records))
+
     def _wants(self, stage: int) -> bool:
         """Whether a stage is still to be trained, and has images to judge that by."""
-        forgotten = self.run.forgotten().issuperset(self.stages[stage].tasks)
-        if forgotten or self._finished(stage):
+        if self.run.forgotten().issuperset(self.stages[stage].tasks) or self._finished(stage):
             return False
         return all(d.kind is not None or len(self._held_out(d)) for d in self._domains(stage))
 
@@ -348,24 +368,8 @@ class Learner:
                 described = self._describer.description(domain)
                 done = replace(done, description=described.asdict() if described else None)
             tasks.append(done)
-        name = self.stages[stage].name
-        parent = max(self.groups.values(), key=lambda group: group.stage, default=None)
-        hashes = {
-            task.name: group.ref.sha256
-            for group in self.groups.values()
-            if group.ref is not None
-            for task in group.tasks
-        }
-        group = GroupRecord(
-            stage,
-            name,
-            self.method.name,
-            tuple(tasks),
-            fitted.tensors,
-            tuple({**n, "sha256": hashes[n["task"]]} for n in fitted.neighbours),
-            fitted.parameters,
-            None if parent is None or parent.ref is None else parent.ref.sha256,
-            fitted.experts,
+        group = group_of(
+            stage, self.stages[stage].name, self.method.name, tasks, fitted, self.groups.values()
         )
         finished = [
             self._completed(group, task, domain)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class Mllm(Identifier):
     name = "mllm"
     Settings = MultimodalSettings
     settings: MultimodalSettings
-    asks = ("likelihood", "choice")
+    asks: ClassVar[tuple[str | None, ...]] = ("likelihood", "choice")
 
     def __init__(
         self,

@@ -63,11 +63,30 @@ def test_the_same_groups_come_out(world: World, tmp_path: Path, method: dict[str
     assert eager.told[:2] == [0, 0] and eager.told.index(1) < eager.told.index(2)
 
 
-def test_what_borrows_or_continues_waits_for_its_turn(world: World, tmp_path: Path) -> None:
-    for name in ("trge", "lora"):
-        eager = Eager()
-        hashes(world, tmp_path / name, eager, method={"name": name})
-        assert eager.told == [] and eager.trained == [0, 1, 2]
+class Noted(Eager):
+    """Notes which stages were stored and which were measured when one was trained."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__()
+        self.run = RunFolder(run)
+        self.seen: list[tuple[int, int]] = []
+
+    def _once(self, spec: StageSpec) -> Outcome:
+        if spec.stage not in self.trained:
+            events = [event["event"] for event in self.run.journal.events()]
+            self.seen.append((events.count("stage-done"), events.count("evaluated")))
+        return super()._once(spec)
+
+
+@pytest.mark.parametrize("name", ["trge", "lora"])
+def test_what_borrows_or_continues_is_trained_before_the_stage_it_needs_is_measured(
+    world: World, tmp_path: Path, name: str
+) -> None:
+    plain = hashes(world, tmp_path / "plain", Trainer(), method={"name": name})
+    noted = Noted(tmp_path / "noted")
+    assert hashes(world, tmp_path / "noted", noted, method={"name": name}) == plain
+    assert noted.told == [1, 2] and noted.trained == [0, 1, 2]
+    assert noted.seen == [(0, 0), (1, 0), (2, 1)]
 
 
 def test_what_cannot_be_judged_is_not_trained(tmp_path: Path) -> None:
