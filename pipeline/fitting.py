@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,21 @@ from archipelago.pipeline.training.spec import Outcome
 log = logging.getLogger(__name__)
 
 TRAINING_FACTS = ("images_per_second", "loss", "held_out_accuracy", "held_out_loss", "curve")
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a stage's images say before anything is fitted.
+
+    Attributes:
+        records: of its tasks.
+        seconds: that it took.
+        until: when it was done.
+    """
+
+    records: list[TaskRecord]
+    seconds: float
+    until: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
 
 
 def task_record(domain: PreparedDomain) -> TaskRecord:
@@ -203,7 +219,12 @@ def note_usage(
 
 
 def note_training(
-    run: RunFolder, stage: int, name: str, attempt: int, fitted: Fitted, looked: float = 0.0
+    run: RunFolder,
+    stage: int,
+    name: str,
+    attempt: int,
+    fitted: Fitted,
+    looked: Looked | None = None,
 ) -> None:
     """Journal how a stage was trained, or fitted in closed form.
 
@@ -213,10 +234,10 @@ def note_training(
         name: of the stage.
         attempt: at it.
         fitted: what came of it.
-        looked: seconds that statistics of its images took.
+        looked: at its images, where that belongs to this attempt.
     """
     facts = fitted.facts
-    seconds = {"look": looked}
+    seconds = {"look": looked.seconds if looked else 0.0}
     if facts:
         seconds |= {key: facts["seconds"][key] for key in ("trunk", "steps")}
     run.journal.append(
@@ -227,5 +248,6 @@ def note_training(
         steps=facts.get("best_step", 0),
         **{key: facts.get(key) for key in TRAINING_FACTS},
         until=facts.get("until"),
+        looked=looked.until if looked else None,
         seconds=seconds,
     )

@@ -21,6 +21,7 @@ from archipelago.pipeline.evaluation.evaluator import Evaluator, image_source
 from archipelago.pipeline.evaluation.prequential import prequential
 from archipelago.pipeline.evaluation.views import Encoder
 from archipelago.pipeline.fitting import (
+    Looked,
     fitted_of,
     group_of,
     looked_at,
@@ -96,7 +97,7 @@ class Learner:
         self._done: dict[int, GroupRef] = {}
         self._trainer = trainer or Trainer()
         self._describer = Describer(self.state.identifier, settings)
-        self._looked: dict[int, tuple[list[TaskRecord], float]] = {}  # of stages to come; seconds
+        self._looked: dict[int, Looked] = {}  # at stages to come
 
     def _state(self, *more: GroupRecord) -> State:
         """The state of what is learned so far, and of these groups."""
@@ -169,9 +170,8 @@ class Learner:
         name, domains, journal = self.stages[stage].name, self._domains(stage), self.run.journal
         attempt = self._attempt(stage, "stage-started")
         journal.append("stage-started", stage=stage, task=name, attempt=attempt)
-        clock = time.perf_counter()
-        records, looked = self._looks(stage)
-        del self._looked[stage]
+        looked = self._looked.pop(stage, None) or self._looks(stage)
+        records, clock = looked.records, time.perf_counter() - looked.seconds
         if self._identified(domains[0]):
             coming = self._domains(stage + 1) if stage + 1 < len(self.stages) else []
             self._describer.begin(*domains, *coming)
@@ -186,7 +186,7 @@ class Learner:
             record,
             {
                 **fitted.facts.get("seconds", {}),
-                "look": looked,
+                "look": looked.seconds,
                 "fit": fit,
                 "stage": time.perf_counter() - clock,
             },
@@ -280,13 +280,11 @@ class Learner:
 
     # -- pieces of a stage -------------------------------------------------------------------
 
-    def _looks(self, stage: int) -> tuple[list[TaskRecord], float]:
-        """The records of a stage's tasks before anything is fitted, and the seconds they took."""
-        if stage not in self._looked:
-            clock = time.perf_counter()
-            records = [self._look(domain) for domain in self._domains(stage)]
-            self._looked[stage] = records, time.perf_counter() - clock
-        return self._looked[stage]
+    def _looks(self, stage: int) -> Looked:
+        """The records of a stage's tasks before anything is fitted."""
+        clock = time.perf_counter()
+        records = [self._look(domain) for domain in self._domains(stage)]
+        return Looked(records, time.perf_counter() - clock)
 
     def _look(self, domain: PreparedDomain) -> TaskRecord:
         """The record of a new task before anything is fitted."""
@@ -344,8 +342,9 @@ class Learner:
         later = (each for each in self.stages[stage + 1 :] if not forgotten.issuperset(each.tasks))
         coming = next(later, None)
         if method.trains and not method.independent and coming and self._wants(coming.number):
-            number, (records, _) = coming.number, self._looks(coming.number)
-            self._trainer.ahead(self._spec(number, self._attempt(number), records))
+            number = coming.number
+            looked = self._looked[number] = self._looks(number)
+            self._trainer.ahead(self._spec(number, self._attempt(number), looked.records))
 
     def _wants(self, stage: int) -> bool:
         """Whether a stage is still to be trained, and has images to judge that by."""

@@ -52,7 +52,7 @@ def seconds(records: Records, references: Iterable[Records] = ()) -> dict[str, A
     beside = sum(_span(session) for other in references for session in _busy(other))
     alone = prepare + beside  # nothing else happens meanwhile
     measured = {int(e["stage"]): e for e in events if e["event"] == "evaluated"}
-    spans = [_until(e.get("until") or e["time"], _spent(e)) for e in events if _trained(e)]
+    spans = [span for event in events if _trained(event) for span in _trained_spans(event)]
     for stage, record in records.evaluations.items():
         taken = float(record.get("seconds") or 0)
         if stage in measured:
@@ -111,6 +111,15 @@ def _spent(event: dict[str, Any]) -> float:
 
 def _trained(event: dict[str, Any]) -> bool:
     return event["event"] == "stage-trained"
+
+
+def _trained_spans(event: dict[str, Any]) -> list[tuple[float, float]]:
+    """When a stage was looked at, which may be long before, and when it was trained."""
+    spent, end = _spent(event), event.get("until") or event["time"]
+    if not event.get("looked"):
+        return [_until(end, spent)]
+    look = float(event["seconds"]["look"])
+    return [_until(event["looked"], look), _until(end, spent - look)]
 
 
 def _until(end: str, seconds: float) -> tuple[float, float]:

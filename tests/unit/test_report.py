@@ -169,6 +169,30 @@ def test_overhead_is_what_is_left_of_the_sessions(finished: RunFolder) -> None:
     assert shared["overhead"] == pytest.approx(seconds["overhead"] - 60)
 
 
+def test_images_that_were_looked_at_long_before_they_are_trained_on_count_then(
+    finished: RunFolder,
+) -> None:
+    def at(minute: int) -> str:
+        return f"2026-01-01T00:{minute:02d}:00+00:00"
+
+    records = reporting.read_records(finished)
+    assert records is not None
+    parts = {"look": 120.0, "trunk": 0.0, "steps": 60.0}
+    events = [
+        {"event": "run-started", "time": at(0)},
+        {
+            "event": "stage-trained",
+            "time": at(9),
+            "until": at(9),
+            "looked": at(3),
+            "seconds": parts,
+        },
+        {"event": "run-done", "time": at(10)},
+    ]
+    seconds = cost.seconds(dataclasses.replace(records, events=events))
+    assert seconds["overhead"] == pytest.approx(600 - 180 - 0.008)
+
+
 def test_partial_run_is_null_where_nothing_was_measured(tmp_path: Path) -> None:
     report = reporting.write_report(write_run(tmp_path / "run", stages=2), pictures=False)
     assert report["status"] == "partial"
