@@ -18,7 +18,7 @@ from archipelago.actors.predictors import Spec, answer_units, predict_cluster, t
 from archipelago.actors.preflight import check_resources
 from archipelago.actors.stopping import Signals
 from archipelago.pipeline.config import load
-from archipelago.pipeline.errors import Stopped, UserError
+from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.pace import Pace, in_words
 from archipelago.pipeline.prediction.answers import Question, check_question
 from archipelago.pipeline.prediction.listing import Listing, list_images
@@ -204,8 +204,7 @@ class Prediction:
             Stopped: a signal came, whatever Ray made of the exception.
         """
         self._stack.close()
-        if self._signals.heard and isinstance(error, Exception):
-            raise Stopped(self._signals.heard) from error
+        self._signals.insist(error)
 
 
 def _settings(words: Sequence[str]) -> Settings:

@@ -19,7 +19,6 @@ from archipelago.actors.identify import IdentifierPool, in_pool
 from archipelago.actors.logs import show_logs
 from archipelago.actors.preflight import check_batch, check_resources
 from archipelago.actors.stopping import Signals
-from archipelago.pipeline.errors import Stopped
 from archipelago.pipeline.identifier_settings import MultimodalSettings
 from archipelago.pipeline.identifiers.basis import find_basis
 from archipelago.pipeline.identifiers.scorer import Scorer, check_driver
@@ -175,5 +174,4 @@ class Resources:
             Stopped: a signal came, whatever Ray made of the exception.
         """
         self._stack.close()
-        if self.signals.heard and isinstance(error, Exception) and not isinstance(error, Stopped):
-            raise Stopped(self.signals.heard) from error
+        self.signals.insist(error)

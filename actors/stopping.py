@@ -35,6 +35,15 @@ class Signals:
         self.heard = signal.Signals(number).name
         raise Stopped(self.heard)
 
+    def insist(self, error: BaseException | None) -> None:
+        """What ended with an error after a signal came was stopped, whatever the error says.
+
+        Raises:
+            Stopped: so it is.
+        """
+        if self.heard and isinstance(error, Exception):
+            raise Stopped(self.heard) from error
+
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Listen for as long as it lasts; then handlers are what they were."""

@@ -24,7 +24,7 @@ from tests.unit.tiny_mllm import save_mllm
 from tests.unit.tiny_run import TASKS, World
 from tests.unit.tiny_serving import SERVING, learned_run, point, test_images
 
-pytestmark = pytest.mark.timeout(900, method="signal")
+pytestmark = pytest.mark.timeout(900)
 PATIENT_S = 20.0
 
 

@@ -24,7 +24,7 @@ from archipelago.pipeline.settings import IdentifyPoolSettings, Settings
 from tests.unit.tiny_clip import settings as tiny_settings
 from tests.unit.tiny_mllm import save_mllm
 
-pytestmark = pytest.mark.timeout(300, method="signal")
+pytestmark = pytest.mark.timeout(300)
 IMAGES = np.random.default_rng(0).integers(0, 256, (96, 32, 32, 3), dtype=np.uint8)
 TEXTS = ["grey noise", "a cat", "a map seen from above"]
 LEASE_S = 2

@@ -25,7 +25,7 @@ from tests.running import (
     titled,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900, method="signal")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TASKS = ["amber", "birch"]
 
 

@@ -129,7 +129,7 @@ def many(file: Path, count: int) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900, method="signal")
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("where", ["cluster.encode.num_workers=0", "cluster.object_store_mib=200"])
 def test_killed_the_same_command_ends_with_each_image_once(
     place: Path, tmp_path: Path, where: str
@@ -167,7 +167,7 @@ def test_killed_the_same_command_ends_with_each_image_once(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900, method="signal")
+@pytest.mark.timeout(900)
 def test_a_lost_actor_loses_no_image(place: Path, tmp_path: Path) -> None:
     images = many(tmp_path / "many.parquet", 5 * UNIT)
     output = tmp_path / "out"
@@ -181,7 +181,7 @@ def test_a_lost_actor_loses_no_image(place: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900, method="signal")
+@pytest.mark.timeout(900)
 def test_two_nodes_answer_together(place: Path, tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 

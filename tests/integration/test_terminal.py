@@ -14,7 +14,7 @@ import pytest
 from tests.running import DECODED_HERE, ROOT, arguments, write_stream
 
 
-@pytest.mark.timeout(600, method="signal")
+@pytest.mark.timeout(600)
 def test_training_in_a_worker_is_a_bar_at_the_terminal(tmp_path: Path) -> None:
     stream = write_stream(tmp_path / "stream")
     shorter = "training.steps=40", "tracking=off", "cluster.encode.num_workers=0", DECODED_HERE

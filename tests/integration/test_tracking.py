@@ -367,6 +367,7 @@ def test_server_that_is_away_is_filled_in_later(
     assert sync(run, settings) and _inventory(client) == inventory
 
 
+@pytest.mark.timeout(600)  # a server that imports much
 def test_ui_says_an_address_once_it_answers_and_takes_mlflow_down_with_it(
     tmp_path: Path,
 ) -> None:

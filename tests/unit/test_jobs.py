@@ -55,7 +55,7 @@ def test_identifiers_are_compared_on_a_run_of_any_backbone(
     assert identify.main(words) == 0
     assert "Own test images to own task" in capsys.readouterr().out
     rows = {r["title"]: r for r in json.loads(run.folder.read("identify/test.json"))["rows"]}
-    assert list(rows) == ["prototype", "oracle"]
+    assert list(rows) == ["oracle", "prototype"]
     measured = run.folder.read_json(f"evaluation/{len(TASKS) - 1:03d}.json")["identifier"]
     assert rows["prototype"]["closed"] == pytest.approx(measured["accuracy"], abs=0.1)
     assert rows["oracle"]["closed"] == 100.0 and set(rows["oracle"]["per_task"]) == set(TASKS)

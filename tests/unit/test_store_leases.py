@@ -53,29 +53,32 @@ def folder(request: pytest.FixtureRequest) -> Folder:
 
 def test_renewing_counts_and_no_clock_of_a_machine(folder: Folder) -> None:
     """A holder that is behind is alive, one that is ahead is over when it stops renewing."""
-    stop, wrong = threading.Event(), [-HOUR]
+    stop, held, wrong = threading.Event(), threading.Event(), [-HOUR]
     far = Holder(host="far", pid=7, machine="elsewhere")
 
     def hold() -> None:
         while not stop.is_set():
             claim = dataclasses.replace(far, expires=time.time() + wrong[0])
             folder.write(LOCK, claim.dump())
+            held.set()
             stop.wait(0.1)
 
     for error_s in (-HOUR, HOUR):
         wrong[0] = error_s
         stop.clear()
+        held.clear()
         holder = threading.Thread(target=hold)
         holder.start()
         try:
-            for wait_s in (0.0, 1.5):
+            assert held.wait(60)
+            for wait_s in (0.0, 2.5):
                 with pytest.raises(LockedError, match="in use by far:7"):
-                    Lease(folder, ttl_s=0.8, settle_s=0, skew_s=0.2).acquire(wait_s)
+                    Lease(folder, ttl_s=1.6, settle_s=0, skew_s=0.2).acquire(wait_s)
         finally:
             stop.set()
             holder.join()
-        lease = Lease(folder, ttl_s=0.8, settle_s=0, skew_s=0.2)
-        lease.acquire(wait_s=5)
+        lease = Lease(folder, ttl_s=1.6, settle_s=0, skew_s=0.2)
+        lease.acquire(wait_s=20)
         lease.check()
         lease.release()
 
