@@ -46,7 +46,7 @@ __import__(sys.argv[1])
 used = resource.getrusage(resource.RUSAGE_SELF)
 lines = open("/proc/self/status").read().splitlines()
 (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-print(used.ru_utime + used.ru_stime, int(peak) / 1024)
+sys.stdout.write(f"{used.ru_utime + used.ru_stime} {int(peak) / 1024}")
 """
 
 

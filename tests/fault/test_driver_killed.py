@@ -28,7 +28,7 @@ from tests.running import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # ends what was started
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ORDER = ("amber", "birch")
 KILL = signal.SIGKILL
 ENDS_S = 180.0  # until Ray's processes see that their driver is gone

@@ -23,7 +23,7 @@ from tests.running import (
     training,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # ends what was started
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_killed_workers_are_replaced(

@@ -27,7 +27,7 @@ from tests.running import (
     training,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # ends what was started
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NODE_CPUS = 2
 # Two training workers want 2.5 CPUs: more than one node has, less than both.
 SPREAD = (

@@ -21,7 +21,7 @@ from archipelago.pipeline.store import RunFolder
 from archipelago.pipeline.tracking import locate
 from tests.running import BAD_ROWS, IN_PROCESS, Driver, arguments, events, group_hashes
 
-pytestmark = pytest.mark.timeout(900)  # ends what was started
+pytestmark = pytest.mark.timeout(900)
 ORDER = ("amber", "birch")
 TRACKED = ("tracking=mlflow",)
 Refused = Callable[..., str]
