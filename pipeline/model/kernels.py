@@ -1,9 +1,9 @@
 """Which attention kernel and precision a processor runs fastest: decided by what it has.
 
-CPUs with and without matrix units differ several-fold, in opposite directions. A race would decide
-by what else the machine does just then, and two runs of one seed would differ; what the processor
-has is the same every time. A run records the choice and a resumed run reuses it, because results
-depend on it to the last bit.
+CPUs that multiply in bf16 and others differ several-fold, in opposite directions. A race would
+decide by what else the machine does just then, and two runs of one seed would differ; what the
+processor has is the same every time. A run records the choice and a resumed run reuses it, because
+results depend on it to the last bit.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
+BF16_UNITS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # as torch asks a CPU
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,12 @@ def choose(attention: str, precision: str, device: str, inference: str = "fp32")
         inference: `fp32`, `tf32` or `bf16`.
 
     Returns:
-        GPUs: flash attention, bf16 where the card computes in it. CPUs with matrix units (AMX):
-        math and bf16; other CPUs: flash and fp32.
+        GPUs: flash attention, bf16 where the card computes in it. CPUs that multiply in
+        bf16: math and bf16; other CPUs: flash and fp32.
     """
-    if device.startswith("cuda"):
-        best = ("flash", "bf16" if torch.cuda.is_bf16_supported() else "fp32")
-    else:
-        best = ("math", "bf16") if has_matrix_units() else ("flash", "fp32")
+    half = multiplies_bf16(device)
+    fused = device.startswith("cuda") or not half
+    best = ("flash" if fused else "math", "bf16" if half else "fp32")
     return Kernels(
         best[0] if attention == "auto" else attention,
         best[1] if precision == "auto" else precision,
@@ -114,7 +114,9 @@ def choose(attention: str, precision: str, device: str, inference: str = "fp32")
     )
 
 
-def has_matrix_units() -> bool:
-    """Whether this CPU has tiles for bf16 products (AMX)."""
-    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(asked()) if asked is not None else False
+def multiplies_bf16(device: str) -> bool:
+    """Whether a device has instructions for bf16 products; of CPUs, tiles (AMX) or vectors."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported()
+    asked = (getattr(torch.cpu, name, None) for name in BF16_UNITS)
+    return any(bool(has()) for has in asked if has is not None)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from archipelago.pipeline.model.kernels import multiplies_bf16
 from archipelago.pipeline.pretraining.build import (
     build_model,
     build_processor,
@@ -115,16 +116,10 @@ def encode(model: Any, images: np.ndarray) -> np.ndarray:
     """Patch features of images uint8 (B, S, S, 3) as the projector reads them, fp16 (B, P, D)."""
     pixels = torch.from_numpy((images.astype(np.float32) / 255 - MEAN) / STD).permute(0, 3, 1, 2)
     tower = model.model.vision_tower
-    with torch.autocast(tower.device.type, torch.bfloat16, enabled=has_bf16(tower.device)):
+    half = multiplies_bf16(tower.device.type)
+    with torch.autocast(tower.device.type, torch.bfloat16, enabled=half):
         found = tower(pixel_values=pixels.to(tower.device).contiguous()).last_hidden_state
     return found[:, 1:].to(torch.float16).cpu().numpy()
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether matrix products in bf16 are worth while there."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _texts(settings: PretrainSettings, known: Sequence[Known]) -> list[str]:

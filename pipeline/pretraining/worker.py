@@ -14,12 +14,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from archipelago.pipeline.model.kernels import resolve_device
+from archipelago.pipeline.model.kernels import multiplies_bf16, resolve_device
 from archipelago.pipeline.pretraining import checkpoints
 from archipelago.pipeline.pretraining.build import image_prefix, save
 from archipelago.pipeline.pretraining.lessons import Lessons
 from archipelago.pipeline.pretraining.loop import Save, State, train
-from archipelago.pipeline.pretraining.prepare import has_bf16, load_prepared, prepare
+from archipelago.pipeline.pretraining.prepare import load_prepared, prepare
 from archipelago.pipeline.pretraining.settings import PretrainSettings
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,9 @@ def learn(
 
 
 def _mixed(settings: PretrainSettings, device: torch.device) -> bool:
-    return settings.precision == "bf16" or (settings.precision == "auto" and has_bf16(device))
+    if settings.precision == "auto":
+        return multiplies_bf16(device.type)
+    return settings.precision == "bf16"
 
 
 def learn_here(settings: PretrainSettings) -> None:

@@ -105,6 +105,7 @@ class TrunkCache:
     def _compute(self, number: int | None, positions: np.ndarray) -> Tensor:
         clock = time.perf_counter()
         tower, rows = self.backbone.image, self.rows[positions]
+        kernels = self.backbone.kernels
         boxes = None if number is None else self.views.boxes(number)[rows]
         out = torch.empty((len(rows), *self.shape), dtype=CACHE_DTYPE)
         pace = Pace("activations of the trunk", len(rows))
@@ -113,7 +114,7 @@ class TrunkCache:
             pixels = self.backbone.normalise(self.images(rows[part]))
             if boxes is not None:
                 pixels = self.views.apply(pixels, boxes[part])
-            with self.backbone.kernels.exact():
+            with kernels.exact() if boxes is None else kernels.training():
                 x_BLD = tower.trunk(pixels, self.first)
             out[part] = x_BLD.to("cpu", CACHE_DTYPE)
             pace.step(len(rows[part]))

@@ -17,7 +17,13 @@ from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.model.backbone import SUPPORTED, Backbone, from_open_clip, load_backbone
 from archipelago.pipeline.model.experts import ExpertGroup, expert_shapes
 from archipelago.pipeline.model.growing import GrowingModel
-from archipelago.pipeline.model.kernels import BACKENDS, Kernels, choose, has_matrix_units
+from archipelago.pipeline.model.kernels import (
+    BACKENDS,
+    BF16_UNITS,
+    Kernels,
+    choose,
+    multiplies_bf16,
+)
 from archipelago.pipeline.model.mix import TaskMix
 from archipelago.pipeline.settings import BackboneSettings, ExpertSettings
 from tests.unit.tiny_clip import (
@@ -257,13 +263,16 @@ def test_local_dir_loads_what_was_saved(tmp_path: Path) -> None:
 
 def test_kernels_follow_from_what_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """No race: equal machines choose alike however busy they are, and a choice is not undone."""
-    for tiles, expected in ((True, ("math", "bf16")), (False, ("flash", "fp32"))):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda found=tiles: found)
-        assert has_matrix_units() is tiles
+    for tiles, vectors in ((True, True), (False, True), (False, False)):
+        for name, has in zip(BF16_UNITS, (tiles, vectors), strict=True):
+            monkeypatch.setattr(torch.cpu, name, lambda found=has: found)
+        expected = ("math", "bf16") if vectors else ("flash", "fp32")
+        assert multiplies_bf16("cpu") is vectors
         assert choose("auto", "auto", "cpu") == Kernels(*expected, "cpu")
         assert choose("efficient", "auto", "cpu") == Kernels("efficient", expected[1], "cpu")
         assert choose("auto", "fp32", "cpu") == Kernels(expected[0], "fp32", "cpu")
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    for name in BF16_UNITS:
+        monkeypatch.delattr(torch.cpu, name)
     assert choose("auto", "auto", "cpu") == Kernels("flash", "fp32", "cpu")
     for bf16 in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda found=bf16: found)
