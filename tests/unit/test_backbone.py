@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.model import kernels
 from archipelago.pipeline.model.backbone import SUPPORTED, Backbone, from_open_clip, load_backbone
 from archipelago.pipeline.model.experts import ExpertGroup, expert_shapes
 from archipelago.pipeline.model.growing import GrowingModel
@@ -21,6 +23,7 @@ from archipelago.pipeline.model.kernels import (
     BACKENDS,
     BF16_UNITS,
     Kernels,
+    Switch,
     choose,
     multiplies_bf16,
 )
@@ -263,6 +266,7 @@ def test_local_dir_loads_what_was_saved(tmp_path: Path) -> None:
 
 def test_kernels_follow_from_what_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """No race: equal machines choose alike however busy they are, and a choice is not undone."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     for tiles, vectors in ((True, True), (False, True), (False, False)):
         for name, has in zip(BF16_UNITS, (tiles, vectors), strict=True):
             monkeypatch.setattr(torch.cpu, name, lambda found=has: found)
@@ -279,6 +283,68 @@ def test_kernels_follow_from_what_the_processor_has(monkeypatch: pytest.MonkeyPa
         assert choose("auto", "auto", "cuda:1") == Kernels(
             "flash", "bf16" if bf16 else "fp32", "cuda:1"
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "avx512", "exact", "expected"),
+    [
+        ("AMD EPYC", True, True, "onednn"),
+        ("AMD EPYC", True, False, "torch"),
+        ("AMD EPYC", False, True, "torch"),
+        ("Intel(R) Xeon(R)", True, True, "torch"),
+    ],
+)
+def test_onednn_multiplies_where_mkl_keeps_to_avx2(
+    monkeypatch: pytest.MonkeyPatch, name: str, avx512: bool, exact: bool, expected: str
+) -> None:
+    found = {"cpu_name": name, "avx512_f": avx512}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    monkeypatch.setattr(kernels, "onednn_multiplies_exactly", lambda: exact)
+    assert choose("auto", "auto", "cpu").products == expected
+    assert choose("auto", "auto", "cuda").products == "torch"
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@torch.no_grad()
+def test_onednn_is_asked_only_where_it_is_exact(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    """A run that began on such a processor may go on on one whose oneDNN rounds."""
+    setting = getattr(torch.backends.mkldnn, "matmul", None)
+    if not hasattr(setting, "fp32_precision"):
+        pytest.skip("torch before 2.9 has no setting for oneDNN's products")
+    before = setting.fp32_precision
+    if exact and not kernels.onednn_multiplies_exactly():
+        pytest.skip("oneDNN rounds on this processor")
+    monkeypatch.setattr(kernels, "onednn_multiplies_exactly", lambda: exact)
+    pixels = backbone.normalise(images(3))
+    with Kernels("math").exact():
+        usual = backbone.encode_image(pixels)
+    with Kernels("math", products="onednn").exact():
+        assert (setting.fp32_precision == "bf16") is exact
+        found = backbone.encode_image(pixels)
+    assert torch.allclose(usual, found, atol=1e-6)
+    assert setting.fp32_precision == before
+
+
+def test_a_switch_is_put_back_by_the_last_who_lets_go() -> None:
+    now = ["off"]
+    switch = Switch(lambda: now[0], lambda value: now.__setitem__(0, value))
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with switch.held("on"):
+            inside.set()
+            leave.wait(10)
+
+    other = threading.Thread(target=hold)
+    with switch.held("on"):
+        other.start()
+        assert inside.wait(10)
+    assert now == ["on"], "another thread is within"
+    leave.set()
+    other.join()
+    assert now == ["off"]
 
 
 def test_choosing_kernels_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

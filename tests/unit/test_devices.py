@@ -115,8 +115,9 @@ def test_a_run_goes_on_where_there_is_another_device() -> None:
     assert Kernels.stored(begun.asdict(), "cpu") == Kernels("flash", "bf16", "cpu", "tf32")
     older = {"attention": "math", "precision": "bf16", "device": "cpu"}
     assert Kernels.stored(older) == Kernels("math", "bf16", "cpu", "fp32")
-    with Kernels.stored(begun.asdict(), "cpu").exact():
-        assert torch.get_float32_matmul_precision() == "high"
+    for device, precision in (("cuda", "high"), ("cpu", "highest")):
+        with Kernels.stored(begun.asdict(), device).exact():
+            assert torch.get_float32_matmul_precision() == precision
     assert torch.get_float32_matmul_precision() == "highest"
 
 
