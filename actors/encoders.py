@@ -152,6 +152,7 @@ class PooledEngine:
             str(self._spec.kernels),
             first,
             settings.identifier.depths,
+            str(settings.identifier.mirror),
             str(settings.evaluation.batch_size),
             str((self._spec.threads, self._pool.size)),
         )

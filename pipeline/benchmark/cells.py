@@ -45,11 +45,13 @@ def image_gradients(settings: Settings, domains: Sequence[PreparedDomain]) -> in
 def passes(state: State, evaluator: Evaluator) -> float:
     """Passes of the image encoder for a prediction, on average over the stream's test images.
 
-    One of frozen CLIP, and one, from the trunk on, for each function with weights that is run for
-    an image; candidates are all classes of the stream, or the given task's.
+    One of frozen CLIP, two with `identifier.mirror`, and one, from the trunk on, for each function
+    with weights that is run for an image; candidates are all classes of the stream, or the given
+    task's.
     """
+    frozen = 1.0 + state.method.settings.identifier.mirror
     if state.method.policy == "given":
-        return 2.0 if state.method.trains else 1.0
+        return frozen + state.method.trains
     images = wanted = 0
     candidates = match(evaluator.pairs, state.records)
     for domain in evaluator.classified:
@@ -59,7 +61,7 @@ def passes(state: State, evaluator: Evaluator) -> float:
             found = state.identifier.identify(evaluator.evidence(domain.name))
         images += len(view)
         wanted += len(Question(state, candidates, view, found).pairs())
-    return 1.0 + wanted / max(images, 1)
+    return frozen + wanted / max(images, 1)
 
 
 def row_of(

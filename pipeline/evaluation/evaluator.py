@@ -69,7 +69,7 @@ class Evaluator:
         self.settings = settings
         self.domains = {domain.name: domain for domain in domains}
         self.encoder = encoder
-        self.store = FeatureStore(shared or run, encoder, width, settings.identifier.depths)
+        self.store = FeatureStore(shared or run, encoder, width, settings.identifier)
         self.texts = Texts(encoder.texts)
         self.classified = [domain for domain in domains if domain.kind is None]
         self.pairs = stream_pairs(self.classified)

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from archipelago.pipeline.closedform import CalibrationRows, Sums
+from archipelago.pipeline.identifier_settings import IdentifierSettings
 from archipelago.pipeline.learned.texts import Texts
 from archipelago.pipeline.methods import Function, View
 from archipelago.pipeline.records import ClassList
@@ -60,13 +61,15 @@ class FeatureStore:
         run: the run folder.
         encoder: computes what is not stored.
         width: K, part of the files' names.
-        depths: `identifier.depths`, likewise.
+        settings: of the identifier, `depths` and `mirror` likewise.
     """
 
-    def __init__(self, run: RunFolder, encoder: Encoder, width: int, depths: str) -> None:
+    def __init__(
+        self, run: RunFolder, encoder: Encoder, width: int, settings: IdentifierSettings
+    ) -> None:
         self._folder: Folder = run.folder.child("evaluation")
         self._encoder = encoder
-        self._kind = f"{depths}-{width}"
+        self._kind = f"{settings.depths}-{width}{'-mirror' * settings.mirror}"
         self.versions: dict[str, str] = {}
         self.computed = 0
         self._tables: dict[tuple[str, Function, str], np.ndarray] = {}

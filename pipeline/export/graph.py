@@ -55,7 +55,7 @@ class DomainGraph(nn.Module):
         if kind == "both" and function.weights is None:
             kind = "head"
         self._backbone = (runtime.backbone,)  # a tuple: of its weights only what runs is exported
-        self._pass = FeaturePass(method, runtime.settings.identifier.depths)
+        self._pass = FeaturePass(method, runtime.settings.identifier)
         self._encode = None if kind == "head" else method.encoder(function)
         self.kind, self.scale = kind, float(method.scale)
         self.classes = record.classes

@@ -61,7 +61,7 @@ class Engine:
         self._heads: dict[str, dict[str, Tensor]] = {}
         self._trunks: OrderedDict[str, Tensor] = OrderedDict()
         self._budget = int(settings.training.cache_gib * 2**30)
-        self._pass = FeaturePass(self.method, settings.identifier.depths)
+        self._pass = FeaturePass(self.method, settings.identifier)
 
     @cached_property
     def basis(self) -> Basis:

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from archipelago.pipeline.closedform import Basis
 from archipelago.pipeline.errors import UserError
+from archipelago.pipeline.identifier_settings import IdentifierSettings
 from archipelago.pipeline.identifiers.basis import depths
 from archipelago.pipeline.identifiers.features import DepthRecorder
 from archipelago.pipeline.methods import Method
@@ -37,14 +39,14 @@ class FeaturePass:
 
     Args:
         method: says where the trunk ends.
-        which: `identifier.depths`.
+        settings: of the identifier; `depths` and `mirror` count.
     """
 
-    def __init__(self, method: Method, which: str) -> None:
-        self.method = method
+    def __init__(self, method: Method, settings: IdentifierSettings) -> None:
+        self.method, self._mirror = method, settings.mirror
         tower = method.backbone.image
-        self._depths = depths(tower.depth, which, method.first_blocks[0])
-        self._with_final = which != "trunk"
+        self._depths = depths(tower.depth, settings.depths, method.first_blocks[0])
+        self._with_final = settings.depths != "trunk"
 
     @torch.no_grad()
     def raw(self, images_BSSC: np.ndarray) -> tuple[Tensor, np.ndarray, np.ndarray]:
@@ -55,7 +57,18 @@ class FeaturePass:
         return x_BLD, raw.cpu().numpy(), frozen.cpu().numpy()
 
     def tensors(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of normalised pixels, all as tensors."""
+        """The same of normalised pixels, all as tensors.
+
+        With `identifier.mirror` features are means of those of an image and of its mirror image;
+        the trunk's activations are of the image.
+        """
+        x_BLD, raw_BS, frozen_BF = self._once(image_BCHW)
+        if self._mirror:
+            _, other_BS, other_BF = self._once(image_BCHW.flip(-1))
+            raw_BS, frozen_BF = (raw_BS + other_BS) / 2.0, F.normalize(frozen_BF + other_BF, dim=-1)
+        return x_BLD, raw_BS, frozen_BF
+
+    def _once(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         record = DepthRecorder(self._depths)
         x_BLD = self.method.trunk(image_BCHW, record)
         frozen_BF = self.method.frozen_features(x_BLD, record)

@@ -90,7 +90,7 @@ class Runtime:
         self.basis = read_basis(run)
         self.library = Library(run)
         trunk = build_method(self.settings, self.basis, self.backbone)
-        self._pass = FeaturePass(trunk, self.settings.identifier.depths)
+        self._pass = FeaturePass(trunk, self.settings.identifier)
 
     @contextlib.contextmanager
     def exact(self) -> Iterator[None]:

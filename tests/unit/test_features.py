@@ -11,6 +11,7 @@ import pytest
 
 from archipelago.actors.encoders import EncoderPool
 from archipelago.pipeline.evaluation.views import CachedFeatures, FeatureStore, Fetch, SplitView
+from archipelago.pipeline.identifier_settings import IdentifierSettings
 from archipelago.pipeline.learned import engine as engines
 from archipelago.pipeline.learned.engine import Engine, EngineSpec, merged, parts_of
 from archipelago.pipeline.learned.passes import Passed
@@ -50,8 +51,9 @@ def _domain(name: str = "x", digest: str = "d") -> PreparedDomain:
     return PreparedDomain(name, ("u",), ("{}",), "made", "CC0", {"test": "t"}, digests, {}, 0)
 
 
-def _store(path: Path, encoder: Encoder, width: int = 2, depths: str = "all") -> FeatureStore:
-    store = FeatureStore(RunFolder(path), encoder, width, depths)  # type: ignore[arg-type]
+def _store(path: Path, encoder: Encoder, width: int = 2, **chosen: Any) -> FeatureStore:
+    settings = IdentifierSettings(name="prototype", **chosen)
+    store = FeatureStore(RunFolder(path), encoder, width, settings)  # type: ignore[arg-type]
     store.versions = {"a": "1" * 64, "b": "2" * 64}
     return store
 
@@ -115,9 +117,10 @@ def test_weights_that_change_under_a_name_change_what_is_given(tmp_path: Path) -
 
 
 def test_frozen_features_are_of_a_basis(tmp_path: Path) -> None:
-    for width, depths, asked in ((2, "all", 1), (2, "all", 0), (3, "all", 1), (2, "trunk", 1)):
+    trunk, mirror = {"depths": "trunk"}, {"mirror": True}
+    for width, chosen, asked in ((2, {}, 1), (2, {}, 0), (3, {}, 1), (2, trunk, 1), (2, mirror, 1)):
         encoder = Encoder()
-        _store(tmp_path, encoder, width, depths).frozen(_domain(), COUNT)
+        _store(tmp_path, encoder, width, **chosen).frozen(_domain(), COUNT)
         assert len(encoder.asked) == asked
 
 
