@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from archipelago.actors.arguments import load_settings
-from archipelago.actors.encoders import worker_threads
 from archipelago.actors.learning import learn_stream
 from archipelago.actors.resources import Resources
 from archipelago.actors.session import Session
@@ -34,7 +33,7 @@ from archipelago.pipeline.benchmark.plan import (
 )
 from archipelago.pipeline.benchmark.presets import PRESETS, check_sets, name_deviations
 from archipelago.pipeline.benchmark.probe import BATCH, Probe, Speed, estimate
-from archipelago.pipeline.benchmark.tuning import Tuner, trains, with_rate
+from archipelago.pipeline.benchmark.tuning import DOMAINS, SHARE, Tuner, rate_of, trains, with_rate
 from archipelago.pipeline.config import redacted
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.evaluation.records import Records, read_records
@@ -47,6 +46,7 @@ from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import Folder, RunFolder
 from archipelago.pipeline.streams import ImageTable, open_stream, stratified_fold
 from archipelago.pipeline.streams.folds import check_held_out
+from archipelago.pipeline.streams.rehearsed import rehearsed
 
 log = logging.getLogger("archipelago")
 
@@ -191,14 +191,30 @@ class Comparison:
             session.finish()
 
     def _tune(self, session: Session, world: World, rival: Rival) -> None:
-        """Find a method's learning rate on the stream's first domain, if that is asked for."""
+        """Find a method's learning rate on the stream's first domains, if that is asked for."""
         settings, key = self.settings(world, rival), (world.stream, rival.label)
         if not self.plan.tune or key in self._rates or not trains(settings):
             return
-        threads = worker_threads(settings, "train")
-        tuner = Tuner(self.folder, session.learner.kernels, threads, session.resources.trainer)
-        first = session.learner.domains[0]
-        self._rates[key] = tuner.rate(world.stream or "stream", rival.label, settings, first)
+        domains = [
+            rehearsed(domain, SHARE, settings.seed) for domain in session.learner.domains[:DOMAINS]
+        ]
+
+        session.resources.trainer.start(settings.cluster, session.run.uri)  # outlives the trials
+
+        def trial(changed: Settings) -> float:
+            name = f"trial-{rival.folder}-{rate_of(changed):.3g}"
+            try:
+                with session.reference(one_lane(changed), name, domains) as other:
+                    learn_stream(other)
+                    report = write_report(other.run, pictures=False)
+            finally:
+                if not session.resources.signals.heard:
+                    session.run.drop_reference(name)
+            return float(report["settings"]["mtil_given"]["last"])
+
+        names = [domain.name for domain in domains]
+        tuner = Tuner(self.folder, trial)
+        self._rates[key] = tuner.rate(world.stream or "stream", rival.label, settings, names)
 
     @property
     def _saved_s(self) -> float:
@@ -300,3 +316,10 @@ class Comparison:
         )
         document.write(self.folder, found, pictures=pictures)
         return found
+
+
+def one_lane(settings: Settings) -> Settings:
+    """The same run, its stages one after another."""
+    train = settings.cluster.train.model_copy(update={"lanes": 1})
+    cluster = settings.cluster.model_copy(update={"train": train})
+    return settings.model_copy(update={"cluster": cluster})

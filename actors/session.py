@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -33,6 +34,7 @@ from archipelago.pipeline.planning import stages_of
 from archipelago.pipeline.records.basis import keep_basis, read_basis
 from archipelago.pipeline.settings import Settings, TrackingSettings
 from archipelago.pipeline.store import names
+from archipelago.pipeline.streams import PreparedDomain
 from archipelago.pipeline.streams.prompts import check_prompts
 from archipelago.pipeline.tracking import Tracker
 
@@ -59,6 +61,7 @@ class Session:
         settings: Settings | None = None,
         main: Session | None = None,
         name: str | None = None,
+        prepared: Sequence[PreparedDomain] | None = None,
     ) -> None:
         """A run; `reference` makes those beside it.
 
@@ -67,8 +70,9 @@ class Session:
             settings: of the run; None = those that the resources are for.
             main: the run that this one stands beside.
             name: of its folder there.
+            prepared: domains of its own; None = the stream.
         """
-        self.resources, self.main = resources, main
+        self.resources, self.main, self._prepared = resources, main, prepared
         self.settings = settings or resources.settings
         method_options(self.settings.method)
         if main is None:
@@ -86,12 +90,17 @@ class Session:
         place = {"uri": where.uri, "artifacts": where.artifacts}
         return self.settings.tracking.model_copy(update=place)
 
-    def reference(self, settings: Settings, name: str | None = None) -> Session:
+    def reference(
+        self,
+        settings: Settings,
+        name: str | None = None,
+        prepared: Sequence[PreparedDomain] | None = None,
+    ) -> Session:
         """A session of another method on the same resources.
 
-        `name` is that of its folder, by default the method's.
+        `name` is that of its folder, by default the method's; `prepared` are domains of its own.
         """
-        return Session(self.resources, settings, self, name)
+        return Session(self.resources, settings, self, name, prepared)
 
     # -- begin -------------------------------------------------------------------------------
 
@@ -107,7 +116,7 @@ class Session:
     def _begin(self) -> None:
         resources = self.resources
         settings = self.settings = without_words(self.settings, resources.domains)
-        tasks = [domain.name for domain in resources.domains]
+        tasks = [domain.name for domain in self._prepared or resources.domains]
         stages = stages_of(settings, tasks)
         self.run.journal.append(
             "run-started", pid=os.getpid(), host=socket.gethostname(), job=_job_id()
@@ -139,7 +148,7 @@ class Session:
         )
         if self.main is None:
             check_prompts(resources.domains, tokenizer_of(settings.backbone))
-        prepared = resources.prepared(size)
+        prepared = self._prepared or resources.prepared(size)
         check_data(self.run, settings, prepared, reference=self.main is not None)
         self.learner = Learner(
             self.run,
@@ -150,7 +159,7 @@ class Session:
             float(facts["scale"]),
             kernels,
             score_cache=self._score_cache(),
-            shared=self.main.run if self.main else None,
+            shared=self.main.run if self.main and not self._prepared else None,
             threads=worker_threads(settings, "train"),
             trainer=resources.trainer,
         )

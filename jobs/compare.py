@@ -8,8 +8,8 @@
 All other words are settings as of `jobs/sequence.py`, the same for every method. Each method in
 each world (stream, order, seed) is a run of its own below `run_dir`; the same command continues
 what was interrupted, and more methods, seeds or orders may join. `tune=on` finds each method's
-learning rate first, on held-out training images of the first domain. Ends in compare.json, .md,
-.html and .parquet.
+learning rate first, on training images of the first two domains. Ends in compare.json, .md, .html
+and .parquet.
 Exit codes: 0 done, 1 failure, 2 a mistake of the user's, 3 the folder is locked, 143 stopped.
 """
 
@@ -33,7 +33,7 @@ class Own(Words):
     streams: str = Field("[]", description="[atlas,/data/a]: several; [] = that of `stream`")
     seeds: str = Field("[0]", description="of folds, weights, batches and drawn images")
     orders: str = Field("[alphabetical]", description="alphabetical, reverse, seeded, given")
-    tune: str = Field("off", description="on = each method's learning rate on the first domain")
+    tune: str = Field("off", description="on = each method's learning rate on two domains")
 
 
 @exit_codes(

@@ -36,7 +36,7 @@ def build(
     done, wanted = len(rows), sum(len(plan.rivals_in(world)) for world in plan.worlds())
     gradients = sorted({row["image_gradients"] for row in rows if row["image_gradients"]})
     same = "" if len(gradients) != 1 else f" ({gradients[0]:,} image gradients each)"
-    tuned = " Learning rates by the first domain's held-out fold." if plan.tune else ""
+    tuned = " Learning rates by training images of the first two domains." if plan.tune else ""
     caption = (
         f"{done} of {wanted} runs. Percent; ± is the standard deviation over worlds (a stream in"
         " one order under one seed). All methods that train take as many steps of as many"

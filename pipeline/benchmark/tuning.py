@@ -1,28 +1,29 @@
-"""Learning rates on one small budget each: every method that trains, on a first domain's fold.
+"""Learning rates on one small budget each: every method that trains, on the first two domains.
 
-The fold is the held-out part of training images (`stream.held_out`); test images are never seen.
+A trial learns both, one after the other, from three quarters of their training images, and is
+judged by its accuracy on the rest at the end: a rate that learns one domain best may forget it with
+the next. Test images are never seen.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.methods import build_method, method_options
-from archipelago.pipeline.model.kernels import Kernels
 from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import Folder
-from archipelago.pipeline.streams import PreparedDomain
-from archipelago.pipeline.training.launch import Trainer
-from archipelago.pipeline.training.spec import StageSpec
 
 log = logging.getLogger("archipelago")
 
 FILE = "tuned.json"
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of a method's configured rate
-STEPS = 60  # of a trial, or as many as a stage has
+STEPS = 60  # of a trial's stage, or as many as a stage has
+DOMAINS = 2  # the first ones of the stream
+SHARE = 0.25  # of the training images, to judge by
 
 
 @dataclass(frozen=True)
@@ -31,66 +32,57 @@ class Tuner:
 
     Attributes:
         folder: of the comparison.
-        kernels: of its runs.
-        threads: of torch for a training worker.
-        trainer: of stages.
+        trial: accuracy in percent that a run with these settings ends with, on what it is judged
+            by; raises UserError where it diverges.
     """
 
     folder: Folder
-    kernels: Kernels
-    threads: int
-    trainer: Trainer
+    trial: Callable[[Settings], float]
 
-    def rate(self, stream: str, label: str, settings: Settings, domain: PreparedDomain) -> float:
+    def rate(self, stream: str, label: str, settings: Settings, domains: Sequence[str]) -> float:
         """The peak learning rate of a method on a stream.
 
         Args:
             stream: by name or folder, as the comparison calls it.
             label: of the method.
             settings: a run of it.
-            domain: decoded, the one to try it on.
+            domains: that a trial learns, by name.
 
         Raises:
             UserError: every rate diverges.
         """
         found = self.folder.read_json(FILE) if self.folder.exists(FILE) else {}
-        mine = found.setdefault(stream, {}).setdefault(label, {"domain": domain.name, "tried": {}})
+        facts = {"domains": list(domains), "tried": {}}
+        mine = found.setdefault(stream, {}).setdefault(label, facts)
         usual = rate_of(settings)
         for rate in (usual * factor for factor in FACTORS):
             key = f"{rate:.3g}"
             if key in mine["tried"]:
                 continue
-            mine["tried"][key] = self._loss(label, with_rate(settings, rate), key, domain)
+            mine["tried"][key] = self._tried(label, with_rate(settings, rate), key)
             self.folder.write_json(FILE, found)
-        losses = {key: loss for key, loss in mine["tried"].items() if loss is not None}
-        if not losses:
+        right = {key: figure for key, figure in mine["tried"].items() if figure is not None}
+        if not right:
             lowest = min(mine["tried"], key=float)
             raise UserError(
                 f"tune=on: {label} diverges at every learning rate from {lowest} up; give a lower"
                 " one, as method(learning_rate=1e-5)"
             )
-        best = min(losses, key=lambda key: (losses[key], float(key)))
+        best = max(right, key=lambda key: (right[key], -float(key)))
         if mine.get("rate") != float(best):
-            log.info("%s: learning rate %s of %s, by the held-out fold of %s", label, best,
-                     ", ".join(mine["tried"]), domain.name)  # fmt: skip
+            tried = ", ".join(f"{key} ({right[key]:.1f} %)" for key in right)
+            log.info("%s: learning rate %s of %s", label, best, tried)
             mine["rate"] = float(best)
             self.folder.write_json(FILE, found)
         return float(best)
 
-    def _loss(
-        self, label: str, settings: Settings, key: str, domain: PreparedDomain
-    ) -> float | None:
-        """Cross-entropy of the held-out fold at its best; None where training diverges."""
-        run = self.folder.child("tuning").uri
-        spec = StageSpec(settings, run, self.kernels, 0, (domain,), threads=self.threads)
+    def _tried(self, label: str, settings: Settings, key: str) -> float | None:
+        """What a trial ends with; None where it diverges."""
         try:
-            facts = self.trainer(spec).facts
+            return self.trial(settings)
         except UserError as error:
             log.info("%s at learning rate %s: %s", label, key, error)
             return None
-        finally:
-            self.folder.delete_tree("tuning")  # of no use once its figure is known
-        return float(facts["held_out_loss"])
 
 
 def trains(settings: Settings) -> bool:

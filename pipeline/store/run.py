@@ -212,6 +212,10 @@ class RunFolder:
         run._attach(self.folder.child(REFERENCES).child(method), self._guard)
         return run
 
+    def drop_reference(self, method: str) -> None:
+        """Remove a sub-run and all it holds; a missing one is fine."""
+        self.folder.delete_tree(f"{REFERENCES}/{method}")
+
     def references(self) -> dict[str, RunFolder]:
         """Sub-runs that have begun, by method, alphabetical."""
         names = [name.rpartition("/")[2] for name in self.folder.list(f"{REFERENCES}/")]

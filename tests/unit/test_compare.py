@@ -131,13 +131,13 @@ def test_rates_are_found_on_training_images_once_and_kept(
     words = _words(stream, run, "methods=[zero_shot,lora]", "tune=on")
     assert compare.main(words) == EXIT_DONE
     tuned = json.loads((run / "tuned.json").read_text())["stream"]
-    assert set(tuned) == {"lora"} and tuned["lora"]["domain"] == "apples"
-    tried = {float(rate): loss for rate, loss in tuned["lora"]["tried"].items()}
+    assert set(tuned) == {"lora"} and tuned["lora"]["domains"] == ["apples", "boats"]
+    tried = {float(rate): right for rate, right in tuned["lora"]["tried"].items()}
     assert sorted(tried) == [0.00125, 0.0025, 0.005, 0.01, 0.02]
-    assert tuned["lora"]["rate"] == min(tried, key=lambda rate: tried[rate])
+    assert tuned["lora"]["rate"] == max(tried, key=lambda rate: (tried[rate], -rate))
     learned = json.loads(next(run.rglob("references/lora/run.json")).read_text())
     assert learned["config"]["method"]["options"]["learning_rate"] == tuned["lora"]["rate"]
-    assert not (run / "tuning").exists()
+    assert not list(run.rglob("trial-*")), "trials are thrown away"
     before = (run / "tuned.json").stat().st_mtime_ns
     assert compare.main([*words, "seeds=[0,1]"]) == EXIT_DONE
     assert (run / "tuned.json").stat().st_mtime_ns == before
