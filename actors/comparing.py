@@ -33,7 +33,15 @@ from archipelago.pipeline.benchmark.plan import (
 )
 from archipelago.pipeline.benchmark.presets import PRESETS, check_sets, name_deviations
 from archipelago.pipeline.benchmark.probe import BATCH, Probe, Speed, estimate
-from archipelago.pipeline.benchmark.tuning import DOMAINS, SHARE, Tuner, rate_of, trains, with_rate
+from archipelago.pipeline.benchmark.tuning import (
+    DOMAINS,
+    SHARE,
+    Tuner,
+    rate_of,
+    trains,
+    tuning_s,
+    with_rate,
+)
 from archipelago.pipeline.config import redacted
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.evaluation.records import Records, read_records
@@ -271,6 +279,7 @@ class Comparison:
         """Say how long all that is pending will take."""
         learner, total, count = session.learner, 0.0, 0
         speeds: dict[str, Speed] = {}
+        tuned: set[tuple[str, str]] = set()
         seen: set[str] = set()  # streams whose training images another method has looked at
         table = ImageTable.open(learner.domains[0].tables["train"])
         images = table.images(np.arange(min(BATCH, len(table))))
@@ -284,6 +293,9 @@ class Comparison:
                     speeds[rival.label] = probe.speed(settings)
                 speed, known = speeds[rival.label], world.stream in seen
                 total += estimate(settings, speed, train, test, seen=known)
+                if self.plan.tune and trains(settings) and (world.stream, rival.label) not in tuned:
+                    tuned.add((world.stream, rival.label))
+                    total += tuning_s(settings, speed, train)
                 if method_class(rival.method).learns:
                     seen.add(world.stream)
                 count += 1

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from archipelago.pipeline.benchmark.probe import Speed, estimate
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.methods import build_method, method_options
 from archipelago.pipeline.settings import Settings
@@ -88,6 +89,20 @@ class Tuner:
 def trains(settings: Settings) -> bool:
     """Whether a method has a rate to tune, with the options that it has."""
     return build_method(settings).trains
+
+
+def tuning_s(settings: Settings, speed: Speed, train: Sequence[int]) -> float:
+    """Seconds that finding a method's rate will take, all trials.
+
+    Args:
+        settings: a run of it.
+        speed: the method's.
+        train: training images of each domain of the stream.
+    """
+    kept = [int(count * (1.0 - SHARE)) for count in train[:DOMAINS]]
+    judged = sum(train[:DOMAINS]) - sum(kept)
+    trial = with_rate(settings, rate_of(settings))
+    return len(FACTORS) * estimate(trial, speed, kept, judged, seen=True)
 
 
 def rate_of(settings: Settings) -> float:

@@ -21,6 +21,7 @@ from archipelago.pipeline.streams import (
     open_stream,
     prepare,
 )
+from archipelago.pipeline.streams.rehearsed import rehearsed
 from archipelago.pipeline.streams.shards import ShardJob
 from tests.helpers import parquet_domain
 
@@ -284,3 +285,25 @@ def test_a_run_keeps_its_parts(
         resume.merge(document(old), document(new))
     unset = resume.merge(document({}), document({"shots": None, "steps": None, "group": None}))
     assert unset["stream"]["tasks"] == ["many"], "runs of before there were parts go on"
+
+
+@pytest.mark.parametrize("options", [{}, {"shots": 5}])
+def test_a_rehearsal_is_judged_by_training_images(
+    root: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    (domain,) = prepared(opened(root, **options), tmp_path)
+    again = rehearsed(domain, 0.25, seed=0)
+    whole, train, test = table(domain), table(again), table(again, "test")
+    assert again.counts == {"train": len(train), "test": len(test)}
+    assert not set(train.rows) & set(test.rows)
+    assert sorted([*train.rows, *test.rows]) == whole.rows.tolist()
+    assert set(test.labels) == set(train.labels) == set(range(CLASSES))
+    labels = dict(zip(whole.rows.tolist(), whole.labels.tolist(), strict=True))
+    for part in (train, test):
+        assert [labels[row] for row in part.rows.tolist()] == part.labels.tolist()
+        assert np.array_equal(
+            part.images(np.arange(len(part))),
+            whole.images(np.searchsorted(whole.rows, part.rows)),
+        )
+    assert again.digests["test"] not in domain.digests.values()
+    assert rehearsed(domain, 0.25, seed=0) == again != rehearsed(domain, 0.25, seed=1)
