@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make setup   create .venv with the tested versions (quick when done)"
-	@echo "make demo    learn the embedded stream on a local Ray; args: make demo ARGS='training.steps=50'"
+	@echo "make demo    learn the embedded stream on a local Ray; args: make demo ARGS='training.steps=100'"
 	@echo "make test    the tests but the slow ones; a part: make test ARGS=tests/unit"
 	@echo "make test-all  these, then the slow ones: kills, several nodes, whole jobs"
 	@echo "make style   lint, format check, types"

@@ -30,7 +30,7 @@ DASHBOARD_PORT = 8265  # Ray's own, taken if it is free
 ELSEWHERE = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # Ray obeys these rather than an argument
 MARKER = "ARCHIPELAGO_RAY_HEAD"  # inherited by every process of a head, so that all are found
 READY_S = 200  # a busy machine starts the dashboard slowly
-END_S = 10  # until what did not end is killed
+END_S = 5  # until what did not end is killed: nothing there has a state of its own
 
 
 class RayHead:

@@ -1,7 +1,7 @@
 """The demo: an own local Ray, and on it a submitted job that learns the embedded stream.
 
     make demo
-    make demo ARGS="training.steps=50 --keep"
+    make demo ARGS="training.steps=100 --keep"
 
 Words with `=` are settings for `jobs/sequence.py`; `--keep` leaves Ray and its dashboard running at
 the end until Ctrl-C. The demo's exit code is that of the job.
@@ -41,8 +41,8 @@ DEFAULTS = [  # short, for two cores: a fair measurement takes the defaults of `
     "stream.order=[digits,glyphs,shapes,terrain,textures]",
     "stream.options.train=480",
     "identifier=cascade",  # with mllm-tiny, which describes each domain
-    "training.steps=50",
-    "training.validate_every=25",
+    "training.steps=40",
+    "training.validate_every=20",
     "evaluation.references=[ridge_per_task,finetune]",
     "evaluation.references_in=driver",
     f'run_dir="{ROOT / "runs" / "demo"}"',

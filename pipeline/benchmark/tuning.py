@@ -8,6 +8,7 @@ the next. Test images are never seen.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ class Tuner:
     trial: Callable[[Settings], float]
 
     def rate(self, stream: str, label: str, settings: Settings, domains: Sequence[str]) -> float:
-        """The peak learning rate of a method on a stream.
+        """The peak learning rate of a method on a stream; of equals, that nearest to the usual one.
 
         Args:
             stream: by name or folder, as the comparison calls it.
@@ -69,7 +70,7 @@ class Tuner:
                 f"tune=on: {label} diverges at every learning rate from {lowest} up; give a lower"
                 " one, as method(learning_rate=1e-5)"
             )
-        best = max(right, key=lambda key: (right[key], -float(key)))
+        best = max(right, key=lambda key: (right[key], -abs(math.log(float(key) / usual))))
         if mine.get("rate") != float(best):
             tried = ", ".join(f"{key} ({right[key]:.1f} %)" for key in right)
             log.info("%s: learning rate %s of %s", label, best, tried)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,9 @@ def test_rates_are_found_on_training_images_once_and_kept(
     assert set(tuned) == {"lora"} and tuned["lora"]["domains"] == ["apples", "boats"]
     tried = {float(rate): right for rate, right in tuned["lora"]["tried"].items()}
     assert sorted(tried) == [0.00125, 0.0025, 0.005, 0.01, 0.02]
-    assert tuned["lora"]["rate"] == max(tried, key=lambda rate: (tried[rate], -rate))
+    assert tuned["lora"]["rate"] == max(
+        tried, key=lambda rate: (tried[rate], -abs(math.log(rate / 0.005)))
+    )
     learned = json.loads(next(run.rglob("references/lora/run.json")).read_text())
     assert learned["config"]["method"]["options"]["learning_rate"] == tuned["lora"]["rate"]
     assert not list(run.rglob("trial-*")), "trials are thrown away"
