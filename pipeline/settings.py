@@ -184,7 +184,7 @@ class TrainingSettings(Strict):
 class EvaluationSettings(Strict):
     """What is measured after each stage."""
 
-    batch_size: PositiveInt = 128
+    batch_size: PositiveInt = 64
     bootstrap: PositiveInt = 1000
     references: list[str] = Field(default_factory=list)
     references_in: Literal["train", "driver"] = "train"
