@@ -115,6 +115,12 @@ class Knowledge:
 
     @property
     @one_thread
+    def novelty_weights(self) -> np.ndarray:
+        """(2,) of the distance and of the cosine in `r`."""
+        return self._novelty.weights
+
+    @property
+    @one_thread
     def slope(self) -> float:
         """`a` of `unseen`; 0 where the rows do not say."""
         return self._novelty.fit.slope

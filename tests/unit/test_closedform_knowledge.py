@@ -57,7 +57,7 @@ def _spreads(tasks: dict[str, KnownTask]) -> Spreads:
 def _reference(
     tasks: dict[str, KnownTask], x: np.ndarray, tau: float, beta: float, spreads: Spreads
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log-shares and r of the method's formulas, written down as they stand."""
+    """Log-shares and the two measures of novelty (B, 2), formulas written down as they stand."""
     sums = [tasks[name].sums for name in sorted(tasks)]
     total, pooled = _models(tasks)
     means = np.concatenate([s.means[s.known] for s in sums])
@@ -75,12 +75,15 @@ def _reference(
         axis=1,
     )
     origin = _distances(x, np.zeros((1, WIDTH)), _shrunk(BASIS.covariance))[:, 0]
-    return log_softmax(e / tau + j), d.min(axis=1) - origin
+    length = np.linalg.norm(x.astype(np.float64), axis=1)
+    cosines = [x @ m / length / np.linalg.norm(m) for m in means]
+    return log_softmax(e / tau + j), np.stack([d.min(axis=1) - origin, -np.max(cosines, 0)], axis=1)
 
 
 def test_the_formulas_as_they_stand() -> None:
     knowledge = Knowledge(TASKS, BASIS)
-    shares, r = _reference(TASKS, IMAGES, knowledge.tau, knowledge.beta, _spreads(TASKS))
+    shares, measures = _reference(TASKS, IMAGES, knowledge.tau, knowledge.beta, _spreads(TASKS))
+    r = measures @ knowledge.novelty_weights
     np.testing.assert_allclose(knowledge.log_shares(IMAGES), shares, atol=1e-8)
     np.testing.assert_allclose(knowledge.novelty(IMAGES), r, atol=1e-8)
     np.testing.assert_allclose(np.exp(shares).sum(axis=1), 1.0)
@@ -192,19 +195,27 @@ def test_slope_and_midpoint_are_those_of_the_rows() -> None:
             x = known.rows.compact[row : row + 1]
             seen.append(_reference(tasks, x, 1.0, 0.1, _spreads(TASKS))[1][0])
         parts.append(len(seen))
-    u = np.concatenate(unseen)
-    apart, variances = np.median(u) - np.median(seen), 0.0
-    for values in (np.array(seen), u):
-        variances += (1.4826 * np.median(np.abs(values - np.median(values)))) ** 2
-    slope = apart / (0.5 * variances)
-    known_r = np.split(np.array(seen), parts[:-1])
+
+    def slope_of(seen_r: np.ndarray, unseen_r: np.ndarray) -> float:
+        """Two normal distributions of one variance, by medians."""
+        apart, variances = np.median(unseen_r) - np.median(seen_r), 0.0
+        for values in (seen_r, unseen_r):
+            variances += (1.4826 * np.median(np.abs(values - np.median(values)))) ** 2
+        return float(apart / (0.5 * variances))
+
+    s, u = np.array(seen), np.concatenate(unseen)
+    weights = [slope_of(s[:, measure], u[:, measure]) for measure in (0, 1)]
     # The reference shrinks by the trace without the row, the closed form by that with it.
+    np.testing.assert_allclose(knowledge.novelty_weights, weights, rtol=2e-2)
+    seen, unseen = s @ weights, [measures @ weights for measures in unseen]
+    slope = slope_of(seen, np.concatenate(unseen))
+    known_r = np.split(seen, parts[:-1])
     np.testing.assert_allclose(knowledge.slope, slope, rtol=2e-2)
     refused = np.mean([expit(slope * (r - knowledge.midpoint)).mean() for r in known_r])
     taken = np.mean([expit(slope * (knowledge.midpoint - r)).mean() for r in unseen])
-    assert refused == pytest.approx(taken, abs=5e-3)
+    assert refused == pytest.approx(taken, abs=1e-2)
     threshold = knowledge.refusal_threshold(0.02)
-    assert (np.array(seen) > threshold).mean() == pytest.approx(0.02, abs=0.015)
+    assert (seen > threshold).mean() == pytest.approx(0.02, abs=0.015)
     assert knowledge.refusal_threshold(0.0) >= threshold >= knowledge.refusal_threshold(1.0)
     with pytest.raises(ValueError, match="share"):
         knowledge.refusal_threshold(1.5)
@@ -262,3 +273,21 @@ def test_an_unlike_task_does_not_draw_the_midpoint_to_itself() -> None:
     assert even_midpoint(0.05, [near, far[:0]], unseen) == pytest.approx(
         even_midpoint(0.05, [near], unseen)
     )
+
+
+def test_few_images_a_class_tell_learned_domains_by_their_directions() -> None:
+    """One image says where a class lies, and nothing of how its images spread."""
+    for counts, width in (((1,) * 8, 64), ((20,) * 8, 64)):
+        wide = basis(width, images=800, raw=width)
+        tasks = {name: task(name, counts, width=width) for name in "pqrs"}
+        knowledge = Knowledge(tasks, wide)
+        fresh = [data(name, (9,) * 8, width=width)[0] for name in "pqrs"]
+        strange = [data(name, (9,) * 8, width=width)[0] for name in "xyz"]
+        assert (knowledge.novelty_weights > 0).all()
+        seen, unseen = (knowledge.novelty(np.concatenate(x)) for x in (fresh, strange))
+        assert (unseen[:, None] > seen).mean() > 0.9
+
+
+def test_where_rows_say_nothing_the_distance_alone_counts() -> None:
+    few = Knowledge({"a": task("a", (2, 2)), "b": task("b", (1, 2))}, BASIS)
+    assert few.novelty_weights.tolist() == [1.0, 0.0] and few.slope == 0.0
