@@ -6,7 +6,6 @@ import io
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,9 @@ from archipelago.pipeline.benchmark.probe import BATCH, Probe, Speed, estimate
 from archipelago.pipeline.errors import UserError
 from archipelago.pipeline.evaluation.records import Records
 from archipelago.pipeline.model.kernels import Kernels
+from archipelago.pipeline.settings import Settings
 from archipelago.pipeline.store import Folder
 from archipelago.pipeline.streams import ImageTable
-from archipelago.pipeline.training.spec import StageSpec
 from tests.unit.tiny_clip import settings
 from tests.unit.tiny_run import make_world, run_settings
 
@@ -300,31 +299,40 @@ def test_a_probe_times_what_a_method_does(tmp_path: Path) -> None:
 
 
 def test_a_rate_that_diverges_is_not_taken_and_a_killed_search_goes_on(tmp_path: Path) -> None:
-    losses = {0.00125: 0.0, 0.0025: 1.0, 0.005: None, 0.01: 0.5, 0.02: None}
+    right = {0.00125: 80.0, 0.0025: 70.0, 0.005: None, 0.01: 75.0, 0.02: None}
     asked: list[float] = []
 
-    def fake(spec: StageSpec) -> Any:
-        rate = tuning.rate_of(spec.settings)
+    def trial(changed: Settings) -> float:
+        rate = tuning.rate_of(changed)
         asked.append(rate)
+        assert changed.training.steps == tuning.STEPS
         if len(asked) == 3:
             raise KeyboardInterrupt
-        loss = losses[round(rate, 6)]
-        if loss is None:
+        found = right[round(rate, 6)]
+        if found is None:
             raise UserError("training diverged at step 2")
-        return SimpleNamespace(facts={"held_out_loss": loss})
+        return found
 
     chosen = settings(method={"name": "lora"}, training={"steps": 500})
-    domain = SimpleNamespace(name="apples")
-    tuner = tuning.Tuner(Folder(str(tmp_path)), Kernels(), 1, fake)
+    tuner, domains = tuning.Tuner(Folder(str(tmp_path)), trial), ["apples", "boats"]
     with pytest.raises(KeyboardInterrupt):
-        tuner.rate("stream", "lora", chosen, domain)
-    assert tuner.rate("stream", "lora", chosen, domain) == 0.00125
+        tuner.rate("stream", "lora", chosen, domains)
+    assert tuner.rate("stream", "lora", chosen, domains) == 0.00125
     assert asked == [0.00125, 0.0025, 0.005, 0.005, 0.01, 0.02]
-    assert tuner.rate("stream", "lora", chosen, domain) == 0.00125 and len(asked) == 6
-    losses.update(dict.fromkeys(losses))
+    assert tuner.rate("stream", "lora", chosen, domains) == 0.00125 and len(asked) == 6
+    right.update(dict.fromkeys(right, 50.0))
+    assert tuner.rate("equal", "lora", chosen, domains) == 0.005, "of equals the configured one"
+    right.update(dict.fromkeys(right))
     with pytest.raises(UserError, match=r"tune=on: lora diverges at every learning rate"):
-        tuner.rate("another", "lora", chosen, domain)
-    assert not (tmp_path / "tuning").exists()
+        tuner.rate("another", "lora", chosen, domains)
+
+
+def test_the_time_that_trials_take_is_foretold() -> None:
+    chosen = settings(method={"name": "lora"}, training={"steps": 500})
+    short = tuning.tuning_s(chosen, Speed(0.01, 0.1, 0.5), [40, 40, 1000])
+    assert short == tuning.tuning_s(chosen, Speed(0.01, 0.1, 0.5), [40, 40])
+    steps = len(tuning.FACTORS) * tuning.DOMAINS * tuning.STEPS * 0.1
+    assert 0.1 * steps < short < steps + 100.0
 
 
 def test_what_trains_nothing_has_no_rate() -> None:
