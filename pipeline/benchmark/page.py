@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from archipelago.pipeline.benchmark.summary import (
     COSTS,
     costs,
+    differences,
     headline,
+    interval,
     lines,
     measured_settings,
     shown,
@@ -35,6 +37,7 @@ def render(document: Mapping[str, Any]) -> str:
         d=document,
         tables=tables,
         costs=costs(rows),
+        differences=differences(document["intervals"]),
         heads=[(key, title, digits) for key, (title, digits) in COSTS.items()],
         titles=TITLES,
     )
@@ -47,7 +50,7 @@ def _template() -> Template:
         autoescape=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"figure": shown, "signed": lambda value: f"{value:+.1f}"}
+    environment.filters |= {"figure": shown, "interval": interval}
     return environment.get_template("compare.html")
 
 

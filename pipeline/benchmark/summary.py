@@ -96,6 +96,23 @@ def tables(document: Mapping[str, Any]) -> list[Table]:
     return found
 
 
+def differences(intervals: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A line for each setting and method, with its intervals by figure."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for item in intervals:
+        key = item["setting"], item["method"]
+        line = {"setting": item["setting"], "method": item["method"], "average": None, "last": None}
+        found.setdefault(key, line)[item["figure"]] = item
+    return list(found.values())
+
+
+def interval(item: Mapping[str, Any] | None) -> str:
+    """`+1.2 [+0.3, +2.1]`."""
+    if item is None:
+        return "-"
+    return f"{item['mean']:+.1f} [{item['low']:+.1f}, {item['high']:+.1f}]"
+
+
 def markdown(document: Mapping[str, Any]) -> str:
     """compare.md."""
     rows, parts = document["rows"], ["# Methods side by side", "", document["caption"]]
@@ -114,13 +131,11 @@ def markdown(document: Mapping[str, Any]) -> str:
     if document["intervals"]:
         against = document["intervals"][0]["against"]
         parts += ["", f"## More or less than `{against}`, points with 95 % intervals", ""]
-        parts += ["| setting | figure | method | difference | from | to |", "|---" * 6 + "|"]
-        for item in document["intervals"]:
-            ends = [f"{item[key]:+.1f}" for key in ("mean", "low", "high")]
-            parts.append(
-                f"| {TITLES[item['setting']]} | {item['figure']} | `{item['method']}` |"
-                f" {' | '.join(ends)} |"
-            )
+        parts += ["| setting | method | Average | Last |", "|---" * 4 + "|"]
+        for pair in differences(document["intervals"]):
+            cells = [interval(pair[figure]) for figure in ("average", "last")]
+            title = TITLES[pair["setting"]]
+            parts.append(f"| {title} | `{pair['method']}` | {' | '.join(cells)} |")
     for item in document["ranking"]:
         ranks = sorted(item["ranks"].items(), key=lambda pair: pair[1])
         said = ", ".join(f"`{label}` {rank:.2f}" for label, rank in ranks)
