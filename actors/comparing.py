@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from archipelago.actors.arguments import load_settings
 from archipelago.actors.learning import learn_stream
 from archipelago.actors.resources import Resources
 from archipelago.actors.session import Session
+from archipelago.actors.side_by_side import run_side_by_side
 from archipelago.actors.versions import versions
 from archipelago.pipeline import handbook
 from archipelago.pipeline.benchmark import document
@@ -152,10 +155,51 @@ class Comparison:
     def run(self) -> dict[str, Any]:
         """Do what is not done yet; returns what compare.json holds."""
         claim(self.folder, {stream: self._common(stream) for stream in self.plan.streams})
-        for world in self.plan.worlds():
-            if self.pending(world):
+        if self.plan.only:
+            for world in self._worlds():
                 self._work(world)
+            return {}
+        together = self._together()
+        for world in self._worlds():
+            if world not in together:
+                self._work(world)
+        if together:
+            self._side_by_side(together)
         return self.write()
+
+    def _worlds(self) -> list[World]:
+        """Those that this process is for and that are not done."""
+        only = self.plan.only
+        worlds = [w for w in self.plan.worlds() if not only or w.folder == only]
+        return [world for world in worlds if self.pending(world)]
+
+    def _together(self) -> list[World]:
+        """Worlds for processes of their own; rates are found before, in a stream's first one."""
+        worlds = self._worlds()
+        if self.plan.tune:
+            first = {world.stream: world for world in reversed(worlds)}
+            worlds = [world for world in worlds if first[world.stream] != world]
+        return worlds if self.plan.at_once > 1 and len(worlds) > 1 else []
+
+    def _side_by_side(self, worlds: Sequence[World]) -> None:
+        """Work on several worlds at a time, sharing out the cores of this machine."""
+        at_once, done = self.plan.at_once, []
+        threads = max(1, (os.cpu_count() or 1) // at_once)
+        share = [f"cluster.{kind}.threads={threads}" for kind in ("train", "encode")]
+        command = [sys.executable, "-m", "archipelago.jobs.compare", *self.plan.words()]
+        command += [*share, *self.words]
+
+        def on_done(name: str) -> None:
+            done.append(name)
+            log.info("%s is done, %d of %d", name, len(done), len(worlds))
+            self.write(pictures=False)
+
+        commands = {
+            " ".join(f"{w.stream} seed {w.seed} {w.order}".split()): [*command, f"world={w.folder}"]
+            for w in worlds
+        }
+        log.info("%d worlds, %d at a time", len(worlds), at_once)
+        run_side_by_side(commands, at_once, threads, on_done)
 
     def _common(self, stream: str) -> dict[str, Any]:
         """What all runs on a stream have in common: settings, domains, and their given order."""
@@ -195,7 +239,8 @@ class Comparison:
                         learn_stream(other)
                     report = write_report(other.run, pictures=False)
                     self._keep(world, rival, other, peak, saved, report)
-                self.write(pictures=False)
+                if not self.plan.only:
+                    self.write(pictures=False)
             session.finish()
 
     def _tune(self, session: Session, world: World, rival: Rival) -> None:
@@ -286,7 +331,7 @@ class Comparison:
         probe = Probe(session.settings, learner.kernels, learner.domains[0], images)
         train = [int(domain.counts["train"]) for domain in learner.domains]
         test = sum(int(domain.counts["test"]) for domain in learner.domains)
-        for world in self.plan.worlds():
+        for world in self._worlds():
             for rival in self.pending(world):
                 settings = self.settings(world, rival)
                 if rival.label not in speeds:

@@ -33,6 +33,7 @@ class Own(Words):
     streams: str = Field("[]", description="[atlas,/data/a]: several; [] = that of `stream`")
     seeds: str = Field("[0]", description="of folds, weights, batches and drawn images")
     orders: str = Field("[alphabetical]", description="alphabetical, reverse, seeded, given")
+    at_once: int = Field(1, description="worlds at a time, each in a process of its own")
     tune: str = Field("off", description="on = each method's learning rate on two domains")
 
 
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     plan, words = read_plan(arguments)
     comparison = Comparison(plan, words)
     found = comparison.run()
+    if plan.only:
+        return EXIT_DONE
     console = Console()
     for table in tables(found):
         console.print(table)

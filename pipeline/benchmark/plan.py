@@ -69,13 +69,31 @@ class World:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is asked for."""
+    """Everything that is asked for.
+
+    Attributes:
+        at_once: how many worlds are worked on at a time.
+        only: folder of the one world that this process is for; empty = all.
+    """
 
     rivals: tuple[Rival, ...]
     streams: tuple[str, ...] = ("",)
     seeds: tuple[int, ...] = (0,)
     orders: tuple[str, ...] = ("alphabetical",)
     tune: bool = False
+    at_once: int = 1
+    only: str = ""
+
+    def words(self) -> list[str]:
+        """The words that say it, but for how many worlds at once."""
+        lists = {
+            "methods": [rival.label for rival in self.rivals],
+            "streams": [stream for stream in self.streams if stream],
+            "seeds": [str(seed) for seed in self.seeds],
+            "orders": list(self.orders),
+        }
+        found = [f"{key}=[{','.join(items)}]" for key, items in lists.items() if items]
+        return [*found, f"tune={'on' if self.tune else 'off'}"]
 
     def worlds(self) -> list[World]:
         """All of them, streams outermost."""
@@ -93,21 +111,21 @@ class Plan:
 
 
 def read_plan(words: Sequence[str]) -> tuple[Plan, list[str]]:
-    """The plan that `methods=`, `streams=`, `seeds=`, `orders=` and `tune=` name, and the other
-    words.
+    """The plan that `methods=`, `streams=`, `seeds=`, `orders=`, `tune=` and `at_once=` name, and
+    the other words.
 
     Raises:
         UserError: a list that is none, an unknown method or order, or something named twice.
     """
     given: dict[str, list[str]] = {}
     rest: list[str] = []
-    tune = "off"
+    single = {"tune": "off", "at_once": "1", "world": ""}
     for word in words:
         key, equal, value = word.partition("=")
         if equal and key in ("methods", "streams", "seeds", "orders"):
             given[key] = _items(key, value)
-        elif equal and key == "tune":
-            tune = value
+        elif equal and key in single:
+            single[key] = value
         else:
             rest.append(word)
     taken = next((w for w in rest if w.startswith(("method=", "method.", "seed="))), None)
@@ -117,15 +135,18 @@ def read_plan(words: Sequence[str]) -> tuple[Plan, list[str]]:
     rivals = tuple(_rival(item) for item in given.get("methods", ()))
     if not rivals:
         raise UserError("methods: name those to compare, as methods=[zero_shot,archipelago]")
-    if tune not in ("on", "off"):
-        raise UserError(f"tune={tune}: write on or off")
+    if single["tune"] not in ("on", "off"):
+        raise UserError(f"tune={single['tune']}: write on or off")
+    if not single["at_once"].isdigit() or int(single["at_once"]) < 1:
+        raise UserError(f"at_once={single['at_once']}: give a number of worlds, 1 or more")
     seeds = tuple(_seed(item) for item in given.get("seeds", ("0",)))
     orders = tuple(given.get("orders", ("alphabetical",)))
     odd = next((order for order in orders if order not in NAMED), None)
     if odd is not None:
         raise UserError(f"orders: {odd!r} is none of {', '.join(NAMED)}")
     streams = tuple(given.get("streams", ("",)))
-    return Plan(rivals, streams, seeds, orders, tune == "on"), rest
+    at_once, tune = int(single["at_once"]), single["tune"] == "on"
+    return Plan(rivals, streams, seeds, orders, tune, at_once, single["world"]), rest
 
 
 def _items(key: str, value: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,15 @@ def test_a_plan_is_read_from_words() -> None:
         "worlds/alphabetical-2",
         "worlds/reverse-2",
     ]
+    again, _ = read_plan([*plan.words(), "at_once=3", "world=worlds/reverse-2"])
+    assert again == replace(plan, at_once=3, only="worlds/reverse-2")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["methods=[zero_shot,ligth]"], "method.name=ligth: unknown"),
+        (["methods=[zero_shot]", "at_once=0"], "at_once=0: give a number of worlds"),
         (["methods=zero_shot"], r"methods=zero_shot: expected a list: methods=\[a,b\]"),
         (["methods=[a b]"], "methods: 'a b' is no method"),
         (["methods=[zero_shot,zero_shot]"], "methods: 'zero_shot' is listed twice"),

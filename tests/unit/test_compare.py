@@ -147,3 +147,20 @@ def test_rates_are_found_on_training_images_once_and_kept(
     capsys.readouterr()
     assert compare.main([*words[:-1]]) == EXIT_USER
     assert "tune=False: " in " ".join("".join(capsys.readouterr()).split())
+
+
+def test_worlds_side_by_side_are_those_one_after_another(
+    stream: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {}
+    for run, at_once in ((tmp_path / "one", 1), (tmp_path / "two", 2)):
+        asked = ["methods=[zero_shot,gda_per_task]", "seeds=[0,1]", f"at_once={at_once}"]
+        assert compare.main(_words(stream, run, *asked)) == EXIT_DONE
+        document = json.loads((run / "compare.json").read_text())
+        assert document["status"] == "complete"
+        found[at_once] = [(r["method"], r["seed"], r["settings"]) for r in document["rows"]]
+    assert len(found[1]) == 4 and found[1] == found[2]
+    capsys.readouterr()
+    wrong = _words(stream, tmp_path / "three", "methods=[zero_shot]", "seeds=[0,1]", "at_once=2")
+    assert compare.main([*wrong, "training.steps=zero"]) == EXIT_USER
+    assert "training.steps" in "".join(capsys.readouterr())
