@@ -3,8 +3,8 @@
     r(x) = w_1 (min_c d_c(x) - d_0(x)) - w_2 max_c cos(x, mu_c)
 
 The first measure knows how images spread, and needs many images a class to know it; the cosine of
-compact features needs one. The weights follow from how well each tells the tasks' rows from those
-of a task that is left out.
+compact features needs one. Weights and midpoint are those that best tell the tasks' rows from those
+of a task that is left out, so that the measure that tells is the one that counts.
 
 Shapes: B images, T tasks, K compact width.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import minimize
 from scipy.special import expit
 
 from archipelago.pipeline.closedform.discriminant import Discriminant
@@ -26,6 +26,8 @@ from archipelago.pipeline.closedform.taskset import BACKGROUND, TaskSet
 FEWEST = 8  # rows that say what is usual
 ALONE = 4.0  # slope in standard deviations where there is one task
 QUANTILE = 0.99  # of its rows, the midpoint there
+RIDGE = 0.1  # on the weights of measures in units of their deviation within a task
+DISTANCE = np.array([1.0, 0.0])  # alone, where rows do not say
 NORMAL = 1.4826  # standard deviations in a median deviation of a normal distribution
 
 
@@ -38,27 +40,6 @@ def robust(values: np.ndarray) -> tuple[float, float]:
     middle = float(np.median(values))
     spread = (NORMAL * float(np.median(np.abs(values - middle)))) ** 2
     return middle, spread or float(values.var())
-
-
-def even_midpoint(slope: float, seen: Sequence[np.ndarray], unseen: Sequence[np.ndarray]) -> float:
-    """`r_0` at which seen images are taken for unseen as much as unseen ones for seen:
-    `mean_t mean sigma(a (r - r_0)) = mean_u mean sigma(a (r_0 - r))`.
-
-    Args:
-        slope: a, above 0.
-        seen: r of each task's rows.
-        unseen: r of rows whose task is not known, by task.
-    """
-    known, novel = ([r for r in tasks if len(r)] for tasks in (seen, unseen))
-
-    def balance(midpoint: float) -> float:
-        refused = np.mean([expit(slope * (r - midpoint)).mean() for r in known])
-        taken = np.mean([expit(slope * (midpoint - r)).mean() for r in novel])
-        return float(taken - refused)
-
-    every = np.concatenate([*known, *novel])
-    margin = 40.0 / slope  # beyond it everything is on one side
-    return float(brentq(balance, every.min() - margin, every.max() + margin))
 
 
 @dataclass(frozen=True)
@@ -123,48 +104,41 @@ class Novelty:
         chosen = np.linspace(0, len(self.tasks) - 1, most).round().astype(int)
         return [self._unseen(t) for t in chosen] if len(self.tasks) > 1 else []
 
-    @cached_property
+    @property
     def weights(self) -> np.ndarray:
-        """(2,) of the measures: `max(middle_u - middle_s, 0) / v`, so that the one that tells
-        learned domains from others counts, however many images a class has."""
-        seen = np.concatenate(self._known)
-        if len(seen) < FEWEST:
-            return np.array([1.0, 0.0])
-        middle, spread = _robust_of_each(seen)
-        if len(self.tasks) == 1:
-            return np.divide(1.0, np.sqrt(spread), out=np.zeros(2), where=spread > 0.0)
-        unseen = np.concatenate(self._unknown)
-        if len(unseen) < FEWEST:
-            return np.array([1.0, 0.0])
-        novel, scatter = _robust_of_each(unseen)
-        both = 0.5 * (spread + scatter)
-        found = np.divide(np.maximum(novel - middle, 0.0), both, out=np.zeros(2), where=both > 0.0)
-        return found if found.any() else np.array([1.0, 0.0])
+        """(2,) of the measures in r."""
+        return self._fitted[0]
 
     @cached_property
     def fit(self) -> NoveltyFit:
-        """Slope and midpoint from rows of the tasks, seen and, without their task, unseen.
+        """Slope and midpoint; the slope is 0 where the rows do not say."""
+        weights, slope, midpoint = self._fitted
+        seen = np.sort(np.concatenate([measures @ weights for measures in self._known]))
+        if len(self.tasks) == 1 and slope:
+            slope = ALONE / np.sqrt(robust(seen)[1])
+            midpoint = float(np.quantile(seen, QUANTILE))
+        return NoveltyFit(slope, midpoint, seen)
 
-        The slope is that of two normal distributions, by medians. The midpoint errs as often on
-        either side, every task counting alike: one that is unlike all others would otherwise draw
-        it to where it is needed least.
+    @cached_property
+    def _fitted(self) -> tuple[np.ndarray, float, float]:
+        """Weights of the measures, slope and midpoint.
+
+        With one task there are no unseen rows: each measure counts in units of its deviation.
         """
-        known = [measures @ self.weights for measures in self._known]
-        seen = np.sort(np.concatenate(known))
-        if len(seen) < FEWEST or seen.var() == 0.0:
-            return NoveltyFit(0.0, 0.0, seen)
-        middle, spread = robust(seen)
+        known = [measures for measures in self._known if len(measures)]
+        unknown = [measures for measures in self._unknown if len(measures)]
+        seen = np.concatenate([*known, np.zeros((0, 2))])
+        if len(seen) < FEWEST or not seen.var(axis=0).any():
+            return DISTANCE, 0.0, 0.0
         if len(self.tasks) == 1:
-            return NoveltyFit(ALONE / np.sqrt(spread), float(np.quantile(seen, QUANTILE)), seen)
-        unknown = [measures @ self.weights for measures in self._unknown]
-        unseen = np.concatenate(unknown)
-        if len(unseen) < FEWEST or unseen.var() == 0.0:
-            return NoveltyFit(0.0, 0.0, seen)
-        novel, scatter = robust(unseen)
-        slope = max(novel - middle, 0.0) / (0.5 * (spread + scatter))
-        if slope == 0.0:
-            return NoveltyFit(0.0, 0.5 * (novel + middle), seen)
-        return NoveltyFit(slope, even_midpoint(slope, known, unknown), seen)
+            return _inverse(np.sqrt(_robust_of_each(seen)[1])), 1.0, 0.0
+        unseen = np.concatenate([*unknown, np.zeros((0, 2))])
+        if len(unseen) < FEWEST or not unseen.var(axis=0).any():
+            return DISTANCE, 0.0, 0.0
+        weights, midpoint = logistic(known, unknown)
+        if not weights.any():
+            return DISTANCE, 0.0, float(np.median(np.concatenate([seen, unseen])[:, 0]))
+        return weights, 1.0, midpoint
 
     def _seen(self, task: int) -> np.ndarray:
         """Both measures of a task's rows as if they had not been learned."""
@@ -216,6 +190,49 @@ class Novelty:
         if self.tasks.regime == "classes":
             return rows.where(self.tasks.class_removal(task).possible)
         return rows.where(self.tasks.tasks[task].sums.known[rows.labels])
+
+
+def logistic(
+    known: Sequence[np.ndarray], unknown: Sequence[np.ndarray]
+) -> tuple[np.ndarray, float]:
+    """Logistic regression of being unseen on both measures, with weights of at least 0.
+
+    Every task counts alike, and both sides together: seen rows are then taken for unseen as much
+    as unseen ones for seen. One task that is unlike all others does not decide for them.
+
+    Returns:
+        Weights w (2,) and the midpoint `r_0`, of `logit p = w m - r_0`.
+    """
+    sides = (known, unknown)
+    x = np.concatenate([*known, *unknown])
+    sign = np.concatenate(
+        [np.full(sum(map(len, side)), s) for side, s in zip(sides, (-1, 1), strict=True)]
+    )
+    share = np.concatenate(
+        [np.full(len(m), 0.5 / len(side) / len(m)) for side in sides for m in side]
+    )
+    medians, variances = zip(*(_robust_of_each(m) for side in sides for m in side), strict=True)
+    centre, scale = np.mean(medians, axis=0), _inverse(np.sqrt(np.mean(variances, axis=0)))
+    z = (x - centre) * scale
+
+    def loss(at: np.ndarray) -> tuple[float, np.ndarray]:
+        margin = sign * (z @ at[:2] + at[2])
+        slopes = -sign * share * expit(-margin)
+        value = float((share * np.logaddexp(0.0, -margin)).sum()) + 0.5 * RIDGE * at[:2] @ at[:2]
+        return value, np.array([*(z.T @ slopes + RIDGE * at[:2]), slopes.sum()])
+
+    box = [(0.0, None), (0.0, None), (None, None)]
+    options = {"ftol": 1e-14, "gtol": 1e-10, "maxiter": 1000}
+    found = minimize(
+        loss, np.array([1.0, 1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=box, options=options
+    ).x
+    weights = found[:2] * scale
+    return weights, float(weights @ centre - found[2])
+
+
+def _inverse(scale: np.ndarray) -> np.ndarray:
+    """`1 / scale`; 0 where it is 0."""
+    return np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0.0)
 
 
 def _normalised(x: np.ndarray) -> np.ndarray:

@@ -7,9 +7,10 @@ import itertools
 import numpy as np
 import pytest
 from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
 
 from archipelago.pipeline.closedform import Knowledge, KnownTask, Sums, evidence
-from archipelago.pipeline.closedform.novelty import even_midpoint, robust
+from archipelago.pipeline.closedform.novelty import logistic, robust
 from archipelago.pipeline.closedform.tempering import log_softmax
 from tests.unit.tiny_closedform import WIDTH, basis, data, rows_of, task
 
@@ -196,24 +197,27 @@ def test_slope_and_midpoint_are_those_of_the_rows() -> None:
             seen.append(_reference(tasks, x, 1.0, 0.1, _spreads(TASKS))[1][0])
         parts.append(len(seen))
 
-    def slope_of(seen_r: np.ndarray, unseen_r: np.ndarray) -> float:
-        """Two normal distributions of one variance, by medians."""
-        apart, variances = np.median(unseen_r) - np.median(seen_r), 0.0
-        for values in (seen_r, unseen_r):
-            variances += (1.4826 * np.median(np.abs(values - np.median(values)))) ** 2
-        return float(apart / (0.5 * variances))
-
-    s, u = np.array(seen), np.concatenate(unseen)
-    weights = [slope_of(s[:, measure], u[:, measure]) for measure in (0, 1)]
+    known = np.split(np.array(seen), parts[:-1])
+    s, u = np.concatenate(known), np.concatenate(unseen)
+    centre = 0.5 * (np.median(s, axis=0) + np.median(u, axis=0))
+    variances = [
+        (1.4826 * np.median(np.abs(m - np.median(m, axis=0)), axis=0)) ** 2 for m in (s, u)
+    ]
+    scale = np.sqrt(0.5 * (variances[0] + variances[1]))
+    share = np.concatenate([np.full(len(m), 0.5 / 4 / len(m)) for m in (*known, *unseen)])
+    reference = LogisticRegression(C=10.0, tol=1e-10, max_iter=1000).fit(
+        (np.concatenate([s, u]) - centre) / scale, np.arange(len(s) + len(u)) >= len(s), share
+    )
+    weights = reference.coef_[0] / scale
     # The reference shrinks by the trace without the row, the closed form by that with it.
-    np.testing.assert_allclose(knowledge.novelty_weights, weights, rtol=2e-2)
-    seen, unseen = s @ weights, [measures @ weights for measures in unseen]
-    slope = slope_of(seen, np.concatenate(unseen))
-    known_r = np.split(seen, parts[:-1])
-    np.testing.assert_allclose(knowledge.slope, slope, rtol=2e-2)
-    refused = np.mean([expit(slope * (r - knowledge.midpoint)).mean() for r in known_r])
-    taken = np.mean([expit(slope * (knowledge.midpoint - r)).mean() for r in unseen])
-    assert refused == pytest.approx(taken, abs=1e-2)
+    np.testing.assert_allclose(knowledge.novelty_weights, weights, rtol=3e-2)
+    assert knowledge.slope == 1.0
+    midpoint = weights @ centre - reference.intercept_[0]
+    assert knowledge.midpoint == pytest.approx(midpoint, rel=3e-2)
+    refused = np.mean([expit(m @ weights - midpoint).mean() for m in known])
+    taken = np.mean([expit(midpoint - m @ weights).mean() for m in unseen])
+    assert refused == pytest.approx(taken, abs=1e-6), "it errs as often on either side"
+    seen = s @ knowledge.novelty_weights
     threshold = knowledge.refusal_threshold(0.02)
     assert (seen > threshold).mean() == pytest.approx(0.02, abs=0.015)
     assert knowledge.refusal_threshold(0.0) >= threshold >= knowledge.refusal_threshold(1.0)
@@ -266,13 +270,22 @@ def test_a_few_rows_that_lie_far_from_everything_decide_nothing() -> None:
 
 def test_an_unlike_task_does_not_draw_the_midpoint_to_itself() -> None:
     drawn = np.random.default_rng(1)
-    near, far = drawn.normal(0, 30, 300), drawn.normal(-700, 100, 300)
-    unseen = [drawn.normal(150, 30, 300)]
-    midpoint = even_midpoint(0.05, [near, far], unseen)
-    assert 40 < midpoint < 120, "between the nearer task and the unseen one"
-    assert even_midpoint(0.05, [near, far[:0]], unseen) == pytest.approx(
-        even_midpoint(0.05, [near], unseen)
-    )
+
+    def measures(middle: float, spread: float) -> np.ndarray:
+        return np.stack([drawn.normal(middle, spread, 300), drawn.normal(0, 1e-3, 300)], axis=1)
+
+    near, far, unseen = measures(0, 30), measures(-700, 100), [measures(150, 30)]
+    weights, midpoint = logistic([near, far], unseen)
+    assert 40 < midpoint / weights[0] < 120, "between the nearer task and the unseen one"
+    assert weights[0] * 30 > 10 * weights[1] * 1e-3, "the one that tells counts"
+
+
+def test_a_measure_that_points_the_wrong_way_does_not_count() -> None:
+    drawn = np.random.default_rng(2)
+    seen, unseen = drawn.normal([0, 1], 1, (200, 2)), drawn.normal([3, 0], 1, (200, 2))
+    weights, _ = logistic([seen], [unseen])
+    assert weights[0] > 0.5 and weights[1] == 0.0
+    assert not logistic([unseen], [seen])[0][0]
 
 
 def test_few_images_a_class_tell_learned_domains_by_their_directions() -> None:
