@@ -199,12 +199,11 @@ def test_slope_and_midpoint_are_those_of_the_rows() -> None:
 
     known = np.split(np.array(seen), parts[:-1])
     s, u = np.concatenate(known), np.concatenate(unseen)
-    centre = 0.5 * (np.median(s, axis=0) + np.median(u, axis=0))
-    variances = [
-        (1.4826 * np.median(np.abs(m - np.median(m, axis=0)), axis=0)) ** 2 for m in (s, u)
-    ]
-    scale = np.sqrt(0.5 * (variances[0] + variances[1]))
-    share = np.concatenate([np.full(len(m), 0.5 / 4 / len(m)) for m in (*known, *unseen)])
+    every = (*known, *unseen)
+    centre = np.mean([np.median(m, axis=0) for m in every], axis=0)
+    deviations = [1.4826 * np.median(np.abs(m - np.median(m, axis=0)), axis=0) for m in every]
+    scale = np.sqrt(np.mean(np.square(deviations), axis=0))
+    share = np.concatenate([np.full(len(m), 0.5 / 4 / len(m)) for m in every])
     reference = LogisticRegression(C=10.0, tol=1e-10, max_iter=1000).fit(
         (np.concatenate([s, u]) - centre) / scale, np.arange(len(s) + len(u)) >= len(s), share
     )

@@ -319,6 +319,8 @@ def test_python_and_the_endpoint_say_the_same_to_the_bit(
     model, served = LearnedModel.open(run.uri), ServedModel(run.uri, SERVING, "cpu")
     assert model.state.method.name == method
     unseen = 0
+    strange = np.random.default_rng(0).integers(0, 256, images[:8].shape, np.uint8)
+    images = np.concatenate([images, strange])
     for ask in _wishes("cats"):
         _, answers, _ = served.classify(images, [ask] * len(images))
         labels = None if ask.labels is None else list(ask.labels)
