@@ -157,6 +157,8 @@ def test_a_given_task_alone_speaks_where_it_knows_no_name(
 def test_known_and_unknown_names_together(model: ServedModel, world: World) -> None:
     """An image is taken for one or the other, and only names of that kind have any probability."""
     images, tasks = _mixed(world)
+    noise = np.random.default_rng(0).integers(0, 256, (4, *images.shape[1:]), dtype=np.uint8)
+    images, tasks = np.concatenate([images, noise]), [*tasks, *["noise"] * len(noise)]
     names = (f"{TASKS[0]} 1", f"{TASKS[0]} 2", "red thing")
     _, answers, _ = model.classify(images, [Ask(labels=names)] * len(images))
     seen = [answer for answer in answers if not answer.unseen]
