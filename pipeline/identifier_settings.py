@@ -20,6 +20,7 @@ class IdentifierSettings(Strict):
 
     name: str
     evidence: Literal["both", "E", "J", "mean", "class_means"] = "both"
+    novelty: Literal["both", "distance", "cosine"] = "both"
     depths: Literal["all", "trunk", "final"] = "all"
     mirror: bool = False
     shrinkage: float = Field(0.003, gt=0.0, lt=1.0)

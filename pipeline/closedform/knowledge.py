@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from archipelago.pipeline.closedform.basis import Basis
 from archipelago.pipeline.closedform.evidence import Evidence, Kind
-from archipelago.pipeline.closedform.novelty import Novelty
+from archipelago.pipeline.closedform.novelty import Measure, Novelty
 from archipelago.pipeline.closedform.taskset import KnownTask, TaskSet
 from archipelago.pipeline.closedform.threads import one_thread
 
@@ -32,6 +32,7 @@ class Knowledge:
         basis: Basis,
         *,
         evidence: Kind = "both",
+        novelty: Measure = "both",
         shrinkage: float = SHRINKAGE,
         most_rows: int = MOST_ROWS,
         most_left_out: int = MOST_LEFT_OUT,
@@ -42,6 +43,7 @@ class Knowledge:
             tasks: by name; each has at least one image.
             basis: of the backbone.
             evidence: E, J or both.
+            novelty: by distance, by cosine or both.
             shrinkage: of pooled covariances.
             most_rows: calibration rows over all tasks.
             most_left_out: tasks that are taken for unseen ones, evenly over names.
@@ -51,7 +53,7 @@ class Knowledge:
         """
         self._tasks = TaskSet(tasks, basis, shrinkage, most_rows)
         self._evidence = Evidence(self._tasks, evidence)
-        self._novelty = Novelty(self._tasks, most_left_out)
+        self._novelty = Novelty(self._tasks, most_left_out, novelty)
 
     @property
     def names(self) -> tuple[str, ...]:

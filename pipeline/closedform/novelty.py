@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import minimize
@@ -23,11 +24,12 @@ from archipelago.pipeline.closedform.discriminant import Discriminant
 from archipelago.pipeline.closedform.rows import CalibrationRows
 from archipelago.pipeline.closedform.taskset import BACKGROUND, TaskSet
 
+Measure = Literal["both", "distance", "cosine"]
 FEWEST = 8  # rows that say what is usual
 ALONE = 4.0  # slope in standard deviations where there is one task
 QUANTILE = 0.99  # of its rows, the midpoint there
 RIDGE = 0.1  # on the weights of measures in units of their deviation within a task
-DISTANCE = np.array([1.0, 0.0])  # alone, where rows do not say
+COUNTED = {"both": (1.0, 1.0), "distance": (1.0, 0.0), "cosine": (0.0, 1.0)}
 NORMAL = 1.4826  # standard deviations in a median deviation of a normal distribution
 
 
@@ -60,8 +62,9 @@ class NoveltyFit:
 class Novelty:
     """How far an image is from every class, by two measures; see the module's text."""
 
-    def __init__(self, tasks: TaskSet, most_left_out: int) -> None:
+    def __init__(self, tasks: TaskSet, most_left_out: int, measure: Measure = "both") -> None:
         self.tasks, self.most_left_out = tasks, most_left_out
+        self._counted = np.array(COUNTED[measure])
 
     def __call__(self, x_BK: np.ndarray, by_class: np.ndarray | None = None) -> np.ndarray:
         """r of images, (B,); `by_class` are J's scores (B, M) where they are known already."""
@@ -105,6 +108,11 @@ class Novelty:
         return [self._unseen(t) for t in chosen] if len(self.tasks) > 1 else []
 
     @property
+    def _first(self) -> np.ndarray:
+        """One measure alone, where rows do not say."""
+        return self._counted * (1.0, 1.0 - self._counted[0])
+
+    @property
     def weights(self) -> np.ndarray:
         """(2,) of the measures in r."""
         return self._fitted[0]
@@ -129,15 +137,16 @@ class Novelty:
         unknown = [measures for measures in self._unknown if len(measures)]
         seen = np.concatenate([*known, np.zeros((0, 2))])
         if len(seen) < FEWEST or not seen.var(axis=0).any():
-            return DISTANCE, 0.0, 0.0
+            return self._first, 0.0, 0.0
         if len(self.tasks) == 1:
             return _inverse(np.sqrt(_robust_of_each(seen)[1])), 1.0, 0.0
         unseen = np.concatenate([*unknown, np.zeros((0, 2))])
         if len(unseen) < FEWEST or not unseen.var(axis=0).any():
-            return DISTANCE, 0.0, 0.0
+            return self._first, 0.0, 0.0
         weights, midpoint = logistic(known, unknown)
         if not weights.any():
-            return DISTANCE, 0.0, float(np.median(np.concatenate([seen, unseen])[:, 0]))
+            every = np.concatenate([seen, unseen]) @ self._first
+            return self._first, 0.0, float(np.median(every))
         return weights, 1.0, midpoint
 
     def _seen(self, task: int) -> np.ndarray:
@@ -183,7 +192,7 @@ class Novelty:
         """(R', 2) of the rows that have both measures."""
         near = distances.min(axis=1) - self.tasks.background.distances(rows.compact)[:, 0]
         found = np.stack([near, -cosines.max(axis=1)], axis=1)
-        return found[np.isfinite(found).all(axis=1)]
+        return found[np.isfinite(found).all(axis=1)] * self._counted
 
     def _calibrating(self, task: int) -> CalibrationRows:
         rows = self.tasks.rows[task]

@@ -31,6 +31,8 @@ Changes = Mapping[str, Any]
 VARIANTS: dict[str, Changes] = {
     "evidence of tasks alone": {"identifier.evidence": "E"},
     "evidence of classes alone": {"identifier.evidence": "J"},
+    "novelty by distance alone": {"identifier.novelty": "distance"},
+    "novelty by cosine alone": {"identifier.novelty": "cosine"},
     "the likeliest task alone": {"method.options.policy": "hard"},
     "heads without the group": {"method.options.group": "off"},
     "heads without CLIP": {"method.options.clip": False},

@@ -82,6 +82,7 @@ class Prototype(Identifier):
                 parts,
                 self.basis,
                 evidence=wanted if wanted in ("E", "J") else "both",
+                novelty=self.settings.novelty,
                 shrinkage=self.settings.shrinkage,
             )
 

@@ -300,6 +300,17 @@ def test_few_images_a_class_tell_learned_domains_by_their_directions() -> None:
         assert (unseen[:, None] > seen).mean() > 0.9
 
 
+def test_either_measure_may_decide_alone() -> None:
+    both = Knowledge(TASKS, BASIS)
+    for measure, unused in (("distance", 1), ("cosine", 0)):
+        alone = Knowledge(TASKS, BASIS, novelty=measure)
+        assert alone.novelty_weights[unused] == 0.0 < alone.novelty_weights[1 - unused]
+        assert (np.corrcoef(alone.novelty(IMAGES), both.novelty(IMAGES))[0, 1]) > 0.5
+        np.testing.assert_array_equal(alone.log_shares(IMAGES), both.log_shares(IMAGES))
+        few = Knowledge({"a": task("a", (2, 2))}, BASIS, novelty=measure)
+        assert few.novelty_weights[unused] == 0.0 < few.novelty_weights.max()
+
+
 def test_where_rows_say_nothing_the_distance_alone_counts() -> None:
     few = Knowledge({"a": task("a", (2, 2)), "b": task("b", (1, 2))}, BASIS)
     assert few.novelty_weights.tolist() == [1.0, 0.0] and few.slope == 0.0
