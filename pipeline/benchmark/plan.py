@@ -146,7 +146,10 @@ def read_plan(words: Sequence[str]) -> tuple[Plan, list[str]]:
         raise UserError(f"orders: {odd!r} is none of {', '.join(NAMED)}")
     streams = tuple(given.get("streams", ("",)))
     at_once, tune = int(single["at_once"]), single["tune"] == "on"
-    return Plan(rivals, streams, seeds, orders, tune, at_once, single["world"]), rest
+    plan = Plan(rivals, streams, seeds, orders, tune, at_once, single["world"])
+    if plan.only and plan.only not in {world.folder for world in plan.worlds()}:
+        raise UserError(f"world={plan.only}: is none of this comparison's")
+    return plan, rest
 
 
 def _items(key: str, value: str) -> list[str]:

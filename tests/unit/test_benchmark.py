@@ -69,6 +69,7 @@ def test_a_plan_is_read_from_words() -> None:
     ("words", "message"),
     [
         (["methods=[zero_shot,ligth]"], "method.name=ligth: unknown"),
+        (["methods=[zero_shot]", "world=worlds/odd-0"], "world=worlds/odd-0: is none"),
         (["methods=[zero_shot]", "at_once=0"], "at_once=0: give a number of worlds"),
         (["methods=zero_shot"], r"methods=zero_shot: expected a list: methods=\[a,b\]"),
         (["methods=[a b]"], "methods: 'a b' is no method"),
